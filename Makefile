@@ -1,0 +1,67 @@
+# `make help` lists the targets. Everything is installed into .venv, nothing elsewhere.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+DEMO_OPTIMIZERS ?= kfac,sgd,adam
+DEMO_SECONDS ?= 30
+DEMO_FLAGS ?=
+PYTEST_FLAGS ?=
+# Test processes: one a core, but not more than 4.
+PYTEST_JOBS ?= auto
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format docs clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@echo "Variables: PYTHON=$(PYTHON) DEMO_SECONDS=$(DEMO_SECONDS) DEMO_OPTIMIZERS=$(DEMO_OPTIMIZERS) DEMO_FLAGS= PYTEST_FLAGS= PYTEST_JOBS=$(PYTEST_JOBS)"
+
+demo: $(VENV)/demo.stamp ## train the CURVES autoencoder with K-FAC, SGD and Adam; writes runs/demo
+	$(BIN)/kfac-np compare --data curves --model autoencoder --optimizers $(DEMO_OPTIMIZERS) \
+	    --seconds $(DEMO_SECONDS) --out runs/demo $(DEMO_FLAGS)
+
+# Each test process gets one BLAS thread: the matrices are small and the processes many.
+test: export OPENBLAS_NUM_THREADS ?= 1
+test: export OMP_NUM_THREADS ?= 1
+test: export MKL_NUM_THREADS ?= 1
+test: $(VENV)/test.stamp ## all tests and doctests, with branch coverage
+	$(BIN)/python -m pytest --numprocesses $(PYTEST_JOBS) --maxprocesses 4 --cov $(PYTEST_FLAGS)
+
+lint: $(VENV)/lint.stamp ## ruff (rules, docstrings, format), mypy --strict, spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+
+format: $(VENV)/lint.stamp ## apply ruff's fixes and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/docs.stamp ## reference pages from the docstrings, in build/docs
+	$(BIN)/pdoc --docformat numpy --math --output-directory build/docs kfac_np
+
+clean: ## remove what the other targets made, except runs/
+	rm -rf $(VENV) build dist kfac_np.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f .coverage .coverage.*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp says that what its target needs is installed, so that a second call is quick.
+$(VENV)/demo.stamp: REQUIREMENTS = -e '.[cli]'
+$(VENV)/test.stamp: REQUIREMENTS = -e '.[cli]' --group test
+$(VENV)/lint.stamp: REQUIREMENTS = -e '.[cli]' --group lint
+$(VENV)/docs.stamp: REQUIREMENTS = -e '.[cli]' --group docs
+
+$(VENV)/%.stamp: $(VENV)/pip.stamp setup.cfg pyproject.toml
+	$(PIP) install --quiet $(REQUIREMENTS)
+	@touch $@
+
+# Dependency groups need pip 25.1.
+$(VENV)/pip.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "kfac_np needs Python 3.11 or newer; '$(PYTHON)' is not (say make PYTHON=python3.12 ...)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade 'pip>=25.1'
+	@touch $@
