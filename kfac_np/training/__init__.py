@@ -1,0 +1,1 @@
+"""Training: data, models by name, the loop, checkpoints, run directories and pictures."""

@@ -1,0 +1,76 @@
+"""Files that are either whole or not there: written beside their place and renamed into it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+__all__ = ["write_atomically", "write_text"]
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:
+    """Let `write` fill a file beside `path`, make it durable, and rename it to `path`.
+
+    A process killed at any moment leaves either the old file or the new one, and perhaps a
+    forgotten ``.NAME.part``, which the next call overwrites.
+
+    Parameters
+    ----------
+    path : path
+        Its directory is created when missing.
+    write : callable
+        Gets the open binary file.
+
+    Raises
+    ------
+    OSError
+        The directory cannot be written to, or the disk is full; `path` is as it was.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = Path(directory) / "new" / "a.txt"
+    ...     write_atomically(path, lambda file: file.write(b"whole"))
+    ...     path.read_text()
+    'whole'
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file as a whole (see `write_atomically`).
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     write_text(f"{directory}/a.txt", "whole")
+    """
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make the renaming itself durable, where the system lets a directory be opened."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except OSError:  # Windows
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
