@@ -1,0 +1,36 @@
+"""Floor 0: array namespaces, random numbers, linear algebra and kernels.
+
+The only place that may name NumPy-only, SciPy, CuPy or PyTorch calls. Everything above it
+uses the Array API standard through the namespace of the arrays it is given.
+"""
+
+from kfac_np.backend.array import Array, Backend, array_namespace, get_backend, to_numpy
+from kfac_np.backend.checks import all_finite, require_finite, require_float, require_same_place
+from kfac_np.backend.kernels import append_ones, second_moment
+from kfac_np.backend.linalg import eigh, spd_inverse, spectral_norm, symmetrize
+from kfac_np.backend.random import Rng
+from kfac_np.backend.special import erf, logistic, logsumexp, softmax, softplus
+
+__all__ = [
+    "Array",
+    "Backend",
+    "Rng",
+    "all_finite",
+    "append_ones",
+    "array_namespace",
+    "eigh",
+    "erf",
+    "get_backend",
+    "logistic",
+    "logsumexp",
+    "require_finite",
+    "require_float",
+    "require_same_place",
+    "second_moment",
+    "softmax",
+    "softplus",
+    "spd_inverse",
+    "spectral_norm",
+    "symmetrize",
+    "to_numpy",
+]

@@ -1,0 +1,241 @@
+"""The `Array` protocol and the `Backend`: namespace, device and dtype, resolved once."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any, Protocol, final
+
+import array_api_compat
+import numpy as np
+
+from kfac_np.errors import ConfigError
+
+__all__ = ["Array", "Backend", "array_namespace", "get_backend", "to_numpy"]
+
+
+class Array(Protocol):
+    """What the library asks of an array: the operators of the Array API standard.
+
+    Axes are stated in docstrings and in comments where they change, not in the type.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x: Array = np.ones((2, 3))
+    >>> (x @ x.T).shape
+    (2, 2)
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def dtype(self) -> Any: ...
+    @property
+    def T(self) -> Array: ...
+    def __getitem__(self, key: Any, /) -> Array: ...
+    def __setitem__(self, key: Any, value: Any, /) -> None: ...
+    def __add__(self, other: Any, /) -> Array: ...
+    def __radd__(self, other: Any, /) -> Array: ...
+    def __iadd__(self, other: Any, /) -> Array: ...
+    def __sub__(self, other: Any, /) -> Array: ...
+    def __rsub__(self, other: Any, /) -> Array: ...
+    def __mul__(self, other: Any, /) -> Array: ...
+    def __rmul__(self, other: Any, /) -> Array: ...
+    def __truediv__(self, other: Any, /) -> Array: ...
+    def __rtruediv__(self, other: Any, /) -> Array: ...
+    def __pow__(self, other: Any, /) -> Array: ...
+    def __matmul__(self, other: Any, /) -> Array: ...
+    def __neg__(self) -> Array: ...
+    def __lt__(self, other: Any, /) -> Array: ...
+    def __le__(self, other: Any, /) -> Array: ...
+    def __gt__(self, other: Any, /) -> Array: ...
+    def __ge__(self, other: Any, /) -> Array: ...
+    def __float__(self) -> float: ...
+    def __int__(self) -> int: ...
+    def __bool__(self) -> bool: ...
+
+
+def array_namespace(*arrays: Array) -> Any:
+    """Return the Array API namespace common to `arrays`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> array_namespace(np.ones(2)).__name__
+    'array_api_compat.numpy'
+    """
+    return array_api_compat.array_namespace(*arrays)
+
+
+def to_numpy(x: Any) -> np.ndarray[Any, Any]:
+    """Copy an array of any backend to the host as a NumPy array (a NumPy array is returned as is).
+
+    Examples
+    --------
+    >>> to_numpy(get_backend("numpy").ones((2,)))
+    array([1., 1.], dtype=float32)
+    """
+    if isinstance(x, np.ndarray):
+        return x
+    if array_api_compat.is_cupy_array(x):
+        return np.asarray(x.get())
+    if array_api_compat.is_torch_array(x):
+        return np.asarray(x.detach().cpu().numpy())
+    xp = array_api_compat.array_namespace(x)
+    info = xp.__array_namespace_info__()
+    return np.asarray(xp.asarray(x, device=info.default_device()))
+
+
+@final
+@dataclass(frozen=True)
+class Backend:
+    """An array namespace, a device in it and a floating dtype.
+
+    Attributes
+    ----------
+    xp : namespace
+        An Array API namespace (of array-api-compat).
+    device : object
+        A device of that namespace.
+    dtype : object
+        The floating dtype of parameters and statistics.
+
+    Examples
+    --------
+    >>> b = get_backend("numpy", "float64")
+    >>> b.zeros((2, 2)).dtype
+    dtype('float64')
+    >>> b.name
+    'numpy'
+    """
+
+    xp: Any
+    device: Any
+    dtype: Any
+
+    @classmethod
+    def of(cls, x: Array) -> Backend:
+        """Return the backend that `x` lives on.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> Backend.of(np.ones(2, dtype=np.float32)).dtype
+        dtype('float32')
+        """
+        return cls(array_namespace(x), array_api_compat.device(x), x.dtype)
+
+    @property
+    def name(self) -> str:
+        """Name of the library behind the namespace: numpy, cupy, torch, ..."""
+        return str(self.xp.__name__).rpartition(".")[2]
+
+    def asarray(self, values: Any, dtype: Any = None) -> Array:
+        """Put host values on the device; floating values get the backend's dtype, others keep theirs.
+
+        Parameters
+        ----------
+        values : NumPy array, scalar or nested list
+        dtype : dtype, optional
+            Overrides the rule above.
+
+        Examples
+        --------
+        >>> b = get_backend("numpy", "float32")
+        >>> b.asarray([1.5]).dtype, b.asarray([1]).dtype.kind
+        (dtype('float32'), 'i')
+        """
+        host = np.asarray(values)
+        if dtype is None and host.dtype.kind == "f":
+            dtype = self.dtype
+        if self.name == "torch" and not host.flags.writeable:
+            host = host.copy()  # torch warns about memory it could corrupt
+        if dtype is None:
+            return self.xp.asarray(host, device=self.device)  # type: ignore[no-any-return]
+        if self.xp is array_api_compat.numpy or array_api_compat.is_cupy_namespace(self.xp):
+            return self.xp.asarray(host, dtype=dtype, device=self.device)  # type: ignore[no-any-return]
+        return self.xp.astype(self.xp.asarray(host, device=self.device), dtype)  # type: ignore[no-any-return]
+
+    def zeros(self, shape: tuple[int, ...]) -> Array:
+        """Return an array of zeros.
+
+        Examples
+        --------
+        >>> get_backend().zeros((2,))
+        array([0., 0.], dtype=float32)
+        """
+        return self.xp.zeros(shape, dtype=self.dtype, device=self.device)  # type: ignore[no-any-return]
+
+    def ones(self, shape: tuple[int, ...]) -> Array:
+        """Return an array of ones.
+
+        Examples
+        --------
+        >>> get_backend().ones((2,))
+        array([1., 1.], dtype=float32)
+        """
+        return self.xp.ones(shape, dtype=self.dtype, device=self.device)  # type: ignore[no-any-return]
+
+    def eye(self, n: int) -> Array:
+        """Return the identity matrix, shape (n, n).
+
+        Examples
+        --------
+        >>> get_backend().eye(2)
+        array([[1., 0.],
+               [0., 1.]], dtype=float32)
+        """
+        return self.xp.eye(n, dtype=self.dtype, device=self.device)  # type: ignore[no-any-return]
+
+
+_MODULES = {
+    "numpy": "array_api_compat.numpy",
+    "cupy": "array_api_compat.cupy",
+    "torch": "array_api_compat.torch",
+    "array_api_strict": "array_api_strict",
+}
+
+
+def get_backend(name: str = "numpy", dtype: str = "float32", device: Any = None) -> Backend:
+    """Resolve a backend by name.
+
+    Parameters
+    ----------
+    name : {"numpy", "cupy", "torch", "array_api_strict"}
+    dtype : {"float32", "float64"}
+    device : object, optional
+        A device of that library; its default device when omitted.
+
+    Returns
+    -------
+    Backend
+
+    Raises
+    ------
+    ConfigError
+        Unknown name or dtype, or a library that is not installed.
+
+    Examples
+    --------
+    >>> get_backend("numpy", "float64").dtype
+    dtype('float64')
+    >>> get_backend("fortran")
+    Traceback (most recent call last):
+    kfac_np.errors.ConfigError: backend: expected one of numpy, cupy, torch, array_api_strict; got 'fortran'
+    """
+    if name not in _MODULES:
+        raise ConfigError(f"backend: expected one of {', '.join(_MODULES)}; got {name!r}")
+    if dtype not in ("float32", "float64"):
+        raise ConfigError(f"dtype: expected float32 or float64, got {dtype!r}")
+    try:
+        xp = importlib.import_module(_MODULES[name])
+    except ImportError as error:
+        extra = " (pip install 'kfac_np[cuda12x]' or 'kfac_np[cuda13x]')" if name == "cupy" else ""
+        raise ConfigError(f"backend {name!r} is not installed{extra}: {error}") from error
+    sample = xp.zeros(1, dtype=getattr(xp, dtype), device=device)
+    return Backend(xp, array_api_compat.device(sample), sample.dtype)

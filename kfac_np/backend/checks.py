@@ -1,0 +1,86 @@
+"""Checks that bad input meets before any state changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import array_api_compat
+
+from kfac_np.backend.array import Array, array_namespace
+from kfac_np.errors import InputError
+
+__all__ = ["all_finite", "require_finite", "require_float", "require_same_place"]
+
+
+def all_finite(*arrays: Array) -> bool:
+    """Tell whether every entry of every array is finite (one wait for the device).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> all_finite(np.ones(3), np.asarray([np.nan]))
+    False
+    """
+    if not arrays:
+        return True
+    xp = array_namespace(*arrays)
+    return bool(xp.all(xp.stack([xp.all(xp.isfinite(x)) for x in arrays])))
+
+
+def require_float(name: str, x: Any) -> None:
+    """Raise `InputError` unless `x` is an array of real floating dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> require_float("x", np.ones(2, dtype=int))
+    Traceback (most recent call last):
+    kfac_np.errors.InputError: x: expected an array of floats, got dtype int64
+    """
+    if not array_api_compat.is_array_api_obj(x):
+        raise InputError(f"{name}: expected an array, got {type(x).__name__}")
+    xp = array_namespace(x)
+    if not xp.isdtype(x.dtype, "real floating"):
+        raise InputError(f"{name}: expected an array of floats, got dtype {x.dtype}")
+
+
+def require_finite(name: str, x: Array) -> None:
+    """Raise `InputError` if `x` has NaN or Inf.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> require_finite("x", np.asarray([1.0, np.inf]))
+    Traceback (most recent call last):
+    kfac_np.errors.InputError: x: expected finite values, got 1 of 2 that are NaN or Inf
+    """
+    if not all_finite(x):
+        xp = array_namespace(x)
+        bad = int(xp.sum(xp.astype(~xp.isfinite(x), xp.int64)))
+        raise InputError(f"{name}: expected finite values, got {bad} of {x.size} that are NaN or Inf")
+
+
+def require_same_place(name: str, x: Array, like: Array, like_name: str = "parameters") -> None:
+    """Raise `InputError` unless `x` and `like` share library, device and (if floating) dtype.
+
+    Data are never moved or cast behind the caller's back.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> require_same_place("x", np.ones(2), np.ones(2, dtype=np.float32))
+    Traceback (most recent call last):
+    kfac_np.errors.InputError: x: expected dtype float32 as the parameters have, got float64
+    """
+    xp, other = array_namespace(x), array_namespace(like)
+    if xp is not other:
+        raise InputError(
+            f"{name}: expected an array of {other.__name__} as the {like_name} are, got {xp.__name__}"
+        )
+    here, there = array_api_compat.device(x), array_api_compat.device(like)
+    if here != there:
+        raise InputError(f"{name}: expected device {there} as the {like_name} have, got {here}")
+    if xp.isdtype(x.dtype, "real floating") and x.dtype != like.dtype:
+        raise InputError(
+            f"{name}: expected dtype {like.dtype} as the {like_name} have, got {x.dtype}"
+        )

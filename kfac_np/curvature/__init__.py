@@ -1,0 +1,38 @@
+"""Curvature approximations: moments (every step), factorise (now and then), solve (every step)."""
+
+from kfac_np.curvature.base import Block, Curvature
+from kfac_np.curvature.block_diagonal import BlockDiagonal
+from kfac_np.curvature.damping import (
+    DampingRule,
+    no_pi,
+    pi_frobenius,
+    pi_spectral,
+    pi_trace,
+    plain,
+)
+from kfac_np.curvature.describe import describe
+from kfac_np.curvature.diagonal import DiagonalBlock
+from kfac_np.curvature.exact import ExactBlock, FullMatrix
+from kfac_np.curvature.kfac import KFACBlock
+from kfac_np.curvature.ladder import LadderEvent
+from kfac_np.curvature.sharing import expand, reduce
+
+__all__ = [
+    "Block",
+    "BlockDiagonal",
+    "Curvature",
+    "DampingRule",
+    "DiagonalBlock",
+    "ExactBlock",
+    "FullMatrix",
+    "KFACBlock",
+    "LadderEvent",
+    "describe",
+    "expand",
+    "no_pi",
+    "pi_frobenius",
+    "pi_spectral",
+    "pi_trace",
+    "plain",
+    "reduce",
+]

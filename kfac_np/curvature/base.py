@@ -1,0 +1,171 @@
+"""What a curvature approximation is: of one parameter (a block), and of a network."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from kfac_np import trees
+from kfac_np.backend import Array, Rng
+from kfac_np.curvature.ladder import Ladder, LadderEvent
+from kfac_np.fisher import FisherType
+from kfac_np.matrices import Matrix, TreeMatrix
+from kfac_np.objective import Evaluation
+from kfac_np.statistics import Scale
+from kfac_np.trees import Tree
+
+__all__ = ["Block", "Curvature", "Factors", "Moments"]
+
+Moments = dict[str, Array]
+"""Named second moments of one parameter: means, which may be averaged over batches or devices."""
+Factors = dict[str, Array]
+"""Named arrays that `solve` needs, made from moments by `factorise`."""
+
+
+class Block(ABC):
+    """An approximation of one parameter's block of the Fisher, from its statistics.
+
+    A block holds settings only; moments and factors are passed in and out. To add one, write
+    `input_moments`, `moments`, `matrix`, `factorise` and `solve`, and give it to
+    :class:`BlockDiagonal`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kfac_np.curvature import KFACBlock
+    >>> from kfac_np.curvature.ladder import Ladder
+    >>> from kfac_np.statistics import AffineStatistics, Scale
+    >>> s, scale = AffineStatistics(np.ones((4, 1, 1)), np.ones((4, 1, 1))), Scale(4, 4)
+    >>> block = KFACBlock()
+    >>> m = {**block.input_moments(s, scale), **block.moments(s, scale)}
+    >>> factors = block.factorise(m, 0.0, Ladder("0"))
+    >>> block.solve(factors, np.asarray([[3.0]]))
+    array([[3.]])
+    """
+
+    @abstractmethod
+    def supports(self, statistics: object) -> bool:
+        """Tell whether the block is defined for such statistics."""
+
+    @abstractmethod
+    def input_moments(self, s: Any, scale: Scale) -> Moments:
+        """Moments that depend on the inputs only: formed once, however many vectors follow."""
+
+    @abstractmethod
+    def moments(self, s: Any, scale: Scale) -> Moments:
+        """Moments that sum over the K vectors: those of several chunks are added."""
+
+    @abstractmethod
+    def matrix(self, moments: Moments, shape: tuple[int, ...]) -> Matrix:
+        """The undamped block, acting on arrays of the parameter's shape."""
+
+    @abstractmethod
+    def factorise(
+        self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
+    ) -> Factors:
+        """Prepare `solve` for the block plus damping · I (damping is λ, not √λ)."""
+
+    @abstractmethod
+    def solve(self, factors: Factors, v: Array) -> Array:
+        """(block + damping · I)⁻¹ v, as closely as the damping rule defines it."""
+
+    @abstractmethod
+    def cost(self, shape: tuple[int, ...]) -> Mapping[str, Any]:
+        """Factor sizes and floating-point operations for a parameter of `shape`.
+
+        Keys: "factors" (text), "factorise" and "solve" (operations).
+        """
+
+
+class Curvature(ABC):
+    """An approximation of a network's Fisher matrix, acting on trees of parameters.
+
+    `moments` are means over the loss terms and may be averaged over mini-batches and devices;
+    `factorise` is expensive and is done now and then; `solve` is cheap and done every step.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kfac_np.backend import Rng
+    >>> from kfac_np.curvature import BlockDiagonal, KFACBlock
+    >>> from kfac_np.fisher import Exact
+    >>> from kfac_np.layers import Dense
+    >>> from kfac_np.losses import SquaredError
+    >>> from kfac_np.objective import Objective
+    >>> e = Objective(Dense(1, 1, bias=False), SquaredError()).evaluate(
+    ...     np.asarray([[2.0]]), np.asarray([[1.0], [3.0]]), np.zeros((2, 1)))
+    >>> curvature = BlockDiagonal(KFACBlock())
+    >>> moments = curvature.estimate(e, Exact(), Rng(0))
+    >>> factors, events = curvature.factorise(moments, damping=0.0)
+    >>> curvature.solve(factors, e.gradient())
+    array([[2.]])
+    """
+
+    def estimate(self, e: Evaluation, fisher: FisherType, rng: Rng) -> dict[str, Moments]:
+        """Moments on a batch: each chunk of vectors is carried back, and its moments added.
+
+        Returns
+        -------
+        dict
+            Path of a parameter ("0", "2.1") to its named moments.
+        """
+        inputs: dict[str, Moments] = {}
+        total: dict[str, Moments] = {}
+        for statistics in fisher.statistics(e, rng):
+            if not total:
+                inputs = self.input_moments(statistics, e.scale)
+                total = self.moments(statistics, e.scale)
+            else:
+                total = trees.axpy(1.0, self.moments(statistics, e.scale), total)
+        return {path: {**inputs.get(path, {}), **m} for path, m in total.items()}
+
+    @abstractmethod
+    def input_moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
+        """Moments that depend on the inputs only: formed once, however many vectors follow."""
+
+    @abstractmethod
+    def moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
+        """Moments that sum over the vectors carried back: those of several chunks are added."""
+
+    @abstractmethod
+    def matrix(self, moments: dict[str, Moments], params: Tree) -> TreeMatrix:
+        """The undamped approximation as a matrix that acts on trees like `params`."""
+
+    @abstractmethod
+    def factorise(
+        self,
+        moments: dict[str, Moments],
+        damping: float,
+        previous: dict[str, Factors] | None = None,
+    ) -> tuple[dict[str, Factors], list[LadderEvent]]:
+        """Prepare `solve` for the approximation plus damping · I.
+
+        Parameters
+        ----------
+        moments : dict
+            As `estimate` gives them, or a moving average of such.
+        damping : float
+            λ, the multiple of the identity (not its root).
+        previous : dict, optional
+            The last good factors, kept where everything else fails.
+
+        Returns
+        -------
+        factors : dict
+        events : list of LadderEvent
+            The factorisations that did not succeed as asked.
+
+        Raises
+        ------
+        FactorizationError
+            A moment is not finite and there are no previous factors.
+        """
+
+    @abstractmethod
+    def solve(self, factors: dict[str, Factors], v: Tree) -> Tree:
+        """(F + damping · I)⁻¹ v, as closely as the approximation defines it."""
+
+    @abstractmethod
+    def block_of(self, path: str) -> Block:
+        """The block that covers the parameter at `path`."""

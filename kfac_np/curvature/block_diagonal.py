@@ -1,0 +1,93 @@
+"""One block for each parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import final
+
+from kfac_np import trees
+from kfac_np.backend import Array
+from kfac_np.curvature.base import Block, Curvature, Factors, Moments
+from kfac_np.curvature.kfac import KFACBlock
+from kfac_np.curvature.ladder import Ladder, LadderEvent
+from kfac_np.errors import CurvatureError
+from kfac_np.matrices import BlockDiagonalMatrix, Matrix
+from kfac_np.statistics import Scale
+from kfac_np.trees import Tree
+
+__all__ = ["BlockDiagonal"]
+
+
+@final
+@dataclass(frozen=True)
+class BlockDiagonal(Curvature):
+    """A block-diagonal approximation: K-FAC of all layers unless told otherwise.
+
+    Parameters
+    ----------
+    block : Block
+        For every parameter that has no entry in `overrides`.
+    overrides : mapping of path to Block, optional
+        For parameters named by their path, as `describe` shows it. A parameter that `block` does
+        not support is an error unless it is named here: nothing is skipped silently.
+
+    References
+    ----------
+    Martens & Grosse 2015, §4.2.
+
+    Examples
+    --------
+    >>> from kfac_np.curvature import DiagonalBlock
+    >>> BlockDiagonal(overrides={"2": DiagonalBlock()}).block_of("2")
+    DiagonalBlock()
+    """
+
+    block: Block = KFACBlock()
+    overrides: Mapping[str, Block] = field(default_factory=dict)
+
+    def block_of(self, path: str) -> Block:
+        return self.overrides.get(path, self.block)
+
+    def input_moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
+        found = dict(trees.items(statistics))
+        if unknown := sorted(self.overrides.keys() - found.keys()):
+            raise CurvatureError(
+                f"overrides: expected paths among {', '.join(found)}; got {', '.join(unknown)}"
+            )
+        for path, s in found.items():
+            if not self.block_of(path).supports(s):
+                raise CurvatureError(
+                    f"layer {path}: {self.block_of(path)!r} does not support "
+                    f"{type(s).__name__}; name another block for it in `overrides`"
+                )
+        return {path: self.block_of(path).input_moments(s, scale) for path, s in found.items()}
+
+    def moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
+        return {
+            path: self.block_of(path).moments(s, scale) for path, s in trees.items(statistics)
+        }
+
+    def matrix(self, moments: dict[str, Moments], params: Tree) -> BlockDiagonalMatrix:
+        def leaf(path: str, parameter: Array) -> Matrix:
+            return self.block_of(path).matrix(moments[path], parameter.shape)
+
+        return BlockDiagonalMatrix(trees.map_named(leaf, params))
+
+    def factorise(
+        self,
+        moments: dict[str, Moments],
+        damping: float,
+        previous: dict[str, Factors] | None = None,
+    ) -> tuple[dict[str, Factors], list[LadderEvent]]:
+        factors: dict[str, Factors] = {}
+        events: list[LadderEvent] = []
+        for path, m in moments.items():
+            old = None if previous is None else previous.get(path)
+            factors[path] = self.block_of(path).factorise(m, damping, Ladder(path, events), old)
+        return factors, events
+
+    def solve(self, factors: dict[str, Factors], v: Tree) -> Tree:
+        return trees.map_named(
+            lambda path, x: self.block_of(path).solve(factors[path], x), v
+        )

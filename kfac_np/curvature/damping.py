@@ -1,0 +1,100 @@
+"""Rules that split damping between two Kronecker factors: (A, G, γ) → (γ_A, γ_G).
+
+With γ = √λ the product (G + γ_G I) ⊗ (A + γ_A I) approximates G ⊗ A + λI. The exact matrix
+G ⊗ A + λI is not a rule of this kind: see ``KFACBlock(exact_damping=True)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kfac_np.backend import Array, array_namespace, spectral_norm
+
+__all__ = ["DampingRule", "no_pi", "pi_frobenius", "pi_spectral", "pi_trace", "plain"]
+
+DampingRule = Callable[[Array, Array, float], tuple[Array | float, Array | float]]
+
+
+def pi_trace(A: Array, G: Array, gamma: float) -> tuple[Array, Array]:
+    """γ_A = π γ, γ_G = γ / π, π² = (tr A / dim A) / (tr G / dim G).
+
+    Unchanged in effect by A → cA, G → G/c. Where a trace is zero (dead units), π = 1.
+
+    References
+    ----------
+    Martens & Grosse 2015, §6.3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> a, g = pi_trace(4.0 * np.eye(2), np.eye(3), 0.1)
+    >>> round(float(a), 12), round(float(g), 12)
+    (0.2, 0.05)
+    """
+    xp = array_namespace(A, G)
+    return _split(
+        xp.linalg.trace(A) / A.shape[0], xp.linalg.trace(G) / G.shape[0], gamma
+    )
+
+
+def pi_frobenius(A: Array, G: Array, gamma: float) -> tuple[Array, Array]:
+    """γ_A = π γ, γ_G = γ / π, π² = (‖A‖_F / √dim A) / (‖G‖_F / √dim G).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> a, g = pi_frobenius(4.0 * np.eye(2), np.eye(3), 0.1)
+    >>> round(float(a), 12), round(float(g), 12)
+    (0.2, 0.05)
+    """
+    xp = array_namespace(A, G)
+    return _split(
+        xp.linalg.matrix_norm(A) / A.shape[0] ** 0.5,
+        xp.linalg.matrix_norm(G) / G.shape[0] ** 0.5,
+        gamma,
+    )
+
+
+def pi_spectral(A: Array, G: Array, gamma: float) -> tuple[Array, Array]:
+    """γ_A = π γ, γ_G = γ / π, π² = ‖A‖₂ / ‖G‖₂ (two eigendecompositions).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> a, g = pi_spectral(4.0 * np.eye(2), np.eye(3), 0.1)
+    >>> round(float(a), 12), round(float(g), 12)
+    (0.2, 0.05)
+    """
+    return _split(spectral_norm(A), spectral_norm(G), gamma)
+
+
+def no_pi(A: Array, G: Array, gamma: float) -> tuple[float, float]:
+    """γ_A = γ_G = γ: depends on how scale is split between A and G.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> no_pi(np.eye(2), np.eye(3), 0.1)
+    (0.1, 0.1)
+    """
+    return gamma, gamma
+
+
+def plain(A: Array, G: Array, gamma: float) -> tuple[float, float]:
+    """γ_A = γ_G = γ² = λ: each factor plus λI. Depends on how scale is split, too.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> plain(np.eye(2), np.eye(3), 0.5)
+    (0.25, 0.25)
+    """
+    return gamma**2, gamma**2
+
+
+def _split(norm_a: Array, norm_g: Array, gamma: float) -> tuple[Array, Array]:
+    xp = array_namespace(norm_a, norm_g)
+    both = (norm_a > 0) & (norm_g > 0)  # type: ignore[operator]
+    one = xp.ones_like(norm_a)
+    pi = xp.sqrt(xp.where(both, norm_a, one) / xp.where(both, norm_g, one))
+    return pi * gamma, gamma / pi

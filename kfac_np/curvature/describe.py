@@ -1,0 +1,86 @@
+"""The layer table: what curvature each parameter gets, and what it costs."""
+
+from __future__ import annotations
+
+from kfac_np import trees
+from kfac_np.curvature.base import Curvature
+from kfac_np.layers import Layer, Residual, Sequential
+from kfac_np.trees import Tree
+
+__all__ = ["describe"]
+
+
+def describe(
+    network: Layer, params: Tree, curvature: Curvature, input_shape: tuple[int, ...]
+) -> str:
+    """Tabulate layer, parameters, block, factor sizes and cost, a line for each parameter.
+
+    Parameters
+    ----------
+    network : Layer
+    params : tree of Array
+    curvature : Curvature
+    input_shape : tuple of int
+        Of one example.
+
+    Returns
+    -------
+    str
+        Operations are floating-point multiplications and additions, once a factorisation and
+        once a solve.
+
+    Raises
+    ------
+    ShapeError
+        The network does not accept such inputs.
+
+    Examples
+    --------
+    >>> from kfac_np.backend import Rng, get_backend
+    >>> from kfac_np.curvature import BlockDiagonal
+    >>> from kfac_np.layers import Dense, Sequential, Tanh
+    >>> net = Sequential(Dense(4, 3), Tanh(), Dense(3, 2))
+    >>> print(describe(net, net.init(Rng(0), get_backend()), BlockDiagonal(), (4,)))
+    path  layer        parameters  block      factors         factorise  solve
+    0     Dense(4, 3)  3×5 = 15    KFACBlock  A 5×5, G 3×3    304        240
+    2     Dense(3, 2)  2×4 = 8     KFACBlock  A 4×4, G 2×2    144        96
+    total              23                                     448        336
+    """
+    network.output_shape(input_shape)
+    rows = [("path", "layer", "parameters", "block", "factors", "factorise", "solve")]
+    totals = [0, 0, 0]
+    for path, p in trees.items(params):
+        block = curvature.block_of(path)
+        cost = block.cost(p.shape)
+        size = f"{'×'.join(map(str, p.shape))} = {p.size}"
+        name = repr(_layer_at(network, path))
+        operations = (cost["factorise"], cost["solve"])
+        rows.append(
+            (path, name, size, type(block).__name__, cost["factors"], *map(_short, operations))
+        )
+        totals = [a + b for a, b in zip(totals, (p.size, *operations), strict=True)]
+    rows.append(("total", "", str(totals[0]), "", "", _short(totals[1]), _short(totals[2])))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _layer_at(network: Layer, path: str) -> Layer:
+    """The layer that owns the parameter at `path`."""
+    if isinstance(network, Residual):
+        return _layer_at(network.inner, path)
+    if isinstance(network, Sequential) and path:
+        head, _, rest = path.partition(".")
+        return _layer_at(network.layers[int(head)], rest)
+    return network
+
+
+def _short(operations: int) -> str:
+    if operations < 10_000:
+        return str(operations)
+    for unit, size in (("k", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12)):
+        if operations < 1000 * size:
+            return f"{operations / size:.3g}{unit}"
+    return f"{operations:.3g}"

@@ -1,0 +1,89 @@
+"""The diagonal of the Fisher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+from kfac_np.backend import Array, all_finite, array_namespace
+from kfac_np.curvature.base import Block, Factors, Moments
+from kfac_np.curvature.ladder import Ladder
+from kfac_np.errors import CurvatureError
+from kfac_np.matrices import DiagonalMatrix
+from kfac_np.statistics import AffineStatistics, Scale
+
+__all__ = ["DiagonalBlock"]
+
+
+@final
+@dataclass(frozen=True)
+class DiagonalBlock(Block):
+    """F ≈ diag((1/M) Σ_{n,k} U_nk²), U_nk the gradient of one vector at one example.
+
+    The exact diagonal of the chosen Fisher. Its inverse is that of diag(F) + damping · I.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kfac_np.statistics import AffineStatistics, Scale
+    >>> s = AffineStatistics(np.asarray([[[1.0, 2.0]]]), np.asarray([[[3.0]]]))
+    >>> DiagonalBlock().moments(s, Scale(terms=1, examples=1))["diagonal"]
+    array([[ 9., 36.]])
+    """
+
+    def supports(self, statistics: object) -> bool:
+        return isinstance(statistics, AffineStatistics)
+
+    def input_moments(self, s: AffineStatistics, scale: Scale) -> Moments:
+        return {}
+
+    def moments(self, s: AffineStatistics, scale: Scale) -> Moments:
+        require_vectors(s, "DiagonalBlock")
+        xp = array_namespace(s.a)
+        if s.num_locations == 1:  # the square of an outer product is the product of squares
+            g2 = xp.sum(s.stacked_g[:, :, 0, :] ** 2, axis=0)
+            return {"diagonal": g2.T @ (s.a[:, 0, :] ** 2) / scale.terms}
+        total = xp.zeros_like(s.a[0, :1, :])
+        for k in range(s.num_vectors):  # one vector at a time bounds the memory
+            u = xp.matrix_transpose(s.stacked_g[k, ...]) @ s.a
+            total = total + xp.sum(u**2, axis=0)
+        return {"diagonal": total / scale.terms}
+
+    def matrix(self, moments: Moments, shape: tuple[int, ...]) -> DiagonalMatrix:
+        return DiagonalMatrix(moments["diagonal"])
+
+    def factorise(
+        self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
+    ) -> Factors:
+        values = moments["diagonal"] + damping
+        if not all_finite(values):
+            return ladder.keep("diagonal", previous, damping)  # type: ignore[no-any-return]
+        xp = array_namespace(values)
+        floor = float(xp.finfo(values.dtype).eps) * float(xp.max(values))
+        if not float(xp.min(values)) > floor:
+            floor = floor or 1.0  # a block that is zero altogether is taken as the identity
+            ladder.note("diagonal", "eigenvalues clipped", floor)
+            values = xp.clip(values, min=floor)
+        return {"inverse": 1.0 / values}
+
+    def solve(self, factors: Factors, v: Array) -> Array:
+        return factors["inverse"] * v
+
+    def cost(self, shape: tuple[int, ...]) -> Mapping[str, Any]:
+        n = shape[0] * shape[1]
+        return {"factors": f"diagonal {n}", "factorise": n, "solve": n}
+
+
+def require_vectors(s: AffineStatistics, block: str) -> None:
+    """Refuse statistics without vectors (`InputOnly`), which define Kronecker factors only.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> require_vectors(AffineStatistics(np.ones((2, 1, 3)), np.ones((0, 2, 1, 1))), "ExactBlock")
+    Traceback (most recent call last):
+    kfac_np.errors.CurvatureError: ExactBlock: expected a Fisher type with vectors, got InputOnly
+    """
+    if s.num_vectors == 0:
+        raise CurvatureError(f"{block}: expected a Fisher type with vectors, got InputOnly")

@@ -1,0 +1,143 @@
+"""Exact dense blocks, and the whole matrix: for tests, teaching and small networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+from kfac_np import trees
+from kfac_np.backend import Array, array_namespace, second_moment
+from kfac_np.curvature.base import Block, Curvature, Factors, Moments
+from kfac_np.curvature.diagonal import require_vectors
+from kfac_np.curvature.ladder import Ladder, LadderEvent
+from kfac_np.errors import CurvatureError
+from kfac_np.matrices import DenseMatrix, FlattenedMatrix
+from kfac_np.statistics import AffineStatistics, Scale
+from kfac_np.trees import Tree
+
+__all__ = ["ExactBlock", "FullMatrix"]
+
+
+@final
+@dataclass(frozen=True)
+class ExactBlock(Block):
+    """(1/M) Σ_{n,k} vec(U_nk) vec(U_nk)ᵀ, stored whole; vec is row-major.
+
+    U_nk is the sum over locations of g āᵀ: the exact block for every kind of weight sharing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kfac_np.statistics import AffineStatistics, Scale
+    >>> s = AffineStatistics(np.asarray([[[1.0, 2.0]]]), np.asarray([[[3.0]]]))
+    >>> ExactBlock().moments(s, Scale(terms=1, examples=1))["block"]
+    array([[ 9., 18.],
+           [18., 36.]])
+    """
+
+    def supports(self, statistics: object) -> bool:
+        return isinstance(statistics, AffineStatistics)
+
+    def input_moments(self, s: AffineStatistics, scale: Scale) -> Moments:
+        return {}
+
+    def moments(self, s: AffineStatistics, scale: Scale) -> Moments:
+        require_vectors(s, "ExactBlock")
+        return {"block": second_moment(_gradient_rows(s)) / scale.terms}
+
+    def matrix(self, moments: Moments, shape: tuple[int, ...]) -> DenseMatrix:
+        return DenseMatrix(moments["block"], shape)
+
+    def factorise(
+        self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
+    ) -> Factors:
+        old = (previous or {}).get("inverse")
+        return {"inverse": ladder.inverse("block", moments["block"], damping, old)}
+
+    def solve(self, factors: Factors, v: Array) -> Array:
+        xp = array_namespace(v)
+        return xp.reshape(factors["inverse"] @ xp.reshape(v, (-1,)), v.shape)  # type: ignore[no-any-return]
+
+    def cost(self, shape: tuple[int, ...]) -> Mapping[str, Any]:
+        n = shape[0] * shape[1]
+        return {"factors": f"block {n}×{n}", "factorise": 2 * n**3, "solve": 2 * n**2}
+
+
+@final
+@dataclass(frozen=True)
+class FullMatrix(Curvature):
+    """The whole Fisher of all parameters, (1/M) Σ_{n,k} u_nk u_nkᵀ, cross-layer blocks included.
+
+    P parameters need P² numbers: for tests and small networks. Parameters are ordered as
+    `trees.ravel` orders them.
+
+    Parameters
+    ----------
+    max_parameters : int
+        A larger network is refused rather than allowed to exhaust the memory.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kfac_np.backend import Rng
+    >>> from kfac_np.fisher import Exact
+    >>> from kfac_np.layers import Dense
+    >>> from kfac_np.losses import SquaredError
+    >>> from kfac_np.objective import Objective
+    >>> e = Objective(Dense(1, 1, bias=False), SquaredError()).evaluate(
+    ...     np.asarray([[2.0]]), np.asarray([[1.0], [3.0]]), np.zeros((2, 1)))
+    >>> F = FullMatrix().estimate(e, Exact(), Rng(0))
+    >>> FullMatrix().matrix(F, e.params).to_dense()
+    array([[5.]])
+    """
+
+    max_parameters: int = 20_000
+
+    def input_moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
+        return {}
+
+    def moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
+        blocks = list(trees.items(statistics))
+        for path, s in blocks:
+            if not isinstance(s, AffineStatistics):
+                raise CurvatureError(
+                    f"layer {path}: FullMatrix expected affine statistics, got {type(s).__name__}"
+                )
+            require_vectors(s, "FullMatrix")
+        size = sum(s.a.shape[-1] * s.g.shape[-1] for _, s in blocks)
+        if size > self.max_parameters:
+            raise CurvatureError(
+                f"FullMatrix: expected at most {self.max_parameters} parameters, got {size}"
+            )
+        xp = array_namespace(blocks[0][1].a)
+        rows = xp.concat([_gradient_rows(s) for _, s in blocks], axis=1)
+        return {"full": {"matrix": second_moment(rows) / scale.terms}}
+
+    def matrix(self, moments: dict[str, Moments], params: Tree) -> FlattenedMatrix:
+        m = moments["full"]["matrix"]
+        return FlattenedMatrix(DenseMatrix(m, (m.shape[0],)), params)
+
+    def factorise(
+        self,
+        moments: dict[str, Moments],
+        damping: float,
+        previous: dict[str, Factors] | None = None,
+    ) -> tuple[dict[str, Factors], list[LadderEvent]]:
+        ladder = Ladder("full")
+        old = previous["full"]["inverse"] if previous else None
+        inverse = ladder.inverse("matrix", moments["full"]["matrix"], damping, old)
+        return {"full": {"inverse": inverse}}, ladder.events
+
+    def solve(self, factors: dict[str, Factors], v: Tree) -> Tree:
+        return trees.unravel(factors["full"]["inverse"] @ trees.ravel(v), v)
+
+    def block_of(self, path: str) -> Block:
+        return ExactBlock()
+
+
+def _gradient_rows(s: AffineStatistics) -> Array:
+    """U_nk flattened row-major, shape (K · N, d_out · d_in)."""
+    xp = array_namespace(s.a)
+    u = s.per_example()
+    return xp.reshape(u, (-1, u.shape[-2] * u.shape[-1]))  # type: ignore[no-any-return]

@@ -1,0 +1,91 @@
+"""What a weight used at T locations does to the factors: the only home of T.
+
+Each rule turns statistics into rows: a of shape (R, d_in + 1) with R a multiple of N, whose mean
+of squares is A, and g of shape (R', d_out), whose sum of squares over M is G.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kfac_np.backend import Array, array_namespace
+from kfac_np.errors import CurvatureError
+from kfac_np.statistics import AffineStatistics, Scale
+
+__all__ = ["Sharing", "expand", "reduce"]
+
+Sharing = Callable[[AffineStatistics, Scale], tuple[Array, Array]]
+
+
+def expand(s: AffineStatistics, scale: Scale) -> tuple[Array, Array]:
+    """Every location is an example: A = mean over (n, t) of ā āᵀ, G = (1/M) Σ g gᵀ.
+
+    For convolutions this is KFC, whose Ω = T·A and Γ = G/T have the same product.
+
+    Parameters
+    ----------
+    s : AffineStatistics
+    scale : Scale
+
+    Returns
+    -------
+    a : Array, shape (N · T, d_in + 1)
+    g : Array, shape (K · N · T, d_out)
+
+    References
+    ----------
+    Eschenhagen et al. 2023, arXiv:2311.00636, eq. 22; Grosse & Martens 2016, §3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> s = AffineStatistics(np.ones((2, 3, 4)), np.ones((2, 3, 5)))
+    >>> a, g = expand(s, Scale(terms=2, examples=2))
+    >>> a.shape, g.shape
+    ((6, 4), (6, 5))
+    """
+    xp = array_namespace(s.a, s.g)
+    return (
+        xp.reshape(s.a, (s.num_examples * s.num_locations, s.a.shape[-1])),
+        xp.reshape(s.g, (s.g.size // s.g.shape[-1], s.g.shape[-1])),
+    )
+
+
+def reduce(s: AffineStatistics, scale: Scale) -> tuple[Array, Array]:
+    """Locations are averaged before the loss: â = mean over t of ā, ĝ = Σ_t g.
+
+    Parameters
+    ----------
+    s : AffineStatistics
+    scale : Scale
+
+    Returns
+    -------
+    a : Array, shape (N, d_in + 1)
+    g : Array, shape (K · N, d_out)
+
+    Raises
+    ------
+    CurvatureError
+        A loss term at every position, for which these factors are not defined.
+
+    References
+    ----------
+    Eschenhagen et al. 2023, arXiv:2311.00636, eq. 24.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> s = AffineStatistics(np.ones((2, 3, 4)), np.ones((2, 3, 5)))
+    >>> a, g = reduce(s, Scale(terms=2, examples=2))
+    >>> a.shape, g.shape, float(a[0, 0]), float(g[0, 0])
+    ((2, 4), (2, 5), 1.0, 3.0)
+    """
+    if scale.positions > 1:
+        raise CurvatureError(
+            f"reduce: expected one loss term an example, got {scale.positions}; reduced factors "
+            "are not defined for a loss at every position, use expand"
+        )
+    xp = array_namespace(s.a, s.g)
+    g = xp.sum(s.g, axis=-2)
+    return xp.mean(s.a, axis=1), xp.reshape(g, (g.size // g.shape[-1], g.shape[-1]))

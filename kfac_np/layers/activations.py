@@ -1,0 +1,285 @@
+"""Elementwise activations: a value and two derivatives each."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+from kfac_np.backend import Array, Backend, Rng, array_namespace, erf, logistic, softplus
+from kfac_np.errors import InputError
+from kfac_np.layers.base import Layer
+from kfac_np.trees import Tree
+
+__all__ = [
+    "GELU",
+    "Activation",
+    "Identity",
+    "LeakyReLU",
+    "Logistic",
+    "ReLU",
+    "SiLU",
+    "Softplus",
+    "Tanh",
+]
+
+
+@dataclass(frozen=True)
+class Activation(Layer):
+    """y = φ(x), elementwise. A subclass gives φ, φ′ and φ″.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> y, cache = Tanh().forward((), np.asarray([[0.0, 1.0]]))
+    >>> Tanh().backward((), cache, np.ones((1, 2)))[0]
+    array([[1.        , 0.41997434]])
+    """
+
+    @abstractmethod
+    def value(self, x: Array) -> Array:
+        """φ(x)."""
+
+    @abstractmethod
+    def derivative(self, x: Array, y: Array) -> Array:
+        """φ′(x), given y = φ(x)."""
+
+    @abstractmethod
+    def second_derivative(self, x: Array, y: Array) -> Array:
+        """φ″(x), given y = φ(x)."""
+
+    def init(self, rng: Rng, backend: Backend) -> Tree:
+        return ()
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape
+
+    def forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:
+        y = self.value(x)
+        return y, (x, y)
+
+    def backward(
+        self, params: Tree, cache: Tree, g: Array, wrt_input: bool = True
+    ) -> tuple[Array | None, Tree]:
+        return (g * self.derivative(*cache) if wrt_input else None), ()
+
+    def jvp(self, params: Tree, cache: Tree, dx: Array | None, dparams: Tree) -> Array | None:
+        return None if dx is None else dx * self.derivative(*cache)
+
+    def backward_jvp(
+        self,
+        params: Tree,
+        cache: Tree,
+        g: Array,
+        dx: Array | None,
+        dparams: Tree,
+        dg: Array | None,
+    ) -> tuple[Array | None, Tree]:
+        parts = []
+        if dg is not None:
+            parts.append(dg * self.derivative(*cache))
+        if dx is not None:
+            parts.append(g * dx * self.second_derivative(*cache))
+        if not parts:
+            return None, ()
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1], ()
+
+
+@final
+@dataclass(frozen=True)
+class Identity(Activation):
+    """φ(x) = x.
+
+    Examples
+    --------
+    >>> Identity().value(3.0)
+    3.0
+    """
+
+    def value(self, x: Array) -> Array:
+        return x
+
+    def derivative(self, x: Array, y: Array) -> Array:
+        return array_namespace(x).ones_like(x)  # type: ignore[no-any-return]
+
+    def second_derivative(self, x: Array, y: Array) -> Array:
+        return array_namespace(x).zeros_like(x)  # type: ignore[no-any-return]
+
+
+@final
+@dataclass(frozen=True)
+class Tanh(Activation):
+    """φ(x) = tanh(x).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Tanh().value(np.zeros(1))
+    array([0.])
+    """
+
+    def value(self, x: Array) -> Array:
+        return array_namespace(x).tanh(x)  # type: ignore[no-any-return]
+
+    def derivative(self, x: Array, y: Array) -> Array:
+        return 1.0 - y * y
+
+    def second_derivative(self, x: Array, y: Array) -> Array:
+        return -2.0 * y * (1.0 - y * y)
+
+
+@final
+@dataclass(frozen=True)
+class Logistic(Activation):
+    """φ(x) = 1 / (1 + exp(-x)).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Logistic().value(np.zeros(1))
+    array([0.5])
+    """
+
+    def value(self, x: Array) -> Array:
+        return logistic(x)
+
+    def derivative(self, x: Array, y: Array) -> Array:
+        return y * (1.0 - y)
+
+    def second_derivative(self, x: Array, y: Array) -> Array:
+        return y * (1.0 - y) * (1.0 - 2.0 * y)
+
+
+@final
+@dataclass(frozen=True)
+class ReLU(Activation):
+    """φ(x) = max(x, 0), with φ′(0) = 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ReLU().value(np.asarray([-1.0, 2.0]))
+    array([0., 2.])
+    """
+
+    def value(self, x: Array) -> Array:
+        xp = array_namespace(x)
+        return xp.maximum(x, xp.zeros_like(x))  # type: ignore[no-any-return]  # keeps NaN
+
+    def derivative(self, x: Array, y: Array) -> Array:
+        return array_namespace(x).astype(x > 0, x.dtype)  # type: ignore[no-any-return]
+
+    def second_derivative(self, x: Array, y: Array) -> Array:
+        return array_namespace(x).zeros_like(x)  # type: ignore[no-any-return]
+
+
+@final
+@dataclass(frozen=True)
+class LeakyReLU(Activation):
+    """φ(x) = x where x > 0, slope · x elsewhere, with φ′(0) = slope.
+
+    Parameters
+    ----------
+    slope : float
+        In [0, 1].
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> LeakyReLU(0.1).value(np.asarray([-1.0, 2.0]))
+    array([-0.1,  2. ])
+    """
+
+    slope: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.slope <= 1.0:
+            raise InputError(f"LeakyReLU: expected a slope in [0, 1], got {self.slope!r}")
+
+    def value(self, x: Array) -> Array:
+        return array_namespace(x).maximum(x, self.slope * x)  # type: ignore[no-any-return]
+
+    def derivative(self, x: Array, y: Array) -> Array:
+        xp = array_namespace(x)
+        return self.slope + (1.0 - self.slope) * xp.astype(x > 0, x.dtype)
+
+    def second_derivative(self, x: Array, y: Array) -> Array:
+        return array_namespace(x).zeros_like(x)  # type: ignore[no-any-return]
+
+
+@final
+@dataclass(frozen=True)
+class Softplus(Activation):
+    """φ(x) = log(1 + exp(x)).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Softplus().value(np.asarray([1000.0]))
+    array([1000.])
+    """
+
+    def value(self, x: Array) -> Array:
+        return softplus(x)
+
+    def derivative(self, x: Array, y: Array) -> Array:
+        return logistic(x)
+
+    def second_derivative(self, x: Array, y: Array) -> Array:
+        s = logistic(x)
+        return s * (1.0 - s)
+
+
+@final
+@dataclass(frozen=True)
+class SiLU(Activation):
+    """φ(x) = x σ(x), also called swish.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> SiLU().value(np.zeros(1))
+    array([0.])
+    """
+
+    def value(self, x: Array) -> Array:
+        return x * logistic(x)
+
+    def derivative(self, x: Array, y: Array) -> Array:
+        s = logistic(x)
+        return s + y * (1.0 - s)
+
+    def second_derivative(self, x: Array, y: Array) -> Array:
+        s = logistic(x)
+        return s * (1.0 - s) * (2.0 + x * (1.0 - 2.0 * s))
+
+
+@final
+@dataclass(frozen=True)
+class GELU(Activation):
+    """φ(x) = x Φ(x) with Φ the normal distribution function (the exact form, by erf).
+
+    References
+    ----------
+    Hendrycks & Gimpel 2016, arXiv:1606.08415, §2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> GELU().value(np.asarray([1.0]))
+    array([0.84134475])
+    """
+
+    def value(self, x: Array) -> Array:
+        return 0.5 * x * (1.0 + erf(x * 0.5**0.5))
+
+    def derivative(self, x: Array, y: Array) -> Array:
+        return 0.5 * (1.0 + erf(x * 0.5**0.5)) + x * _normal_density(x)
+
+    def second_derivative(self, x: Array, y: Array) -> Array:
+        return (2.0 - x * x) * _normal_density(x)
+
+
+def _normal_density(x: Array) -> Array:
+    return array_namespace(x).exp(-0.5 * x * x) * (2.0 * math.pi) ** -0.5  # type: ignore[no-any-return]

@@ -1,0 +1,126 @@
+"""The fully connected layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+from kfac_np.backend import Array, Backend, Rng, append_ones, array_namespace
+from kfac_np.errors import InputError, ShapeError
+from kfac_np.layers.base import Layer
+from kfac_np.layers.initializers import Initializer, glorot
+from kfac_np.statistics import AffineStatistics
+
+__all__ = ["Dense"]
+
+
+@final
+@dataclass(frozen=True)
+class Dense(Layer):
+    """y = W̄ ā, with W̄ = [W b] and ā = [x; 1], on the last axis of x.
+
+    Parameters are the one matrix W̄, shape (d_out, d_in + 1) with the bias as last column, or
+    (d_out, d_in) without a bias. Axes of x between the first and the last share the weights.
+
+    Parameters
+    ----------
+    d_in, d_out : int
+        Number of inputs and of units.
+    bias : bool
+    initializer : callable
+        (rng, d_in, d_out, backend) -> weights; the bias starts at zero.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> W = np.asarray([[1.0, 2.0, 0.5]])
+    >>> y, cache = Dense(2, 1).forward(W, np.asarray([[1.0, 1.0]]))
+    >>> y
+    array([[3.5]])
+    """
+
+    d_in: int
+    d_out: int
+    bias: bool = True
+    initializer: Initializer = glorot
+
+    def __post_init__(self) -> None:
+        for name, size in (("d_in", self.d_in), ("d_out", self.d_out)):
+            if not isinstance(size, int) or size < 1:
+                raise InputError(f"Dense: expected {name} to be a positive integer, got {size!r}")
+
+    def __repr__(self) -> str:
+        return f"Dense({self.d_in}, {self.d_out}{'' if self.bias else ', bias=False'})"
+
+    def init(self, rng: Rng, backend: Backend) -> Array:
+        weights = self.initializer(rng, self.d_in, self.d_out, backend)
+        if weights.shape != (self.d_out, self.d_in):
+            raise ShapeError(
+                f"{self!r}: expected the initializer to return shape "
+                f"{(self.d_out, self.d_in)}, got {weights.shape}"
+            )
+        if not self.bias:
+            return weights
+        zeros = backend.zeros((self.d_out, 1))
+        return backend.xp.concat([weights, zeros], axis=1)  # type: ignore[no-any-return]
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if not shape or shape[-1] != self.d_in:
+            came = ", ".join(map(str, ("N", *shape)))
+            raise ShapeError(f"{self!r}: expected inputs (N, ..., {self.d_in}), got ({came})")
+        return (*shape[:-1], self.d_out)
+
+    def forward(self, params: Array, x: Array) -> tuple[Array, Array]:
+        self.output_shape(x.shape[1:])
+        expected = (self.d_out, self.d_in + self.bias)
+        if params.shape != expected:
+            raise ShapeError(f"{self!r}: expected parameters {expected}, got {params.shape}")
+        a = append_ones(x) if self.bias else x
+        return _on_last_axis(a, params.T), a
+
+    def backward(
+        self, params: Array, cache: Array, g: Array, wrt_input: bool = True
+    ) -> tuple[Array | None, AffineStatistics]:
+        dx = _on_last_axis(g, params[:, : self.d_in]) if wrt_input else None
+        return dx, self._statistics(cache, g)
+
+    def jvp(self, params: Array, cache: Array, dx: Array | None, dparams: Array) -> Array:
+        dy = _on_last_axis(cache, dparams.T)
+        if dx is not None:
+            dy += _on_last_axis(dx, params[:, : self.d_in].T)
+        return dy
+
+    def backward_jvp(
+        self,
+        params: Array,
+        cache: Array,
+        g: Array,
+        dx: Array | None,
+        dparams: Array,
+        dg: Array | None,
+    ) -> tuple[Array, Array]:
+        # The input derivative is g W and the gradient gᵀ ā: differentiate both products.
+        ddx = _on_last_axis(g, dparams[:, : self.d_in])
+        dgradient = array_namespace(cache).zeros_like(params)
+        if dg is not None:
+            ddx += _on_last_axis(dg, params[:, : self.d_in])
+            dgradient += self._statistics(cache, dg).gradient()
+        if dx is not None:  # the appended 1 does not move
+            dgradient[:, : self.d_in] += self._statistics(dx, g).gradient()
+        return ddx, dgradient
+
+    def _statistics(self, a: Array, g: Array) -> AffineStatistics:
+        xp = array_namespace(a, g)
+        n, t = a.shape[0], math.prod(a.shape[1:-1])
+        vectors = g.shape[: g.ndim - a.ndim]  # (K,) or ()
+        return AffineStatistics(
+            xp.reshape(a, (n, t, a.shape[-1])), xp.reshape(g, (*vectors, n, t, self.d_out))
+        )
+
+
+def _on_last_axis(x: Array, m: Array) -> Array:
+    """x @ m as one matrix product, however many axes x has."""
+    xp = array_namespace(x, m)
+    rows = xp.reshape(x, (-1, x.shape[-1]))
+    return xp.reshape(rows @ m, (*x.shape[:-1], m.shape[1]))  # type: ignore[no-any-return]

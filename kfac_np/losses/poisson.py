@@ -1,0 +1,47 @@
+"""Poisson counts with log-rate outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from kfac_np.backend import Array, Backend, Rng, array_namespace, to_numpy
+from kfac_np.errors import TargetError
+from kfac_np.losses.base import DiagonalLoss
+
+__all__ = ["PoissonLogRate"]
+
+
+@final
+@dataclass(frozen=True)
+class PoissonLogRate(DiagonalLoss):
+    """ℓ = Σ_c exp(z_c) - t_c z_c: ∇ = e^z - t, ∇² = diag(e^z), t̃ ~ Poisson(e^z).
+
+    The term log t!, which does not depend on z, is left out. Targets are non-negative (counts,
+    or expected counts). Samples are drawn on the host.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> PoissonLogRate().gradient(np.zeros((1, 1)), np.asarray([[3.0]]))
+    array([[-2.]])
+    """
+
+    def check(self, z: Array, t: Array) -> None:
+        super().check(z, t)
+        low = float(array_namespace(t).min(t))
+        if low < 0.0:
+            raise TargetError(f"PoissonLogRate targets: expected values >= 0, got {low:g}")
+
+    def value(self, z: Array, t: Array) -> Array:
+        xp = array_namespace(z, t)
+        return xp.sum(xp.exp(z) - t * z, axis=-1)  # type: ignore[no-any-return]
+
+    def gradient(self, z: Array, t: Array) -> Array:
+        return array_namespace(z).exp(z) - t  # type: ignore[no-any-return]
+
+    def hessian_diagonal(self, z: Array) -> Array:
+        return array_namespace(z).exp(z)  # type: ignore[no-any-return]
+
+    def sample_targets(self, rng: Rng, z: Array) -> Array:
+        return rng.poisson(to_numpy(array_namespace(z).exp(z)), Backend.of(z))

@@ -1,0 +1,50 @@
+"""Sigmoid cross-entropy: independent Bernoulli variables given by logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from kfac_np.backend import Array, Backend, Rng, array_namespace, logistic, softplus
+from kfac_np.errors import TargetError
+from kfac_np.losses.base import DiagonalLoss
+
+__all__ = ["SigmoidCrossEntropy"]
+
+
+@final
+@dataclass(frozen=True)
+class SigmoidCrossEntropy(DiagonalLoss):
+    """ℓ = Σ_c softplus(z_c) - t_c z_c: ∇ = σ(z) - t, ∇² = diag(σ(1 - σ)), t̃ ~ Bernoulli(σ(z)).
+
+    Targets lie anywhere in [0, 1].
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> SigmoidCrossEntropy().value(np.zeros((1, 1)), np.ones((1, 1)))
+    array([0.69314718])
+    """
+
+    def check(self, z: Array, t: Array) -> None:
+        super().check(z, t)
+        xp = array_namespace(t)
+        low, high = float(xp.min(t)), float(xp.max(t))
+        if low < 0.0 or high > 1.0:
+            raise TargetError(
+                f"SigmoidCrossEntropy targets: expected values in [0, 1], got [{low:g}, {high:g}]"
+            )
+
+    def value(self, z: Array, t: Array) -> Array:
+        return array_namespace(z, t).sum(softplus(z) - t * z, axis=-1)  # type: ignore[no-any-return]
+
+    def gradient(self, z: Array, t: Array) -> Array:
+        return logistic(z) - t
+
+    def hessian_diagonal(self, z: Array) -> Array:
+        s = logistic(z)
+        return s * (1.0 - s)
+
+    def sample_targets(self, rng: Rng, z: Array) -> Array:
+        xp = array_namespace(z)
+        return xp.astype(rng.uniform(z.shape, Backend.of(z)) < logistic(z), z.dtype)  # type: ignore[no-any-return]

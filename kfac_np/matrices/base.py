@@ -1,0 +1,154 @@
+"""What every matrix over one parameter can do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Self
+
+from kfac_np.backend import Array, Backend, Rng, array_namespace
+from kfac_np.errors import FactorizationError
+
+__all__ = ["Matrix", "Spectral"]
+
+
+class Matrix(ABC):
+    """A symmetric positive semi-definite matrix C acting on arrays of one parameter's shape.
+
+    A subclass gives `matvec`, `to_dense`, `trace`, `frobenius_norm`, `operand_shape` and
+    `spectral`; everything that needs the inverse, a power or a determinant goes through the
+    eigendecomposition. `damping` λ always means the matrix C + λI itself, exactly.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kfac_np.matrices import KroneckerMatrix
+    >>> C = KroneckerMatrix(A=np.diag([1.0, 2.0]), G=np.diag([3.0, 4.0]))
+    >>> V = np.ones((2, 2))
+    >>> bool(np.allclose(C.solve(C.matvec(V) + 0.1 * V, damping=0.1), V))
+    True
+    """
+
+    @property
+    @abstractmethod
+    def operand_shape(self) -> tuple[int, ...]:
+        """Shape of the parameter the matrix acts on."""
+
+    @abstractmethod
+    def matvec(self, v: Array) -> Array:
+        """C v, in the shape of v."""
+
+    @abstractmethod
+    def to_dense(self) -> Array:
+        """C itself, shape (n, n), rows ordered by the row-major flattening of the operand."""
+
+    @abstractmethod
+    def trace(self) -> Array:
+        """Sum of the diagonal (0-d array)."""
+
+    @abstractmethod
+    def frobenius_norm(self) -> Array:
+        """Root of the sum of squared entries (0-d array)."""
+
+    @abstractmethod
+    def spectral(self) -> Spectral:
+        """The same matrix, eigendecomposed (cached)."""
+
+    def solve(self, v: Array, damping: float = 0.0) -> Array:
+        """(C + damping · I)⁻¹ v.
+
+        Raises
+        ------
+        FactorizationError
+            The damped matrix is numerically singular.
+        """
+        return self.spectral().power(-1.0, damping).matvec(v)
+
+    def power(self, exponent: float, damping: float = 0.0) -> Matrix:
+        """(C + damping · I) to any real power.
+
+        Raises
+        ------
+        FactorizationError
+            A negative power of a numerically singular matrix.
+        """
+        return self.spectral().power(exponent, damping)
+
+    def logdet(self, damping: float = 0.0) -> Array:
+        """Log-determinant of C + damping · I (0-d array; -inf where it is singular)."""
+        values = self.spectral().eigenvalues() + damping
+        xp = array_namespace(values)
+        safe = xp.where(values > 0, values, xp.ones_like(values))
+        log = xp.where(values > 0, xp.log(safe), -xp.inf)
+        return xp.sum(log)  # type: ignore[no-any-return]
+
+    def sample(self, rng: Rng, damping: float = 0.0, *, inverse: bool = False) -> Array:
+        """Draw from N(0, C + damping · I), or from N(0, (C + damping · I)⁻¹).
+
+        Returns
+        -------
+        Array, of the operand's shape
+        """
+        root = self.spectral().power(-0.5 if inverse else 0.5, damping)
+        return root.matvec(rng.normal(self.operand_shape, Backend.of(root.eigenvalues())))
+
+
+@dataclass(frozen=True, eq=False)
+class Spectral(Matrix):
+    """A matrix in eigen-form U diag(values) Uᵀ; subclasses say what U is.
+
+    Attributes
+    ----------
+    values : Array
+        Eigenvalues, in a shape that suits U.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kfac_np.matrices import DenseMatrix
+    >>> root = DenseMatrix(np.diag([4.0, 9.0]), (2,)).power(0.5)
+    >>> root.to_dense()
+    array([[2., 0.],
+           [0., 3.]])
+    """
+
+    values: Array
+
+    @abstractmethod
+    def with_values(self, values: Array) -> Self:
+        """The same eigenvectors with other eigenvalues."""
+
+    def spectral(self) -> Spectral:
+        return self
+
+    def eigenvalues(self) -> Array:
+        """All eigenvalues as a vector, in no particular order, shape (n,)."""
+        return array_namespace(self.values).reshape(self.values, (-1,))  # type: ignore[no-any-return]
+
+    def trace(self) -> Array:
+        return array_namespace(self.values).sum(self.values)  # type: ignore[no-any-return]
+
+    def frobenius_norm(self) -> Array:
+        xp = array_namespace(self.values)
+        return xp.sqrt(xp.sum(self.values * self.values))  # type: ignore[no-any-return]
+
+    def power(self, exponent: float, damping: float = 0.0) -> Self:
+        """(C + damping · I) to any real power, with eigenvalues below rounding taken as 0.
+
+        Raises
+        ------
+        FactorizationError
+            A negative power while the smallest damped eigenvalue is not above rounding error.
+        """
+        xp = array_namespace(self.values)
+        values = self.values + damping
+        floor = xp.finfo(values.dtype).eps * max(self.operand_shape) * xp.max(xp.abs(values))
+        if exponent < 0:
+            smallest = float(xp.min(values))
+            if not smallest > float(floor):
+                raise FactorizationError(
+                    f"power {exponent:g}: the matrix is numerically singular (smallest damped "
+                    f"eigenvalue {smallest:.3g}); give more damping than {damping:g}"
+                )
+            return self.with_values(values**exponent)
+        return self.with_values(xp.where(values > floor, values, xp.zeros_like(values)) ** exponent)

@@ -1,0 +1,122 @@
+"""Kronecker products G ⊗ A, plain and in their eigenbasis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+import array_api_extra as xpx
+
+from kfac_np.backend import Array, array_namespace, eigh
+from kfac_np.errors import ShapeError
+from kfac_np.matrices.base import Matrix, Spectral
+
+__all__ = ["KroneckerMatrix", "KroneckerSpectral"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class KroneckerMatrix(Matrix):
+    """G ⊗ A acting as V ↦ G V A on V of shape (d_out, d_in).
+
+    Attributes
+    ----------
+    A : Array, shape (d_in, d_in)
+        Second moment of inputs, symmetric positive semi-definite.
+    G : Array, shape (d_out, d_out)
+        Second moment of output derivatives, likewise.
+
+    References
+    ----------
+    Martens & Grosse 2015, §3 (which orders vectors by columns, so that the factors swap).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> A, G, V = np.diag([1.0, 2.0]), np.diag([3.0]), np.ones((1, 2))
+    >>> C = KroneckerMatrix(A, G)
+    >>> C.matvec(V)
+    array([[3., 6.]])
+    >>> bool(np.all(C.to_dense() == np.kron(G, A))), float(C.trace())
+    (True, 9.0)
+    """
+
+    A: Array
+    G: Array
+
+    def __post_init__(self) -> None:
+        for name, factor in (("A", self.A), ("G", self.G)):
+            if factor.ndim != 2 or factor.shape[0] != factor.shape[1]:
+                raise ShapeError(f"{name}: expected a square matrix, got shape {factor.shape}")
+
+    @property
+    def operand_shape(self) -> tuple[int, ...]:
+        return (self.G.shape[0], self.A.shape[0])
+
+    def matvec(self, v: Array) -> Array:
+        return self.G @ v @ self.A
+
+    def to_dense(self) -> Array:
+        return xpx.kron(self.G, self.A)  # type: ignore[no-any-return]
+
+    def trace(self) -> Array:
+        xp = array_namespace(self.A)
+        return xp.linalg.trace(self.A) * xp.linalg.trace(self.G)  # type: ignore[no-any-return]
+
+    def frobenius_norm(self) -> Array:
+        xp = array_namespace(self.A)
+        return xp.linalg.matrix_norm(self.A) * xp.linalg.matrix_norm(self.G)  # type: ignore[no-any-return]
+
+    def spectral(self) -> KroneckerSpectral:
+        return self._spectral
+
+    @cached_property
+    def _spectral(self) -> KroneckerSpectral:
+        a, u_a = eigh(self.A)
+        g, u_g = eigh(self.G)
+        return KroneckerSpectral(g[:, None] * a[None, :], u_a, u_g)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class KroneckerSpectral(Spectral):
+    """(U_G ⊗ U_A) diag(values) (U_G ⊗ U_A)ᵀ with free eigenvalues.
+
+    Attributes
+    ----------
+    values : Array, shape (d_out, d_in)
+        λ^G_i λ^A_j for a Kronecker product; any non-negative numbers otherwise (EKFAC, damping).
+    U_A : Array, shape (d_in, d_in)
+    U_G : Array, shape (d_out, d_out)
+        Orthogonal, eigenvectors in columns.
+
+    References
+    ----------
+    George et al. 2018, arXiv:1806.03884, eq. 4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> C = KroneckerSpectral(np.asarray([[1.0, 2.0]]), np.eye(2), np.eye(1))
+    >>> C.solve(np.ones((1, 2)), damping=1.0)
+    array([[0.5       , 0.33333333]])
+    """
+
+    U_A: Array
+    U_G: Array
+
+    @property
+    def operand_shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    def with_values(self, values: Array) -> KroneckerSpectral:
+        return KroneckerSpectral(values, self.U_A, self.U_G)
+
+    def matvec(self, v: Array) -> Array:
+        return self.U_G @ (self.values * (self.U_G.T @ v @ self.U_A)) @ self.U_A.T
+
+    def to_dense(self) -> Array:
+        xp = array_namespace(self.values)
+        u = xpx.kron(self.U_G, self.U_A)
+        return (u * xp.reshape(self.values, (1, -1))) @ u.T  # type: ignore[no-any-return]

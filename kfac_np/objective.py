@@ -1,0 +1,203 @@
+"""A network and a loss, evaluated on a batch: the one place where means are taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+from kfac_np import trees
+from kfac_np.backend import Array, array_namespace, require_finite, require_float, require_same_place
+from kfac_np.errors import InputError, ShapeError
+from kfac_np.layers import Layer
+from kfac_np.losses import Loss
+from kfac_np.statistics import Scale
+from kfac_np.trees import Tree
+
+__all__ = ["Evaluation", "Objective"]
+
+
+@final
+@dataclass(frozen=True)
+class Objective:
+    """L(θ) = (1/M) Σ_n w_n ℓ(z_n, t_n), z = network(θ, x).
+
+    M is the number of loss terms: N, or N · S when each of S positions has its own target. The
+    weights w (default 1) are not normalised: L divides by M, not by Σ w.
+
+    Parameters
+    ----------
+    network : Layer
+    loss : Loss
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kfac_np.layers import Dense
+    >>> from kfac_np.losses import SquaredError
+    >>> objective = Objective(Dense(1, 1, bias=False), SquaredError())
+    >>> W = np.asarray([[2.0]])
+    >>> e = objective.evaluate(W, np.ones((4, 1)), np.zeros((4, 1)))
+    >>> e.value, e.gradient()
+    (2.0, array([[2.]]))
+    """
+
+    network: Layer
+    loss: Loss
+
+    def evaluate(
+        self, params: Tree, x: Array, t: Array, weights: Array | None = None
+    ) -> Evaluation:
+        """Check the batch, run the network forward, and hold everything that follows from it.
+
+        Parameters
+        ----------
+        params : tree of Array
+        x : Array, shape (N, ...)
+        t : Array
+            Targets, as the loss takes them.
+        weights : Array, shape (N,), optional
+            Non-negative weights of the examples.
+
+        Raises
+        ------
+        InputError
+            Wrong shape, dtype or device, an empty batch, or non-finite values.
+        """
+        self._check_inputs(params, x, weights)
+        z, cache = self.network.forward(params, x)
+        if z.ndim < 2:
+            raise ShapeError(f"network: expected outputs (N, ..., C), got shape {z.shape}")
+        self.loss.check(z, t)
+        scale = Scale(terms=z.size // z.shape[-1], examples=z.shape[0], weights=weights)
+        return Evaluation(self, params, x.shape[1:], cache, z, t, scale)
+
+    def value(self, params: Tree, x: Array, t: Array, weights: Array | None = None) -> float:
+        """L(θ) alone, without keeping anything.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from kfac_np.layers import Identity
+        >>> from kfac_np.losses import SquaredError
+        >>> Objective(Identity(), SquaredError()).value((), np.ones((2, 2)), np.zeros((2, 2)))
+        1.0
+        """
+        z, _ = self.network.forward(params, x)
+        return _mean_value(self.loss, z, t, Scale(z.size // z.shape[-1], z.shape[0], weights))
+
+    def _check_inputs(self, params: Tree, x: Array, weights: Array | None) -> None:
+        require_float("x", x)
+        arrays = trees.leaves(params)
+        if arrays:
+            require_same_place("x", x, arrays[0])
+        if x.ndim < 2:
+            raise ShapeError(f"x: expected shape (N, ...) with at least two axes, got {x.shape}")
+        if x.shape[0] == 0:
+            raise ShapeError(f"x: expected at least one example, got shape {x.shape}")
+        self.network.output_shape(x.shape[1:])
+        require_finite("x", x)
+        if weights is None:
+            return
+        require_float("weights", weights)
+        require_same_place("weights", weights, x, "inputs")
+        if weights.shape != x.shape[:1]:
+            raise ShapeError(f"weights: expected shape {x.shape[:1]}, got {weights.shape}")
+        require_finite("weights", weights)
+        xp = array_namespace(weights)
+        if float(xp.min(weights)) < 0.0 or float(xp.max(weights)) == 0.0:
+            raise InputError("weights: expected values >= 0, not all 0")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """An objective at a point, on a batch: outputs, and all that backward passes can tell.
+
+    Made by :meth:`Objective.evaluate`. Linear operations at the point (`jvp`, `backward`) may be
+    called any number of times.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kfac_np.layers import Dense
+    >>> from kfac_np.losses import SquaredError
+    >>> e = Objective(Dense(1, 1, bias=False), SquaredError()).evaluate(
+    ...     np.asarray([[2.0]]), np.asarray([[1.0], [3.0]]), np.zeros((2, 1))
+    ... )
+    >>> e.take(1).value, e.jvp(np.asarray([[1.0]]))[:, 0].tolist()
+    (2.0, [1.0, 3.0])
+    """
+
+    objective: Objective
+    params: Tree
+    input_shape: tuple[int, ...]
+    cache: Tree
+    outputs: Array
+    targets: Array
+    scale: Scale
+
+    @cached_property
+    def value(self) -> float:
+        """L(θ) on the batch: the mean over terms."""
+        return _mean_value(self.objective.loss, self.outputs, self.targets, self.scale)
+
+    def take(self, n: int) -> Evaluation:
+        """The same evaluation restricted to its first `n` examples (means over these)."""
+        if not 1 <= n <= self.scale.examples:
+            raise InputError(f"n: expected 1..{self.scale.examples} examples, got {n}")
+        if n == self.scale.examples:
+            return self
+        rows = slice(0, n)
+        weights = self.scale.weights
+        return Evaluation(
+            self.objective,
+            self.params,
+            self.input_shape,
+            self.objective.network.take(self.cache, rows),
+            self.outputs[rows, ...],
+            self.targets[rows, ...],
+            Scale(n * self.scale.positions, n, None if weights is None else weights[rows]),
+        )
+
+    def backward(self, vectors: Array) -> Tree:
+        """Statistics for vectors of the outputs' shape, or (K, *outputs.shape); not divided."""
+        network = self.objective.network
+        return network.backward(self.params, self.cache, vectors, wrt_input=False)[1]
+
+    def jvp(self, dparams: Tree) -> Array:
+        """J_n v for each term: how the outputs move along `dparams`, shape of the outputs."""
+        dz = self.objective.network.jvp(self.params, self.cache, None, dparams)
+        return array_namespace(self.outputs).zeros_like(self.outputs) if dz is None else dz  # type: ignore[no-any-return]
+
+    def output_gradient(self) -> Array:
+        """w_n ∂ℓ/∂z for each term, shape of the outputs; not divided by M."""
+        g = self.objective.loss.gradient(self.outputs, self.targets)
+        return self.weighted(g)
+
+    def weighted(self, v: Array, power: float = 1.0) -> Array:
+        """v times the examples' weights to a power; v has shape ([K,] N, [S,] C)."""
+        if self.scale.weights is None:
+            return v
+        w = self.scale.weights**power
+        xp = array_namespace(w)
+        return v * xp.reshape(w, (self.scale.examples, *(1,) * (self.outputs.ndim - 1)))
+
+    def mean_gradient(self, statistics: Tree) -> Tree:
+        """Gradient tree from statistics: summed over examples, divided by M."""
+        factor = 1.0 / self.scale.terms
+        return trees.tree_map(lambda s: factor * s.gradient(), statistics)
+
+    def gradient(self) -> Tree:
+        """∇L(θ): the mean over terms, in the structure of the parameters."""
+        return self.mean_gradient(self.backward(self.output_gradient()))
+
+
+def _mean_value(loss: Loss, z: Array, t: Array, scale: Scale) -> float:
+    xp = array_namespace(z)
+    values = xp.reshape(loss.value(z, t), (scale.terms,))
+    weights = scale.row_weights(scale.terms)
+    if weights is not None:
+        values = values * weights
+    # Summed in double precision: the reduction ratio ρ is a difference of two such means.
+    return float(xp.sum(xp.astype(values, xp.float64))) / scale.terms

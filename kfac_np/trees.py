@@ -1,0 +1,231 @@
+"""Nested parameters: tuples, lists and dicts whose leaves are anything else (arrays, mostly).
+
+A network's parameters, gradients, statistics and updates all have one structure, so that a
+function of several trees walks them side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from kfac_np.backend import Array, array_namespace
+from kfac_np.errors import ShapeError
+
+__all__ = [
+    "Tree",
+    "axpy",
+    "inner",
+    "items",
+    "leaves",
+    "map_named",
+    "ravel",
+    "scale",
+    "squared_norm",
+    "tree_map",
+    "unravel",
+    "zeros_like",
+]
+
+Tree = Any  # a leaf, or a tuple, list or dict of trees
+
+
+def tree_map(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+    """Apply `function` to corresponding leaves; the first tree decides what is a leaf.
+
+    Raises
+    ------
+    ShapeError
+        The structures differ.
+
+    Examples
+    --------
+    >>> tree_map(lambda a, b: a + b, (1, {"w": 2}), (10, {"w": 20}))
+    (11, {'w': 22})
+    """
+    return map_named(lambda _, *xs: function(*xs), tree, *rest)
+
+
+def map_named(function: Callable[..., Any], tree: Tree, *rest: Tree, path: str = "") -> Tree:
+    """Like `tree_map`, with the leaf's path ("0.w") as first argument.
+
+    Examples
+    --------
+    >>> map_named(lambda name, x: f"{name}={x}", (1, {"w": 2}))
+    ('0=1', {'w': '1.w=2'})
+    """
+    if isinstance(tree, dict):
+        for other in rest:
+            _require_same(isinstance(other, dict) and other.keys() == tree.keys(), path, tree, other)
+        return {
+            k: map_named(function, v, *(o[k] for o in rest), path=_join(path, k))
+            for k, v in tree.items()
+        }
+    if isinstance(tree, tuple | list):
+        for other in rest:
+            same = isinstance(other, tuple | list) and len(other) == len(tree)
+            _require_same(same, path, tree, other)
+        return type(tree)(
+            map_named(function, v, *(o[i] for o in rest), path=_join(path, i))
+            for i, v in enumerate(tree)
+        )
+    return function(path, tree, *rest)
+
+
+def _join(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _require_same(same: bool, path: str, tree: Tree, other: Tree) -> None:
+    if not same:
+        kind = f"{type(tree).__name__} of {len(tree)}"
+        came = f"{type(other).__name__} of {len(other)}" if hasattr(other, "__len__") else type(other).__name__
+        raise ShapeError(f"tree at {path or 'its root'}: expected a {kind}, got a {came}")
+
+
+def items(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Iterate over (path, leaf) in order.
+
+    Examples
+    --------
+    >>> list(items((1, {"w": 2}, ())))
+    [('0', 1), ('1.w', 2)]
+    """
+    if isinstance(tree, dict):
+        for k, v in tree.items():
+            yield from items(v, _join(path, k))
+    elif isinstance(tree, tuple | list):
+        for i, v in enumerate(tree):
+            yield from items(v, _join(path, i))
+    else:
+        yield path, tree
+
+
+def leaves(tree: Tree) -> list[Any]:
+    """List the leaves in order.
+
+    Examples
+    --------
+    >>> leaves((1, {"w": 2}))
+    [1, 2]
+    """
+    return [leaf for _, leaf in items(tree)]
+
+
+def scale(factor: Any, tree: Tree) -> Tree:
+    """factor · tree.
+
+    Examples
+    --------
+    >>> scale(2.0, (1.0, {"w": 3.0}))
+    (2.0, {'w': 6.0})
+    """
+    return tree_map(lambda x: factor * x, tree)
+
+
+def axpy(factor: Any, x: Tree, y: Tree) -> Tree:
+    """factor · x + y, as new arrays.
+
+    Examples
+    --------
+    >>> axpy(2.0, (1.0,), (0.5,))
+    (2.5,)
+    """
+
+    def leaf(a: Array, b: Array) -> Array:
+        out = factor * a
+        out += b
+        return out  # type: ignore[no-any-return]
+
+    return tree_map(leaf, x, y)
+
+
+def zeros_like(tree: Tree) -> Tree:
+    """Return zeros in the shape of `tree`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> zeros_like((np.ones(2),))
+    (array([0., 0.]),)
+    """
+    return tree_map(lambda x: array_namespace(x).zeros_like(x), tree)
+
+
+def inner(x: Tree, y: Tree) -> Array:
+    """Sum over all entries of x · y (0-d array; nothing is copied to the host).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(inner((np.ones(3), np.ones(2)), (np.ones(3), 2 * np.ones(2))))
+    7.0
+    """
+    products = leaves(tree_map(_inner_leaf, x, y))
+    if not products:
+        raise ShapeError("inner: expected a tree with at least one array, got an empty one")
+    total = products[0]
+    for p in products[1:]:
+        total = total + p
+    return total  # type: ignore[no-any-return]
+
+
+def _inner_leaf(a: Array, b: Array) -> Array:
+    xp = array_namespace(a, b)
+    return xp.vecdot(xp.reshape(a, (-1,)), xp.reshape(b, (-1,)))  # type: ignore[no-any-return]
+
+
+def squared_norm(tree: Tree) -> Array:
+    """Sum of squares of all entries (0-d array).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(squared_norm((np.ones(3), np.ones((2, 2)))))
+    7.0
+    """
+    return inner(tree, tree)
+
+
+def ravel(tree: Tree) -> Array:
+    """Concatenate all leaves, each flattened row-major, into one vector.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ravel((np.zeros((1, 2)), {"b": np.ones(1)}))
+    array([0., 0., 1.])
+    """
+    parts = leaves(tree)
+    if not parts:
+        raise ShapeError("ravel: expected a tree with at least one array, got an empty one")
+    xp = array_namespace(*parts)
+    return xp.concat([xp.reshape(p, (-1,)) for p in parts])  # type: ignore[no-any-return]
+
+
+def unravel(vector: Array, like: Tree) -> Tree:
+    """Cut a vector into the shapes of `like`: the inverse of `ravel`.
+
+    Raises
+    ------
+    ShapeError
+        The sizes differ.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> unravel(np.asarray([1.0, 2.0, 3.0]), (np.zeros((1, 2)), np.zeros(1)))
+    (array([[1., 2.]]), array([3.]))
+    """
+    total = sum(leaf.size for leaf in leaves(like))
+    if vector.shape != (total,):
+        raise ShapeError(f"unravel: expected a vector of {total} entries, got shape {vector.shape}")
+    xp = array_namespace(vector)
+    start = 0
+
+    def cut(leaf: Array) -> Array:
+        nonlocal start
+        start += leaf.size
+        return xp.reshape(vector[start - leaf.size : start], leaf.shape)  # type: ignore[no-any-return]
+
+    return tree_map(cut, like)
