@@ -3,7 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+# setuptools explains editable installs at length every time; the other warnings stay.
+PIP := PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip --disable-pip-version-check
 
 DEMO_OPTIMIZERS ?= kfac,sgd,adam
 DEMO_SECONDS ?= 30
@@ -41,7 +42,9 @@ format: $(VENV)/lint.stamp ## apply ruff's fixes and format
 	$(BIN)/ruff format .
 
 docs: $(VENV)/docs.stamp ## reference pages from the docstrings, in build/docs
-	$(BIN)/pdoc --docformat numpy --math --output-directory build/docs kfac_np
+	$(BIN)/pdoc --docformat numpy --math --output-directory build/docs kfac_np \
+	    $(addprefix kfac_np.,$(sort $(basename $(notdir $(wildcard kfac_np/[a-z]*.py)) \
+	    $(patsubst kfac_np/%/__init__.py,%,$(wildcard kfac_np/*/__init__.py)))))
 
 clean: ## remove what the other targets made, except runs/
 	rm -rf $(VENV) build dist kfac_np.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
