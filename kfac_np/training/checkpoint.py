@@ -74,7 +74,7 @@ def save(
         "sha256": np.frombuffer(_digest(text, encoder.arrays), dtype=np.uint8),
         **encoder.arrays,
     }
-    write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **entries))  # type: ignore[arg-type]
+    write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **entries))
 
 
 def load(
