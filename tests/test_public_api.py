@@ -55,7 +55,7 @@ def public_methods(cls: type) -> Iterator[tuple[str, Any]]:
 def public_callables() -> Iterator[tuple[str, Any]]:
     """Each public function, class (for its constructor) and method, with its full name."""
     for name, value in public_objects():
-        if not (inspect.isclass(value) and issubclass(value, BaseException)):
+        if not (inspect.isclass(value) and (is_protocol(value) or issubclass(value, Exception))):
             yield name, value
         if inspect.isclass(value):
             for method, function in public_methods(value):
