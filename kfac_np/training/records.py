@@ -1,0 +1,125 @@
+"""Files of JSON lines: one record a line, flushed, and cut back to a step on resuming."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kfac_np.errors import CheckpointError
+from kfac_np.training.files import write_atomically
+
+__all__ = ["append_record", "cut_after", "read_records", "sync", "to_json"]
+
+
+def append_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
+    r"""Append one record; when this returns, the line survives the death of the process.
+
+    Parameters
+    ----------
+    path : path
+        Created when missing.
+    record : mapping
+        NaN and infinities, which JSON lacks, become null.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     append_record(f"{directory}/metrics.jsonl", {"step": 1, "loss": float("nan")})
+    ...     Path(f"{directory}/metrics.jsonl").read_text()
+    '{"step": 1, "loss": null}\n'
+    """
+    with Path(path).open("a", encoding="utf-8") as file:
+        file.write(to_json(record) + "\n")
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Wait until the disk has a file's records: a checkpoint must not be ahead of them.
+
+    Examples
+    --------
+    >>> sync("no/such/file.jsonl")
+    """
+    if Path(path).exists():
+        with Path(path).open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Encode as standard JSON, with null for NaN and infinities.
+
+    Examples
+    --------
+    >>> to_json({"rho": float("inf"), "steps": (1, 2)})
+    '{"rho": null, "steps": [1, 2]}'
+    """
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read the records of a file of JSON lines; a last line that was cut off is left out.
+
+    Raises
+    ------
+    CheckpointError
+        A line before the last one is not a record.
+
+    Examples
+    --------
+    >>> read_records("no/such/file.jsonl")
+    []
+    """
+    return [json.loads(line) for line in _whole_lines(Path(path))]
+
+
+def cut_after(path: str | os.PathLike[str], step: int) -> None:
+    r"""Drop records of later steps and a half-written last line; the file is replaced as a whole.
+
+    Raises
+    ------
+    CheckpointError
+        A line before the last one is not a record.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = Path(directory) / "metrics.jsonl"
+    ...     _ = path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    ...     cut_after(path, 1)
+    ...     path.read_text()
+    '{"step": 1}\n'
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    kept = b"".join(line for line in _whole_lines(path) if json.loads(line)["step"] <= step)
+    write_atomically(path, lambda file: file.write(kept))
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    if not path.exists():
+        return []
+    lines = path.read_bytes().splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
+    for number, line in enumerate(lines, start=1):
+        try:
+            valid = isinstance(json.loads(line)["step"], int)
+        except (ValueError, TypeError, KeyError):
+            valid = False
+        if not valid:
+            raise CheckpointError(f"{path}, line {number}: expected a JSON object with a step")
+    return lines
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,57 @@
+"""JSON lines: flushed, standard, and cut back cleanly."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from kfac_np.errors import CheckpointError
+from kfac_np.training.records import append_record, cut_after, read_records, sync, to_json
+
+
+def test_each_record_is_on_disk_before_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for step in (1, 2, 3):
+        append_record(path, {"step": step, "loss": 0.1 * step})
+        sync(path)
+        assert len(path.read_text().splitlines()) == step
+    assert [r["step"] for r in read_records(path)] == [1, 2, 3]
+    assert read_records(path)[0]["loss"] == 0.1
+
+
+def test_json_is_standard() -> None:
+    text = to_json({"a": [math.nan, (math.inf, 1.5)], "b": {"c": -math.inf, 1: None, "d": True}})
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "a": [None, [None, 1.5]],
+        "b": {"c": None, "1": None, "d": True},
+    }
+
+
+@pytest.mark.parametrize("tail", [b"", b'{"step"', b'{"step": 3}', b"\xff\xfe", b"   "])
+def test_a_half_written_last_line_is_left_out(tmp_path: Path, tail: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n' + tail)
+    assert [r["step"] for r in read_records(path)] == [1, 2]
+    cut_after(path, 5)
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+    cut_after(path, 0)
+    assert path.read_bytes() == b""
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("line", [b"x", b"[1]", b"{}", b'{"step": "1"}', b"\xff", b""])
+def test_damage_elsewhere_is_an_error_that_names_the_line(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl, line 2: expected a JSON object"):
+        cut_after(path, 5)
+
+
+def test_no_file_is_no_records(tmp_path: Path) -> None:
+    cut_after(tmp_path / "none.jsonl", 3)
+    sync(tmp_path / "none.jsonl")
+    assert read_records(tmp_path / "none.jsonl") == []
+    assert list(tmp_path.iterdir()) == []
