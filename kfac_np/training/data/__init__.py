@@ -1,0 +1,42 @@
+"""Data sets on the host, and the minibatches drawn from them.
+
+`load` gives a `Dataset` by name; `MiniBatches` draws shuffled indices that can be resumed;
+`ConstantBatch` and `GrowingBatch` say how many.
+"""
+
+from __future__ import annotations
+
+from kfac_np.training.data.batches import (
+    BatchSchedule,
+    BatchState,
+    ConstantBatch,
+    GrowingBatch,
+    MiniBatches,
+)
+from kfac_np.training.data.curve_images import curves, draw_curves
+from kfac_np.training.data.dataset import Dataset, Images, Labels, check_dataset, first
+from kfac_np.training.data.fashion import download_fashion_mnist, fashion_mnist
+from kfac_np.training.data.idx import idx_dataset, read_idx
+from kfac_np.training.data.loading import load
+from kfac_np.training.data.optdigits import digits
+
+__all__ = [
+    "BatchSchedule",
+    "BatchState",
+    "ConstantBatch",
+    "Dataset",
+    "GrowingBatch",
+    "Images",
+    "Labels",
+    "MiniBatches",
+    "check_dataset",
+    "curves",
+    "digits",
+    "download_fashion_mnist",
+    "draw_curves",
+    "fashion_mnist",
+    "first",
+    "idx_dataset",
+    "load",
+    "read_idx",
+]
