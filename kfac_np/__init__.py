@@ -5,7 +5,14 @@ The names most programs need are here; every other one is in the module of its f
 """
 
 from kfac_np.backend import Backend, Rng, get_backend
-from kfac_np.curvature import BlockDiagonal, DiagonalBlock, ExactBlock, FullMatrix, KFACBlock, describe
+from kfac_np.curvature import (
+    BlockDiagonal,
+    DiagonalBlock,
+    ExactBlock,
+    FullMatrix,
+    KFACBlock,
+    describe,
+)
 from kfac_np.errors import KfacError
 from kfac_np.fisher import Empirical, Exact, InputOnly, MonteCarlo
 from kfac_np.layers import (

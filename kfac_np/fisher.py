@@ -6,6 +6,7 @@ the K vectors v are (Dangel et al. 2025, arXiv:2507.05127).
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ class Exact(FisherType):
     def vectors(self, e: Evaluation, rng: Rng) -> Iterator[Array]:
         loss, z = e.objective.loss, e.outputs
         columns, positions = loss.num_columns(z), e.scale.positions
-        size = max(1, e.objective.network.backward_size(e.input_shape), z.size // z.shape[0])
+        size = max(1, e.objective.network.backward_size(e.input_shape), math.prod(z.shape[1:]))
         item = array_namespace(z).finfo(z.dtype).bits // 8
         at_once = max(1, self.budget_bytes // (z.shape[0] * size * item))
         chunk = max(1, at_once // positions)
@@ -162,7 +163,7 @@ class InputOnly(FisherType):
 
     def vectors(self, e: Evaluation, rng: Rng) -> Iterator[Array]:
         xp, z = array_namespace(e.outputs), e.outputs
-        yield xp.zeros((0, *z.shape), dtype=z.dtype, device=z.device)  # type: ignore[attr-defined]
+        yield xp.zeros((0, *z.shape), dtype=z.dtype, device=z.device)
 
 
 def _separate_positions(v: Array, at_once: int) -> Iterator[Array]:
@@ -181,7 +182,7 @@ def _separate_positions(v: Array, at_once: int) -> Iterator[Array]:
     step = max(1, at_once // k)
     for start in range(0, total, step):
         stop = min(start + step, total)
-        out = xp.zeros((stop - start, k, n, total, c), dtype=v.dtype, device=v.device)  # type: ignore[attr-defined]
+        out = xp.zeros((stop - start, k, n, total, c), dtype=v.dtype, device=v.device)
         for s in range(start, stop):
             out[s - start, :, :, s, :] = flat[:, :, s, :]
         yield xp.reshape(out, ((stop - start) * k, n, *positions, c))

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
 
 from kfac_np import trees
-from kfac_np.backend import Array, array_namespace, require_finite, require_float, require_same_place
+from kfac_np.backend import (
+    Array,
+    array_namespace,
+    require_finite,
+    require_float,
+    require_same_place,
+)
 from kfac_np.errors import InputError, ShapeError
 from kfac_np.layers import Layer
 from kfac_np.losses import Loss
@@ -69,8 +76,7 @@ class Objective:
         if z.ndim < 2:
             raise ShapeError(f"network: expected outputs (N, ..., C), got shape {z.shape}")
         self.loss.check(z, t)
-        scale = Scale(terms=z.size // z.shape[-1], examples=z.shape[0], weights=weights)
-        return Evaluation(self, params, x.shape[1:], cache, z, t, scale)
+        return Evaluation(self, params, x.shape[1:], cache, z, t, _scale(z, weights))
 
     def value(self, params: Tree, x: Array, t: Array, weights: Array | None = None) -> float:
         """L(θ) alone, without keeping anything.
@@ -84,7 +90,7 @@ class Objective:
         1.0
         """
         z, _ = self.network.forward(params, x)
-        return _mean_value(self.loss, z, t, Scale(z.size // z.shape[-1], z.shape[0], weights))
+        return _mean_value(self.loss, z, t, _scale(z, weights))
 
     def _check_inputs(self, params: Tree, x: Array, weights: Array | None) -> None:
         require_float("x", x)
@@ -168,7 +174,7 @@ class Evaluation:
     def jvp(self, dparams: Tree) -> Array:
         """J_n v for each term: how the outputs move along `dparams`, shape of the outputs."""
         dz = self.objective.network.jvp(self.params, self.cache, None, dparams)
-        return array_namespace(self.outputs).zeros_like(self.outputs) if dz is None else dz  # type: ignore[no-any-return]
+        return array_namespace(self.outputs).zeros_like(self.outputs) if dz is None else dz
 
     def output_gradient(self) -> Array:
         """w_n ∂ℓ/∂z for each term, shape of the outputs; not divided by M."""
@@ -191,6 +197,10 @@ class Evaluation:
     def gradient(self) -> Tree:
         """∇L(θ): the mean over terms, in the structure of the parameters."""
         return self.mean_gradient(self.backward(self.output_gradient()))
+
+
+def _scale(z: Array, weights: Array | None) -> Scale:
+    return Scale(terms=math.prod(z.shape[:-1]), examples=z.shape[0], weights=weights)
 
 
 def _mean_value(loss: Loss, z: Array, t: Array, scale: Scale) -> float:

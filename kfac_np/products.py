@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from kfac_np import trees
 from kfac_np.backend import Array, Rng, array_namespace
-from kfac_np.fisher import Exact, FisherType, InputOnly
 from kfac_np.errors import CurvatureError
+from kfac_np.fisher import Exact, FisherType, InputOnly
 from kfac_np.objective import Evaluation
 from kfac_np.trees import Tree
 
@@ -86,7 +86,9 @@ def fisher_product(e: Evaluation, v: Tree, fisher: FisherType, rng: Rng | None =
     array([[4.]])
     """
     if isinstance(fisher, InputOnly):
-        raise CurvatureError("fisher_product: expected Exact, MonteCarlo or Empirical, got InputOnly()")
+        raise CurvatureError(
+            "fisher_product: expected Exact, MonteCarlo or Empirical, got InputOnly()"
+        )
     if isinstance(fisher, Exact):
         return ggn_product(e, v)
     xp = array_namespace(e.outputs)
@@ -137,7 +139,7 @@ def quadratic_forms(e: Evaluation, vectors: Sequence[Tree]) -> Array:
     bent = e.weighted(e.objective.loss.hessian_product(e.outputs, tangents))
     m = len(vectors)
     gram = xp.reshape(tangents, (m, -1)) @ xp.reshape(bent, (m, -1)).T
-    return (0.5 / e.scale.terms) * (gram + gram.T)  # type: ignore[no-any-return]
+    return (0.5 / e.scale.terms) * (gram + gram.T)
 
 
 def hessian_product(e: Evaluation, v: Tree) -> Tree:

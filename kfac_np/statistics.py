@@ -74,7 +74,7 @@ class AffineStatistics:
         rows = self.num_examples * self.num_locations
         a = xp.reshape(self.a, (rows, -1))
         g = xp.reshape(self.g, (*self.g.shape[:-3], rows, self.g.shape[-1]))
-        return xp.matrix_transpose(g) @ a  # type: ignore[no-any-return]
+        return xp.matrix_transpose(g) @ a
 
     def per_example(self) -> Array:
         """U_n = sum over locations of g āᵀ, one matrix an example (and a vector).
@@ -84,7 +84,7 @@ class AffineStatistics:
         Array, shape ([K,] N, d_out, d_in + 1)
         """
         xp = array_namespace(self.a)
-        return xp.matrix_transpose(self.g) @ self.a  # type: ignore[no-any-return]
+        return xp.matrix_transpose(self.g) @ self.a
 
 
 @final
@@ -134,6 +134,6 @@ class Scale:
             return None
         xp = array_namespace(self.weights)
         per_example = rows // self.examples
-        return xp.reshape(  # type: ignore[no-any-return]
+        return xp.reshape(
             xp.broadcast_to(self.weights[:, None], (self.examples, per_example)), (rows,)
         )

@@ -6,6 +6,7 @@ function of several trees walks them side by side.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -56,7 +57,9 @@ def map_named(function: Callable[..., Any], tree: Tree, *rest: Tree, path: str =
     """
     if isinstance(tree, dict):
         for other in rest:
-            _require_same(isinstance(other, dict) and other.keys() == tree.keys(), path, tree, other)
+            _require_same(
+                isinstance(other, dict) and other.keys() == tree.keys(), path, tree, other
+            )
         return {
             k: map_named(function, v, *(o[k] for o in rest), path=_join(path, k))
             for k, v in tree.items()
@@ -79,7 +82,11 @@ def _join(path: str, key: object) -> str:
 def _require_same(same: bool, path: str, tree: Tree, other: Tree) -> None:
     if not same:
         kind = f"{type(tree).__name__} of {len(tree)}"
-        came = f"{type(other).__name__} of {len(other)}" if hasattr(other, "__len__") else type(other).__name__
+        came = (
+            f"{type(other).__name__} of {len(other)}"
+            if hasattr(other, "__len__")
+            else type(other).__name__
+        )
         raise ShapeError(f"tree at {path or 'its root'}: expected a {kind}, got a {came}")
 
 
@@ -135,7 +142,7 @@ def axpy(factor: Any, x: Tree, y: Tree) -> Tree:
     def leaf(a: Array, b: Array) -> Array:
         out = factor * a
         out += b
-        return out  # type: ignore[no-any-return]
+        return out
 
     return tree_map(leaf, x, y)
 
@@ -167,12 +174,12 @@ def inner(x: Tree, y: Tree) -> Array:
     total = products[0]
     for p in products[1:]:
         total = total + p
-    return total  # type: ignore[no-any-return]
+    return total
 
 
 def _inner_leaf(a: Array, b: Array) -> Array:
     xp = array_namespace(a, b)
-    return xp.vecdot(xp.reshape(a, (-1,)), xp.reshape(b, (-1,)))  # type: ignore[no-any-return]
+    return xp.vecdot(xp.reshape(a, (-1,)), xp.reshape(b, (-1,)))
 
 
 def squared_norm(tree: Tree) -> Array:
@@ -200,7 +207,7 @@ def ravel(tree: Tree) -> Array:
     if not parts:
         raise ShapeError("ravel: expected a tree with at least one array, got an empty one")
     xp = array_namespace(*parts)
-    return xp.concat([xp.reshape(p, (-1,)) for p in parts])  # type: ignore[no-any-return]
+    return xp.concat([xp.reshape(p, (-1,)) for p in parts])
 
 
 def unravel(vector: Array, like: Tree) -> Tree:
@@ -217,7 +224,7 @@ def unravel(vector: Array, like: Tree) -> Tree:
     >>> unravel(np.asarray([1.0, 2.0, 3.0]), (np.zeros((1, 2)), np.zeros(1)))
     (array([[1., 2.]]), array([3.]))
     """
-    total = sum(leaf.size for leaf in leaves(like))
+    total = sum(math.prod(leaf.shape) for leaf in leaves(like))
     if vector.shape != (total,):
         raise ShapeError(f"unravel: expected a vector of {total} entries, got shape {vector.shape}")
     xp = array_namespace(vector)
@@ -225,7 +232,8 @@ def unravel(vector: Array, like: Tree) -> Tree:
 
     def cut(leaf: Array) -> Array:
         nonlocal start
-        start += leaf.size
-        return xp.reshape(vector[start - leaf.size : start], leaf.shape)  # type: ignore[no-any-return]
+        size = math.prod(leaf.shape)
+        start += size
+        return xp.reshape(vector[start - size : start], leaf.shape)
 
     return tree_map(cut, like)

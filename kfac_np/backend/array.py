@@ -32,7 +32,7 @@ class Array(Protocol):
     @property
     def ndim(self) -> int: ...
     @property
-    def size(self) -> int: ...
+    def device(self) -> Any: ...
     @property
     def dtype(self) -> Any: ...
     @property
@@ -51,6 +51,7 @@ class Array(Protocol):
     def __pow__(self, other: Any, /) -> Array: ...
     def __matmul__(self, other: Any, /) -> Array: ...
     def __neg__(self) -> Array: ...
+    def __and__(self, other: Any, /) -> Array: ...
     def __lt__(self, other: Any, /) -> Array: ...
     def __le__(self, other: Any, /) -> Array: ...
     def __gt__(self, other: Any, /) -> Array: ...
@@ -156,10 +157,10 @@ class Backend:
         if self.name == "torch" and not host.flags.writeable:
             host = host.copy()  # torch warns about memory it could corrupt
         if dtype is None:
-            return self.xp.asarray(host, device=self.device)  # type: ignore[no-any-return]
+            return self.xp.asarray(host, device=self.device)
         if self.xp is array_api_compat.numpy or array_api_compat.is_cupy_namespace(self.xp):
-            return self.xp.asarray(host, dtype=dtype, device=self.device)  # type: ignore[no-any-return]
-        return self.xp.astype(self.xp.asarray(host, device=self.device), dtype)  # type: ignore[no-any-return]
+            return self.xp.asarray(host, dtype=dtype, device=self.device)
+        return self.xp.astype(self.xp.asarray(host, device=self.device), dtype)
 
     def zeros(self, shape: tuple[int, ...]) -> Array:
         """Return an array of zeros.
@@ -169,7 +170,7 @@ class Backend:
         >>> get_backend().zeros((2,))
         array([0., 0.], dtype=float32)
         """
-        return self.xp.zeros(shape, dtype=self.dtype, device=self.device)  # type: ignore[no-any-return]
+        return self.xp.zeros(shape, dtype=self.dtype, device=self.device)
 
     def ones(self, shape: tuple[int, ...]) -> Array:
         """Return an array of ones.
@@ -179,7 +180,7 @@ class Backend:
         >>> get_backend().ones((2,))
         array([1., 1.], dtype=float32)
         """
-        return self.xp.ones(shape, dtype=self.dtype, device=self.device)  # type: ignore[no-any-return]
+        return self.xp.ones(shape, dtype=self.dtype, device=self.device)
 
     def eye(self, n: int) -> Array:
         """Return the identity matrix, shape (n, n).
@@ -190,7 +191,7 @@ class Backend:
         array([[1., 0.],
                [0., 1.]], dtype=float32)
         """
-        return self.xp.eye(n, dtype=self.dtype, device=self.device)  # type: ignore[no-any-return]
+        return self.xp.eye(n, dtype=self.dtype, device=self.device)
 
 
 _MODULES = {

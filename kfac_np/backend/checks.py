@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import array_api_compat
@@ -57,7 +58,9 @@ def require_finite(name: str, x: Array) -> None:
     if not all_finite(x):
         xp = array_namespace(x)
         bad = int(xp.sum(xp.astype(~xp.isfinite(x), xp.int64)))
-        raise InputError(f"{name}: expected finite values, got {bad} of {x.size} that are NaN or Inf")
+        raise InputError(
+            f"{name}: expected finite values, got {bad} of {math.prod(x.shape)} that are NaN or Inf"
+        )
 
 
 def require_same_place(name: str, x: Array, like: Array, like_name: str = "parameters") -> None:

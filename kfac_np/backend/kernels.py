@@ -26,10 +26,10 @@ def append_ones(x: Array) -> Array:
     """
     xp = array_namespace(x)
     d = x.shape[-1]
-    out = xp.empty((*x.shape[:-1], d + 1), dtype=x.dtype, device=x.device)  # type: ignore[attr-defined]
+    out = xp.empty((*x.shape[:-1], d + 1), dtype=x.dtype, device=x.device)
     out[..., :d] = x
     out[..., d:] = 1.0
-    return out  # type: ignore[no-any-return]
+    return out
 
 
 def second_moment(rows: Array, weights: Array | None = None) -> Array:

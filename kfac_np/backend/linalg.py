@@ -83,7 +83,7 @@ def _inverse_by_halves(m: Array) -> Array:
     out[:h, h:] = -tz
     out[h:, :h] = -tz.T
     out[h:, h:] = z_inv
-    return out  # type: ignore[no-any-return]
+    return out
 
 
 def _inverse_by_cholesky(m: Array) -> Array:
@@ -101,7 +101,7 @@ def _inverse_by_cholesky(m: Array) -> Array:
         # always NaN, but then its diagonal is not positive.
         bad = ~xp.all(xp.linalg.diagonal(factor) > 0)
         half = xp.where(bad, xp.nan, half)
-    return half.T @ half  # type: ignore[no-any-return]
+    return half.T @ half
 
 
 def _is_linalg_error(error: Exception) -> bool:
@@ -135,7 +135,7 @@ def eigh(m: Array) -> tuple[Array, Array]:
     if not all_finite(m):
         raise FactorizationError(f"a {n}×{n} matrix has NaN or Inf: no eigendecomposition")
     xp = array_namespace(m)
-    if not bool(xp.any(m != 0)):  # type: ignore[comparison-overlap]
+    if not bool(xp.any(xp.not_equal(m, 0))):
         backend = Backend.of(m)  # CuPy returns NaN for the zero matrix
         return backend.zeros((n,)), backend.eye(n)
     try:
@@ -159,4 +159,4 @@ def spectral_norm(m: Array) -> Array:
     2.0
     """
     xp = array_namespace(m)
-    return xp.max(xp.abs(eigh(m)[0]))  # type: ignore[no-any-return]
+    return xp.max(xp.abs(eigh(m)[0]))

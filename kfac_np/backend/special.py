@@ -27,7 +27,7 @@ def logistic(x: Array) -> Array:
     y = xp.tanh(0.5 * x)
     y *= 0.5
     y += 0.5
-    return y  # type: ignore[no-any-return]
+    return y
 
 
 def softplus(x: Array) -> Array:
@@ -42,7 +42,7 @@ def softplus(x: Array) -> Array:
     xp = array_namespace(x)
     y = xp.log1p(xp.exp(-xp.abs(x)))
     y += 0.5 * (x + xp.abs(x))
-    return y  # type: ignore[no-any-return]
+    return y
 
 
 def logsumexp(x: Array) -> Array:
@@ -56,7 +56,7 @@ def logsumexp(x: Array) -> Array:
     """
     xp = array_namespace(x)
     top = xp.max(x, axis=-1, keepdims=True)
-    return top + xp.log(xp.sum(xp.exp(x - top), axis=-1, keepdims=True))  # type: ignore[no-any-return]
+    return top + xp.log(xp.sum(xp.exp(x - top), axis=-1, keepdims=True))
 
 
 def softmax(x: Array) -> Array:
@@ -70,7 +70,7 @@ def softmax(x: Array) -> Array:
     """
     xp = array_namespace(x)
     p = xp.exp(x - xp.max(x, axis=-1, keepdims=True))
-    return p / xp.sum(p, axis=-1, keepdims=True)  # type: ignore[no-any-return]
+    return p / xp.sum(p, axis=-1, keepdims=True)
 
 
 def erf(x: Array) -> Array:
@@ -84,9 +84,9 @@ def erf(x: Array) -> Array:
     """
     xp = array_namespace(x)
     if array_api_compat.is_cupy_namespace(xp):
-        return importlib.import_module("cupyx.scipy.special").erf(x)  # type: ignore[no-any-return]
+        return importlib.import_module("cupyx.scipy.special").erf(x)
     if array_api_compat.is_torch_namespace(xp):
-        return xp.erf(x)  # type: ignore[no-any-return]
+        return xp.erf(x)
     return erf_generic(x)
 
 
@@ -119,4 +119,4 @@ def erf_generic(x: Array) -> Array:
     for n in range(60, 0, -1):
         fraction = (n / 2) / (large + fraction)
     tail = xp.exp(-large * large) / (math.sqrt(math.pi) * (large + fraction))
-    return xp.sign(x) * xp.where(magnitude < 2.0, series, 1.0 - tail)  # type: ignore[no-any-return]
+    return xp.sign(x) * xp.where(magnitude < 2.0, series, 1.0 - tail)

@@ -64,9 +64,7 @@ class BlockDiagonal(Curvature):
         return {path: self.block_of(path).input_moments(s, scale) for path, s in found.items()}
 
     def moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
-        return {
-            path: self.block_of(path).moments(s, scale) for path, s in trees.items(statistics)
-        }
+        return {path: self.block_of(path).moments(s, scale) for path, s in trees.items(statistics)}
 
     def matrix(self, moments: dict[str, Moments], params: Tree) -> BlockDiagonalMatrix:
         def leaf(path: str, parameter: Array) -> Matrix:
@@ -88,6 +86,4 @@ class BlockDiagonal(Curvature):
         return factors, events
 
     def solve(self, factors: dict[str, Factors], v: Tree) -> Tree:
-        return trees.map_named(
-            lambda path, x: self.block_of(path).solve(factors[path], x), v
-        )
+        return trees.map_named(lambda path, x: self.block_of(path).solve(factors[path], x), v)

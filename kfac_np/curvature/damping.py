@@ -32,9 +32,7 @@ def pi_trace(A: Array, G: Array, gamma: float) -> tuple[Array, Array]:
     (0.2, 0.05)
     """
     xp = array_namespace(A, G)
-    return _split(
-        xp.linalg.trace(A) / A.shape[0], xp.linalg.trace(G) / G.shape[0], gamma
-    )
+    return _split(xp.linalg.trace(A) / A.shape[0], xp.linalg.trace(G) / G.shape[0], gamma)
 
 
 def pi_frobenius(A: Array, G: Array, gamma: float) -> tuple[Array, Array]:
@@ -94,7 +92,7 @@ def plain(A: Array, G: Array, gamma: float) -> tuple[float, float]:
 
 def _split(norm_a: Array, norm_g: Array, gamma: float) -> tuple[Array, Array]:
     xp = array_namespace(norm_a, norm_g)
-    both = (norm_a > 0) & (norm_g > 0)  # type: ignore[operator]
+    both = (norm_a > 0) & (norm_g > 0)
     one = xp.ones_like(norm_a)
     pi = xp.sqrt(xp.where(both, norm_a, one) / xp.where(both, norm_g, one))
     return pi * gamma, gamma / pi

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from kfac_np import trees
 from kfac_np.curvature.base import Curvature
 from kfac_np.layers import Layer, Residual, Sequential
@@ -52,13 +54,13 @@ def describe(
     for path, p in trees.items(params):
         block = curvature.block_of(path)
         cost = block.cost(p.shape)
-        size = f"{'×'.join(map(str, p.shape))} = {p.size}"
+        size = f"{'×'.join(map(str, p.shape))} = {math.prod(p.shape)}"
         name = repr(_layer_at(network, path))
         operations = (cost["factorise"], cost["solve"])
         rows.append(
             (path, name, size, type(block).__name__, cost["factors"], *map(_short, operations))
         )
-        totals = [a + b for a, b in zip(totals, (p.size, *operations), strict=True)]
+        totals = [a + b for a, b in zip(totals, (math.prod(p.shape), *operations), strict=True)]
     rows.append(("total", "", str(totals[0]), "", "", _short(totals[1]), _short(totals[2])))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(

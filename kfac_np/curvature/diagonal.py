@@ -58,7 +58,7 @@ class DiagonalBlock(Block):
     ) -> Factors:
         values = moments["diagonal"] + damping
         if not all_finite(values):
-            return ladder.keep("diagonal", previous, damping)  # type: ignore[no-any-return]
+            return ladder.keep("diagonal", previous, damping)
         xp = array_namespace(values)
         floor = float(xp.finfo(values.dtype).eps) * float(xp.max(values))
         if not float(xp.min(values)) > floor:

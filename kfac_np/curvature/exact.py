@@ -57,7 +57,7 @@ class ExactBlock(Block):
 
     def solve(self, factors: Factors, v: Array) -> Array:
         xp = array_namespace(v)
-        return xp.reshape(factors["inverse"] @ xp.reshape(v, (-1,)), v.shape)  # type: ignore[no-any-return]
+        return xp.reshape(factors["inverse"] @ xp.reshape(v, (-1,)), v.shape)
 
     def cost(self, shape: tuple[int, ...]) -> Mapping[str, Any]:
         n = shape[0] * shape[1]
@@ -140,4 +140,4 @@ def _gradient_rows(s: AffineStatistics) -> Array:
     """U_nk flattened row-major, shape (K · N, d_out · d_in)."""
     xp = array_namespace(s.a)
     u = s.per_example()
-    return xp.reshape(u, (-1, u.shape[-2] * u.shape[-1]))  # type: ignore[no-any-return]
+    return xp.reshape(u, (-1, u.shape[-2] * u.shape[-1]))

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-from kfac_np.backend import Array, Backend, array_namespace, second_moment
+from kfac_np.backend import Array, Backend, array_namespace, eigh, second_moment
 from kfac_np.curvature.base import Block, Factors, Moments
 from kfac_np.curvature.damping import DampingRule, pi_trace
 from kfac_np.curvature.ladder import Ladder
 from kfac_np.curvature.sharing import Sharing, expand
 from kfac_np.errors import FactorizationError
-from kfac_np.backend import eigh
 from kfac_np.matrices import KroneckerMatrix
 from kfac_np.statistics import AffineStatistics, Scale
 
@@ -94,7 +93,7 @@ class KFACBlock(Block):
             a, u_a = eigh(moments["A"])
             g, u_g = eigh(moments["G"])
         except FactorizationError:
-            return ladder.keep("A, G", previous, damping)  # type: ignore[no-any-return]
+            return ladder.keep("A, G", previous, damping)
         xp = array_namespace(a)
         values = xp.clip(g, min=0.0)[:, None] * xp.clip(a, min=0.0)[None, :] + damping
         floor = float(xp.finfo(values.dtype).eps) * max(float(xp.max(values)), damping)

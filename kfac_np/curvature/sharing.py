@@ -6,6 +6,7 @@ of squares is A, and g of shape (R', d_out), whose sum of squares over M is G.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from kfac_np.backend import Array, array_namespace
@@ -47,7 +48,7 @@ def expand(s: AffineStatistics, scale: Scale) -> tuple[Array, Array]:
     xp = array_namespace(s.a, s.g)
     return (
         xp.reshape(s.a, (s.num_examples * s.num_locations, s.a.shape[-1])),
-        xp.reshape(s.g, (s.g.size // s.g.shape[-1], s.g.shape[-1])),
+        xp.reshape(s.g, (math.prod(s.g.shape[:-1]), s.g.shape[-1])),
     )
 
 
@@ -88,4 +89,4 @@ def reduce(s: AffineStatistics, scale: Scale) -> tuple[Array, Array]:
         )
     xp = array_namespace(s.a, s.g)
     g = xp.sum(s.g, axis=-2)
-    return xp.mean(s.a, axis=1), xp.reshape(g, (g.size // g.shape[-1], g.shape[-1]))
+    return xp.mean(s.a, axis=1), xp.reshape(g, (math.prod(g.shape[:-1]), g.shape[-1]))

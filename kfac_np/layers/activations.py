@@ -101,10 +101,10 @@ class Identity(Activation):
         return x
 
     def derivative(self, x: Array, y: Array) -> Array:
-        return array_namespace(x).ones_like(x)  # type: ignore[no-any-return]
+        return array_namespace(x).ones_like(x)
 
     def second_derivative(self, x: Array, y: Array) -> Array:
-        return array_namespace(x).zeros_like(x)  # type: ignore[no-any-return]
+        return array_namespace(x).zeros_like(x)
 
 
 @final
@@ -120,7 +120,7 @@ class Tanh(Activation):
     """
 
     def value(self, x: Array) -> Array:
-        return array_namespace(x).tanh(x)  # type: ignore[no-any-return]
+        return array_namespace(x).tanh(x)
 
     def derivative(self, x: Array, y: Array) -> Array:
         return 1.0 - y * y
@@ -165,13 +165,13 @@ class ReLU(Activation):
 
     def value(self, x: Array) -> Array:
         xp = array_namespace(x)
-        return xp.maximum(x, xp.zeros_like(x))  # type: ignore[no-any-return]  # keeps NaN
+        return xp.maximum(x, xp.zeros_like(x))  # keeps NaN
 
     def derivative(self, x: Array, y: Array) -> Array:
-        return array_namespace(x).astype(x > 0, x.dtype)  # type: ignore[no-any-return]
+        return array_namespace(x).astype(x > 0, x.dtype)
 
     def second_derivative(self, x: Array, y: Array) -> Array:
-        return array_namespace(x).zeros_like(x)  # type: ignore[no-any-return]
+        return array_namespace(x).zeros_like(x)
 
 
 @final
@@ -198,14 +198,14 @@ class LeakyReLU(Activation):
             raise InputError(f"LeakyReLU: expected a slope in [0, 1], got {self.slope!r}")
 
     def value(self, x: Array) -> Array:
-        return array_namespace(x).maximum(x, self.slope * x)  # type: ignore[no-any-return]
+        return array_namespace(x).maximum(x, self.slope * x)
 
     def derivative(self, x: Array, y: Array) -> Array:
         xp = array_namespace(x)
         return self.slope + (1.0 - self.slope) * xp.astype(x > 0, x.dtype)
 
     def second_derivative(self, x: Array, y: Array) -> Array:
-        return array_namespace(x).zeros_like(x)  # type: ignore[no-any-return]
+        return array_namespace(x).zeros_like(x)
 
 
 @final
@@ -282,4 +282,4 @@ class GELU(Activation):
 
 
 def _normal_density(x: Array) -> Array:
-    return array_namespace(x).exp(-0.5 * x * x) * (2.0 * math.pi) ** -0.5  # type: ignore[no-any-return]
+    return array_namespace(x).exp(-0.5 * x * x) * (2.0 * math.pi) ** -0.5

@@ -41,9 +41,7 @@ class Sequential(Layer):
             raise InputError("Sequential: expected at least one layer, got none")
         for i, layer in enumerate(layers):
             if not isinstance(layer, Layer):
-                raise InputError(
-                    f"Sequential: expected a Layer at {i}, got {type(layer).__name__}"
-                )
+                raise InputError(f"Sequential: expected a Layer at {i}, got {type(layer).__name__}")
         object.__setattr__(self, "layers", layers)
 
     def __repr__(self) -> str:
@@ -88,6 +86,7 @@ class Sequential(Layer):
         statistics = []
         dx: Array | None = g
         for i in reversed(range(first, len(self.layers))):
+            assert dx is not None  # asked for by the layer above
             dx, s = self.layers[i].backward(params[i], cache[i], dx, wrt_input or i > first)
             statistics.append(s)
         return (dx if wrt_input else None), (*params[:first], *reversed(statistics))

@@ -63,7 +63,7 @@ class Dense(Layer):
         if not self.bias:
             return weights
         zeros = backend.zeros((self.d_out, 1))
-        return backend.xp.concat([weights, zeros], axis=1)  # type: ignore[no-any-return]
+        return backend.xp.concat([weights, zeros], axis=1)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if not shape or shape[-1] != self.d_in:
@@ -123,4 +123,4 @@ def _on_last_axis(x: Array, m: Array) -> Array:
     """x @ m as one matrix product, however many axes x has."""
     xp = array_namespace(x, m)
     rows = xp.reshape(x, (-1, x.shape[-1]))
-    return xp.reshape(rows @ m, (*x.shape[:-1], m.shape[1]))  # type: ignore[no-any-return]
+    return xp.reshape(rows @ m, (*x.shape[:-1], m.shape[1]))

@@ -45,7 +45,7 @@ class Flatten(Layer):
     def jvp(self, params: Tree, cache: Tree, dx: Array | None, dparams: Tree) -> Array | None:
         if dx is None:
             return None
-        return array_namespace(dx).reshape(dx, (dx.shape[0], math.prod(cache)))  # type: ignore[no-any-return]
+        return array_namespace(dx).reshape(dx, (dx.shape[0], math.prod(cache)))
 
     def backward_jvp(
         self,

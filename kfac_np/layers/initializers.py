@@ -81,4 +81,4 @@ def sparse(
     rank = xp.argsort(order, axis=1)
     weights = rng.normal((fan_out, fan_in), backend)
     keep = rank < connections
-    return array_namespace(weights).where(keep, weights, backend.zeros((fan_out, fan_in)))  # type: ignore[no-any-return]
+    return array_namespace(weights).where(keep, weights, backend.zeros((fan_out, fan_in)))

@@ -113,7 +113,7 @@ def one_hot_columns(values: Array, start: int, stop: int | None) -> Array:
     xp = array_namespace(values)
     stop = values.shape[-1] if stop is None else stop
     shape = (stop - start, *values.shape)
-    columns = xp.zeros(shape, dtype=values.dtype, device=values.device)  # type: ignore[attr-defined]
+    columns = xp.zeros(shape, dtype=values.dtype, device=values.device)
     for k in range(stop - start):
         columns[k, ..., start + k] = values[..., start + k]
-    return columns  # type: ignore[no-any-return]
+    return columns

@@ -36,7 +36,7 @@ class SigmoidCrossEntropy(DiagonalLoss):
             )
 
     def value(self, z: Array, t: Array) -> Array:
-        return array_namespace(z, t).sum(softplus(z) - t * z, axis=-1)  # type: ignore[no-any-return]
+        return array_namespace(z, t).sum(softplus(z) - t * z, axis=-1)
 
     def gradient(self, z: Array, t: Array) -> Array:
         return logistic(z) - t
@@ -47,4 +47,4 @@ class SigmoidCrossEntropy(DiagonalLoss):
 
     def sample_targets(self, rng: Rng, z: Array) -> Array:
         xp = array_namespace(z)
-        return xp.astype(rng.uniform(z.shape, Backend.of(z)) < logistic(z), z.dtype)  # type: ignore[no-any-return]
+        return xp.astype(rng.uniform(z.shape, Backend.of(z)) < logistic(z), z.dtype)

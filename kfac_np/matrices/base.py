@@ -80,7 +80,7 @@ class Matrix(ABC):
         xp = array_namespace(values)
         safe = xp.where(values > 0, values, xp.ones_like(values))
         log = xp.where(values > 0, xp.log(safe), -xp.inf)
-        return xp.sum(log)  # type: ignore[no-any-return]
+        return xp.sum(log)
 
     def sample(self, rng: Rng, damping: float = 0.0, *, inverse: bool = False) -> Array:
         """Draw from N(0, C + damping · I), or from N(0, (C + damping · I)⁻¹).
@@ -123,14 +123,14 @@ class Spectral(Matrix):
 
     def eigenvalues(self) -> Array:
         """All eigenvalues as a vector, in no particular order, shape (n,)."""
-        return array_namespace(self.values).reshape(self.values, (-1,))  # type: ignore[no-any-return]
+        return array_namespace(self.values).reshape(self.values, (-1,))
 
     def trace(self) -> Array:
-        return array_namespace(self.values).sum(self.values)  # type: ignore[no-any-return]
+        return array_namespace(self.values).sum(self.values)
 
     def frobenius_norm(self) -> Array:
         xp = array_namespace(self.values)
-        return xp.sqrt(xp.sum(self.values * self.values))  # type: ignore[no-any-return]
+        return xp.sqrt(xp.sum(self.values * self.values))
 
     def power(self, exponent: float, damping: float = 0.0) -> Self:
         """(C + damping · I) to any real power, with eigenvalues below rounding taken as 0.

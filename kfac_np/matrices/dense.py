@@ -53,10 +53,10 @@ class DenseMatrix(Matrix):
         return self.array
 
     def trace(self) -> Array:
-        return array_namespace(self.array).linalg.trace(self.array)  # type: ignore[no-any-return]
+        return array_namespace(self.array).linalg.trace(self.array)
 
     def frobenius_norm(self) -> Array:
-        return array_namespace(self.array).linalg.matrix_norm(self.array)  # type: ignore[no-any-return]
+        return array_namespace(self.array).linalg.matrix_norm(self.array)
 
     def spectral(self) -> DenseSpectral:
         return self._spectral
@@ -105,4 +105,4 @@ class DenseSpectral(Spectral):
 
 def _apply(m: Array, v: Array) -> Array:
     xp = array_namespace(v)
-    return xp.reshape(m @ xp.reshape(v, (-1,)), v.shape)  # type: ignore[no-any-return]
+    return xp.reshape(m @ xp.reshape(v, (-1,)), v.shape)

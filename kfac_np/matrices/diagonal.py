@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -40,6 +41,6 @@ class DiagonalMatrix(Spectral):
 
     def to_dense(self) -> Array:
         xp = array_namespace(self.values)
-        n = self.values.size
-        eye = xp.eye(n, dtype=self.values.dtype, device=self.values.device)  # type: ignore[attr-defined]
-        return eye * xp.reshape(self.values, (1, n))  # type: ignore[no-any-return]
+        n = math.prod(self.values.shape)
+        eye = xp.eye(n, dtype=self.values.dtype, device=self.values.device)
+        return eye * xp.reshape(self.values, (1, n))

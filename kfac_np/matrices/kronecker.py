@@ -58,15 +58,15 @@ class KroneckerMatrix(Matrix):
         return self.G @ v @ self.A
 
     def to_dense(self) -> Array:
-        return xpx.kron(self.G, self.A)  # type: ignore[no-any-return]
+        return xpx.kron(self.G, self.A)
 
     def trace(self) -> Array:
         xp = array_namespace(self.A)
-        return xp.linalg.trace(self.A) * xp.linalg.trace(self.G)  # type: ignore[no-any-return]
+        return xp.linalg.trace(self.A) * xp.linalg.trace(self.G)
 
     def frobenius_norm(self) -> Array:
         xp = array_namespace(self.A)
-        return xp.linalg.matrix_norm(self.A) * xp.linalg.matrix_norm(self.G)  # type: ignore[no-any-return]
+        return xp.linalg.matrix_norm(self.A) * xp.linalg.matrix_norm(self.G)
 
     def spectral(self) -> KroneckerSpectral:
         return self._spectral
@@ -119,4 +119,4 @@ class KroneckerSpectral(Spectral):
     def to_dense(self) -> Array:
         xp = array_namespace(self.values)
         u = xpx.kron(self.U_G, self.U_A)
-        return (u * xp.reshape(self.values, (1, -1))) @ u.T  # type: ignore[no-any-return]
+        return (u * xp.reshape(self.values, (1, -1))) @ u.T

@@ -104,7 +104,7 @@ class BlockDiagonalMatrix(TreeMatrix):
 
     def frobenius_norm(self) -> Array:
         total = self._sum(lambda block: block.frobenius_norm() ** 2)
-        return array_namespace(total).sqrt(total)  # type: ignore[no-any-return]
+        return array_namespace(total).sqrt(total)
 
     def sample(self, rng: Rng, damping: float = 0.0, *, inverse: bool = False) -> Tree:
         return trees.map_named(
@@ -121,7 +121,7 @@ class BlockDiagonalMatrix(TreeMatrix):
             stop = start + d.shape[0]
             out[start:stop, start:stop] = d
             start = stop
-        return out  # type: ignore[no-any-return]
+        return out
 
     def _sum(self, function: Callable[[Matrix], Array]) -> Array:
         parts = [function(block) for block in trees.leaves(self.blocks)]
