@@ -14,7 +14,7 @@ PYTEST_FLAGS ?=
 PYTEST_JOBS ?= auto
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format docs clean
+.PHONY: help demo test lint lint-rules lint-format lint-types lint-spelling format docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -31,10 +31,19 @@ test: export MKL_NUM_THREADS ?= 1
 test: $(VENV)/test.stamp ## all tests and doctests, with branch coverage
 	$(BIN)/python -m pytest --numprocesses $(PYTEST_JOBS) --maxprocesses 4 --cov $(PYTEST_FLAGS)
 
-lint: $(VENV)/lint.stamp ## ruff (rules, docstrings, format), mypy --strict, spelling
+# `make -k lint` goes on to the next tool after one has found something.
+lint: lint-rules lint-format lint-types lint-spelling ## ruff (rules, docstrings, format), mypy --strict, spelling
+
+lint-rules: $(VENV)/lint.stamp
 	$(BIN)/ruff check .
+
+lint-format: $(VENV)/lint.stamp
 	$(BIN)/ruff format --check .
+
+lint-types: $(VENV)/lint.stamp
 	$(BIN)/mypy
+
+lint-spelling: $(VENV)/lint.stamp
 	$(BIN)/codespell
 
 format: $(VENV)/lint.stamp ## apply ruff's fixes and format
