@@ -40,7 +40,7 @@ def curves(n_train: int = 20_000, n_test: int = 10_000, seed: int = 0) -> Datase
     Returns
     -------
     Dataset
-        Without labels.
+        Without labels. About half of the pixels, near the border, are 0 in every image.
 
     Raises
     ------

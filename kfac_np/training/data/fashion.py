@@ -15,8 +15,8 @@ ENVIRONMENT_VARIABLE = "KFAC_NP_DATA"
 DEBIAN_DIRECTORY = "/usr/share/datasets/fashion-mnist"
 
 _URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
-# Of the compressed files (FILE.gz). Debian's differ in the header of gzip (no name, another date) and
-# have the same content.
+# Of the compressed files, FILE.gz. Debian's have the same content, but no name and another date
+# in the header of gzip.
 _SHA256 = {
     "train-images-idx3-ubyte": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
     "train-labels-idx1-ubyte": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
@@ -98,7 +98,9 @@ def download_fashion_mnist(directory: str | os.PathLike[str] | None = None) -> P
 
     Examples
     --------
-    >>> directory = download_fashion_mnist()  # doctest: +SKIP
+    >>> download_fashion_mnist("/dev/null/cannot/be/made")
+    Traceback (most recent call last):
+    kfac_np.errors.DataError: fashion-mnist: ...
     """
     try:
         import pooch
