@@ -160,6 +160,8 @@ def save_step(
         raise CheckpointError(f"keep: expected at least 1 checkpoint, got {keep}")
     path = Path(directory) / f"step-{step:012d}.npz"
     save(path, tree, {"step": step, **(metadata or {})})
+    for forgotten in Path(directory).glob(".step-*.npz.part"):  # by a process that was killed
+        forgotten.unlink()
     for old in [p for p in checkpoints(directory) if p != path][: -(keep - 1) or None]:
         old.unlink()
     return path

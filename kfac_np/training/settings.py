@@ -8,6 +8,7 @@ classes (a slot), the table's key ``name`` says which; `Choices` lists them.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import tomllib
 import types
@@ -39,8 +40,8 @@ def build(
     Parameters
     ----------
     annotation : type or slot
-        A dataclass, a slot of `choices`, bool, int, float, str, a Literal, a tuple of these, or a
-        union of these. The string ``"none"`` stands for None, which TOML lacks.
+        A dataclass, a slot of `choices`, bool, int, float, str, a Literal, or a tuple, a mapping
+        from str or a union of these. The string ``"none"`` stands for None, which TOML lacks.
     value : TOML value
         For a dataclass a table; a slot's table has the key ``name``, and the name alone will do.
     choices : mapping, optional
@@ -51,7 +52,7 @@ def build(
         What the place holds if nothing is said: a table that does not name another class changes
         this object's fields.
     given : mapping, optional
-        Fields of the outermost dataclass that the configuration does not set.
+        Fields that the configuration does not set, by name, of whichever dataclass has them.
 
     Raises
     ------
@@ -75,11 +76,13 @@ def build(
     if annotation in choices:
         return _build_slot(annotation, value, choices, path, default, given)
     if _is_union(annotation):
-        return _build_union(annotation, value, choices, path, default)
+        return _build_union(annotation, value, choices, path, default, given)
     if dataclasses.is_dataclass(annotation):
         return _build_dataclass(annotation, value, choices, path, default, given)  # type: ignore[arg-type]
     if typing.get_origin(annotation) is tuple:
-        return _build_tuple(annotation, value, choices, path)
+        return _build_tuple(annotation, value, choices, path, given)
+    if _is_mapping(annotation):
+        return _build_mapping(annotation, value, choices, path, default, given)
     if _accepts(annotation, value):
         return float(value) if annotation is float else value
     raise _mismatch(annotation, value, choices, path)
@@ -111,9 +114,12 @@ def dump(annotation: Any, value: Any, choices: Choices | None = None) -> Any:
         return dump(member, value, choices)
     if dataclasses.is_dataclass(annotation):
         return _dump_fields(value, choices)
+    if _is_mapping(annotation):
+        item = typing.get_args(annotation)[1]
+        return {k: dump(item, v, choices) for k, v in value.items()}
     if isinstance(value, tuple):
-        item = _tuple_items(annotation, len(value))
-        return [dump(a, v, choices) for a, v in zip(item, value, strict=True)]
+        items = _tuple_items(annotation, len(value))
+        return [dump(a, v, choices) for a, v in zip(items, value, strict=True)]
     return value
 
 
@@ -165,22 +171,22 @@ def assign(table: Mapping[str, Any], path: str, value: Any) -> Table:
     return merge(dict(table), nested)
 
 
-def parse_assignment(text: str) -> tuple[str, Any]:
-    """Split ``path=value``; the value is TOML, or else a plain string.
+def parse_assignment(text: str) -> Table:
+    """Turn ``path.to.option=value`` into a nested table; the value is TOML, or a plain string.
 
     Examples
     --------
     >>> parse_assignment("optimizer.rate=1e-3"), parse_assignment("optimizer.name=sgd")
-    (('optimizer.rate', 0.001), ('optimizer.name', 'sgd'))
+    ({'optimizer': {'rate': 0.001}}, {'optimizer': {'name': 'sgd'}})
     """
     path, equals, value = (part.strip() for part in text.partition("="))
-    if not equals or not all(path.split(".")):
-        raise ConfigError(f"--set: expected path.to.option=value, got {text!r}")
-    try:
-        parsed = tomllib.loads(f"value = {value}")
-    except tomllib.TOMLDecodeError:
-        return path, value
-    return path, parsed["value"] if len(parsed) == 1 else value
+    for candidate in (value, json.dumps(value)):
+        if equals and "\n" not in text:
+            try:
+                return tomllib.loads(f"{path} = {candidate}")
+            except tomllib.TOMLDecodeError:
+                continue
+    raise ConfigError(f"--set: expected path.to.option=value, got {text!r}")
 
 
 def _build_slot(
@@ -223,7 +229,7 @@ def _build_dataclass(
         raise _mismatch(cls, value, choices, path)
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
-    arguments = dict(given or {})
+    arguments = {name: v for name, v in (given or {}).items() if name in fields}
     settable = [n for n in fields if n not in arguments and _is_settable(hints[n], choices)]
     for key in value:
         if key not in settable:
@@ -238,7 +244,7 @@ def _build_dataclass(
         if name in value:
             start = None if inherited is dataclasses.MISSING else inherited
             arguments[name] = build(
-                hints[name], value[name], choices, path=_dot(path, name), default=start
+                hints[name], value[name], choices, path=_dot(path, name), default=start, given=given
             )
         elif inherited is dataclasses.MISSING:
             raise ConfigError(
@@ -258,7 +264,14 @@ def _default_of(field: dataclasses.Field[Any]) -> Any:
     return field.default
 
 
-def _build_union(annotation: Any, value: Any, choices: Choices, path: str, default: Any) -> Any:
+def _build_union(
+    annotation: Any,
+    value: Any,
+    choices: Choices,
+    path: str,
+    default: Any,
+    given: Mapping[str, Any] | None,
+) -> Any:
     members = typing.get_args(annotation)
     if value == "none" and types.NoneType in members:
         return None
@@ -281,19 +294,39 @@ def _build_union(annotation: Any, value: Any, choices: Choices, path: str, defau
         raise _mismatch(annotation, value, choices, path)
     holder = structured[0]
     fits = default is not None and _holds(holder, default, choices)
-    return build(holder, value, choices, path=path, default=default if fits else None)
+    return build(holder, value, choices, path=path, default=default if fits else None, given=given)
 
 
-def _build_tuple(annotation: Any, value: Any, choices: Choices, path: str) -> Any:
+def _build_tuple(
+    annotation: Any, value: Any, choices: Choices, path: str, given: Mapping[str, Any] | None
+) -> Any:
     if not isinstance(value, list | tuple):
         raise _mismatch(annotation, value, choices, path)
     items = _tuple_items(annotation, len(value))
     if len(items) != len(value):
         raise _mismatch(annotation, value, choices, path)
     return tuple(
-        build(a, v, choices, path=f"{path}[{i}]")
+        build(a, v, choices, path=f"{path}[{i}]", given=given)
         for i, (a, v) in enumerate(zip(items, value, strict=True))
     )
+
+
+def _build_mapping(
+    annotation: Any,
+    value: Any,
+    choices: Choices,
+    path: str,
+    default: Any,
+    given: Mapping[str, Any] | None,
+) -> Any:
+    if not isinstance(value, Mapping):
+        raise _mismatch(annotation, value, choices, path)
+    item = typing.get_args(annotation)[1]
+    built = dict(default or {})
+    for key, entry in value.items():
+        below = built.get(key)
+        built[key] = build(item, entry, choices, path=_dot(path, key), default=below, given=given)
+    return built
 
 
 def _tuple_items(annotation: Any, length: int) -> tuple[Any, ...]:
@@ -338,12 +371,18 @@ def _is_union(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (typing.Union, types.UnionType)
 
 
+def _is_mapping(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (Mapping, dict)
+
+
 def _is_settable(annotation: Any, choices: Choices) -> bool:
     """Tell whether a configuration can set such a field (a network, for example, it cannot)."""
     if annotation in choices or dataclasses.is_dataclass(annotation):
         return True
     if _is_union(annotation):
         return all(_is_settable(m, choices) for m in typing.get_args(annotation))
+    if _is_mapping(annotation):
+        return _is_settable(typing.get_args(annotation)[1], choices)
     if typing.get_origin(annotation) is tuple:
         return all(_is_settable(m, choices) for m in typing.get_args(annotation) if m is not ...)
     plain = (bool, int, float, str, types.NoneType)
@@ -363,7 +402,7 @@ def _expected(annotation: Any, choices: Choices) -> str:
         if items[-1:] == (...,):
             return f"a list, each entry {_expected(items[0], choices)}"
         return f"a list of {len(items)} entries"
-    if dataclasses.is_dataclass(annotation):
+    if dataclasses.is_dataclass(annotation) or _is_mapping(annotation):
         return "a table"
     words = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
     return words.get(annotation, "'none'")

@@ -218,6 +218,7 @@ def test_the_last_ones_are_kept_and_the_newest_is_found(tmp_path: Path) -> None:
     assert newest.name == "step-000000000100.npz"
     assert checkpoint.load_latest(tmp_path) == (newest, (100,), {"step": 100})
     checkpoint.save_step(tmp_path, 101, (), keep=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000000000101.npz"]
     assert len(checkpoint.checkpoints(tmp_path)) == 1
     with pytest.raises(CheckpointError, match="keep: expected at least 1"):
         checkpoint.save_step(tmp_path, 102, (), keep=0)
