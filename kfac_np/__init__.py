@@ -31,11 +31,15 @@ from kfac_np.layers import (
 )
 from kfac_np.losses import PoissonLogRate, SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError
 from kfac_np.objective import Objective
+from kfac_np.optimizers import KFAC, SGD, Adam, practical, published
 
 __version__ = "0.1.0"
 
 __all__ = [
     "GELU",
+    "KFAC",
+    "SGD",
+    "Adam",
     "Backend",
     "BlockDiagonal",
     "Dense",
@@ -66,4 +70,6 @@ __all__ = [
     "Tanh",
     "describe",
     "get_backend",
+    "practical",
+    "published",
 ]

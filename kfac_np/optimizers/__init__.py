@@ -1,0 +1,51 @@
+"""Optimisers: frozen settings composed of small parts, with explicit state.
+
+`state = optimizer.init(params)`, then `state, report = optimizer.step(state, x, t)` as often as
+wanted. A step never changes the state it is given.
+"""
+
+from kfac_np.optimizers.adam import Adam
+from kfac_np.optimizers.averaging import IterateAverage
+from kfac_np.optimizers.base import Optimizer, State, StepReport
+from kfac_np.optimizers.damping import (
+    ConstantDamping,
+    CoupledGamma,
+    DampingPolicy,
+    GammaPolicy,
+    GammaSearch,
+    LevenbergMarquardt,
+)
+from kfac_np.optimizers.kfac import KFAC, KFACState, MovingAverage, Refresh, practical, published
+from kfac_np.optimizers.schedules import Constant, Cosine, Exponential, Inverse, Piecewise, Schedule
+from kfac_np.optimizers.sgd import SGD
+from kfac_np.optimizers.step_rules import FixedRate, QuadraticModel, StepRule
+
+__all__ = [
+    "KFAC",
+    "SGD",
+    "Adam",
+    "Constant",
+    "ConstantDamping",
+    "Cosine",
+    "CoupledGamma",
+    "DampingPolicy",
+    "Exponential",
+    "FixedRate",
+    "GammaPolicy",
+    "GammaSearch",
+    "Inverse",
+    "IterateAverage",
+    "KFACState",
+    "LevenbergMarquardt",
+    "MovingAverage",
+    "Optimizer",
+    "Piecewise",
+    "QuadraticModel",
+    "Refresh",
+    "Schedule",
+    "State",
+    "StepReport",
+    "StepRule",
+    "practical",
+    "published",
+]

@@ -1,0 +1,116 @@
+"""Adam."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from kfac_np import trees
+from kfac_np.backend import Array, array_namespace
+from kfac_np.errors import ConfigError
+from kfac_np.optimizers.averaging import IterateAverage
+from kfac_np.optimizers.base import (
+    Optimizer,
+    Regularized,
+    State,
+    StepReport,
+    apply_update,
+    check_params,
+)
+from kfac_np.optimizers.schedules import Schedule, require_positive, value_at
+from kfac_np.trees import Tree
+
+__all__ = ["Adam", "AdamState"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class AdamState(State):
+    """State of `Adam`: besides the parameters two moving averages.
+
+    Examples
+    --------
+    >>> AdamState(params=(), average=None, step=0, first=(), second=()).step
+    0
+    """
+
+    first: Tree
+    second: Tree
+
+
+@final
+@dataclass(frozen=True)
+class Adam(Optimizer):
+    """θ ← θ - α m̂ / (√v̂ + ε), m̂ and v̂ unbiased moving averages of ∇h and its square.
+
+    Parameters
+    ----------
+    objective : Objective
+    rate : float or Schedule
+        α.
+    beta1, beta2 : float
+        Decay of the two averages, in [0, 1).
+    epsilon : float
+    l2 : float
+        η: h = loss + (η/2)‖θ‖² (inside the gradient, as in the paper, not decoupled).
+    averaging : IterateAverage, optional
+
+    References
+    ----------
+    Kingma & Ba 2015, arXiv:1412.6980, algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kfac_np.layers import Dense
+    >>> from kfac_np.losses import SquaredError
+    >>> from kfac_np.objective import Objective
+    >>> adam = Adam(Objective(Dense(1, 1, bias=False), SquaredError()), rate=0.1)
+    >>> state, _ = adam.step(adam.init(np.asarray([[1.0]])), np.ones((1, 1)), np.zeros((1, 1)))
+    >>> state.params.round(6)
+    array([[0.9]])
+    """
+
+    state_type: ClassVar[type[State]] = AdamState
+
+    rate: float | Schedule = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    l2: float = 0.0
+    averaging: IterateAverage | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rate, Schedule):
+            require_positive("Adam rate", self.rate)
+        for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if not 0.0 <= beta < 1.0:
+                raise ConfigError(f"Adam {name}: expected 0 <= {name} < 1, got {beta!r}")
+        require_positive("Adam epsilon", self.epsilon)
+        require_positive("Adam l2", self.l2, zero=True)
+
+    def init(self, params: Tree) -> AdamState:
+        check_params(params)
+        zeros = trees.zeros_like(params)
+        return AdamState(params, params if self.averaging else None, 0, zeros, zeros)
+
+    def step(
+        self, state: AdamState, x: Array, t: Array, weights: Array | None = None
+    ) -> tuple[AdamState, StepReport]:
+        k = state.step + 1
+        e = self.objective.evaluate(state.params, x, t, weights)
+        h = Regularized.of(e, self.l2, k)
+        rate = value_at(self.rate, k)
+        b1, b2 = self.beta1, self.beta2
+        first = trees.tree_map(lambda m, g: b1 * m + (1.0 - b1) * g, state.first, h.gradient)
+        second = trees.tree_map(lambda v, g: b2 * v + (1.0 - b2) * g * g, state.second, h.gradient)
+        debias1, debias2 = 1.0 - b1**k, 1.0 - b2**k
+
+        def leaf(m: Array, v: Array) -> Array:
+            root = array_namespace(v).sqrt(v * (1.0 / debias2))
+            return (-rate / debias1) * m / (root + self.epsilon)
+
+        params, norm = apply_update(state.params, trees.tree_map(leaf, first, second), k)
+        average = self.averaging.update(state.average, params, k) if self.averaging else None
+        report = StepReport(k, x.shape[0], h.loss, h.value, h.gradient_norm, norm, alpha=rate)
+        return AdamState(params, average, k, first, second), report

@@ -1,0 +1,49 @@
+"""Averages of the iterates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from kfac_np import trees
+from kfac_np.errors import ConfigError
+from kfac_np.trees import Tree
+
+__all__ = ["IterateAverage"]
+
+
+@final
+@dataclass(frozen=True)
+class IterateAverage:
+    """θ̄ ← ξ θ̄ + (1 - ξ) θ after every step, from θ̄ = θ₀.
+
+    Parameters
+    ----------
+    decay : float
+        ξ, in [0, 1).
+    warm_up : bool
+        Use ξ_k = min(1 - 1/k, ξ) instead: a plain mean of the first iterates, so that the
+        initial parameters leave no trace.
+
+    References
+    ----------
+    Martens & Grosse 2015, §8 and §13 (Polyak averaging with ξ = 0.99).
+
+    Examples
+    --------
+    >>> average = IterateAverage(0.5)
+    >>> average.update((0.0,), (1.0,), 1)
+    (0.5,)
+    """
+
+    decay: float = 0.99
+    warm_up: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.decay < 1.0:
+            raise ConfigError(f"IterateAverage decay: expected 0 <= decay < 1, got {self.decay!r}")
+
+    def update(self, average: Tree, params: Tree, k: int) -> Tree:
+        """The average after step k (from 1), given that before it and the new parameters."""
+        decay = min(1.0 - 1.0 / k, self.decay) if self.warm_up else self.decay
+        return trees.tree_map(lambda m, p: decay * m + (1.0 - decay) * p, average, params)

@@ -1,0 +1,214 @@
+"""How λ (of the quadratic model) and γ (of the factors) come about and change."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+from kfac_np.errors import ConfigError
+from kfac_np.optimizers.schedules import Schedule, require_positive, value_at
+
+__all__ = [
+    "ConstantDamping",
+    "CoupledGamma",
+    "DampingPolicy",
+    "GammaPolicy",
+    "GammaSearch",
+    "LevenbergMarquardt",
+]
+
+
+class DampingPolicy(ABC):
+    """Chooses λ, the multiple of the identity in the quadratic model.
+
+    Examples
+    --------
+    >>> policy = LevenbergMarquardt(initial=1.0)
+    >>> policy.measures(4), policy.measures(5)
+    (False, True)
+    """
+
+    @abstractmethod
+    def at(self, k: int, current: float | None) -> float:
+        """λ for step k, given the one carried over (None before the first step)."""
+
+    @abstractmethod
+    def measures(self, k: int) -> bool:
+        """Tell whether step k measures the reduction ratio ρ."""
+
+    @abstractmethod
+    def update(self, current: float, rho: float) -> float:
+        """λ after a measurement."""
+
+
+@final
+@dataclass(frozen=True)
+class ConstantDamping(DampingPolicy):
+    """λ fixed, or by a schedule.
+
+    Examples
+    --------
+    >>> ConstantDamping(0.1).at(7, None)
+    0.1
+    """
+
+    value: float | Schedule = 1e-3
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.value, Schedule):
+            require_positive("ConstantDamping value", self.value, zero=True)
+
+    def at(self, k: int, current: float | None) -> float:
+        return value_at(self.value, k)
+
+    def measures(self, k: int) -> bool:
+        return False
+
+    def update(self, current: float, rho: float) -> float:
+        return current
+
+
+@final
+@dataclass(frozen=True)
+class LevenbergMarquardt(DampingPolicy):
+    """λ by the Levenberg-Marquardt rule, every `interval` steps.
+
+    ρ = (h(θ + δ) - h(θ)) / (M(δ) - M(0)); ρ > 3/4: λ ← ω₁ λ; ρ < 1/4: λ ← λ / ω₁, with
+    ω₁ = decay^interval. A ρ that is not a number counts as bad.
+
+    Parameters
+    ----------
+    initial : float
+        λ₀; the published value is 150.
+    decay : float
+        ω₁ for one step, in (0, 1).
+    interval : int
+        T₁.
+    minimum, maximum : float
+        λ is kept between them.
+
+    References
+    ----------
+    Martens & Grosse 2015, §6.5.
+
+    Examples
+    --------
+    >>> policy = LevenbergMarquardt(initial=1.0, decay=0.5, interval=1)
+    >>> policy.update(1.0, rho=0.9), policy.update(1.0, rho=0.5), policy.update(1.0, rho=0.1)
+    (0.5, 1.0, 2.0)
+    """
+
+    initial: float = 150.0
+    decay: float = 19 / 20
+    interval: int = 5
+    minimum: float = 0.0
+    maximum: float = math.inf
+
+    def __post_init__(self) -> None:
+        require_positive("LevenbergMarquardt initial", self.initial)
+        require_positive("LevenbergMarquardt interval", self.interval)
+        if not 0.0 < self.decay < 1.0:
+            raise ConfigError(f"LevenbergMarquardt decay: expected (0, 1), got {self.decay!r}")
+        if not 0.0 <= self.minimum <= self.initial <= self.maximum:
+            raise ConfigError(
+                "LevenbergMarquardt: expected 0 <= minimum <= initial <= maximum, got "
+                f"{self.minimum!r}, {self.initial!r}, {self.maximum!r}"
+            )
+
+    def at(self, k: int, current: float | None) -> float:
+        return self.initial if current is None else current
+
+    def measures(self, k: int) -> bool:
+        return k % self.interval == 0
+
+    def update(self, current: float, rho: float) -> float:
+        omega = self.decay**self.interval
+        if rho > 0.75:
+            current = omega * current
+        elif not rho >= 0.25:
+            current = current / omega
+        return min(max(current, self.minimum), self.maximum)
+
+
+class GammaPolicy(ABC):
+    """Chooses γ: the factors approximate F + γ² I.
+
+    Examples
+    --------
+    >>> GammaSearch().searches(20), GammaSearch().searches(21)
+    (True, False)
+    """
+
+    @abstractmethod
+    def candidates(self, k: int, current: float | None, damping: float) -> tuple[float, ...]:
+        """Values of γ to try at step k; the one with the smallest M(δ) is kept.
+
+        `current` is None before the first step; `damping` is λ + η.
+        """
+
+    @abstractmethod
+    def searches(self, k: int) -> bool:
+        """Tell whether step k tries several values."""
+
+
+@final
+@dataclass(frozen=True)
+class CoupledGamma(GammaPolicy):
+    """γ = √(λ + η) always.
+
+    Examples
+    --------
+    >>> CoupledGamma().candidates(1, None, 4.0)
+    (2.0,)
+    """
+
+    def candidates(self, k: int, current: float | None, damping: float) -> tuple[float, ...]:
+        return (math.sqrt(damping),)
+
+    def searches(self, k: int) -> bool:
+        return False
+
+
+@final
+@dataclass(frozen=True)
+class GammaSearch(GammaPolicy):
+    """γ₀ = √(λ₀ + η); every `interval` steps the best of {γ, ω₂ γ, γ / ω₂}, ω₂ = decay^interval.
+
+    Needs a step rule that evaluates the quadratic model.
+
+    Parameters
+    ----------
+    interval : int
+        T₂.
+    decay : float
+        ω₂ for one step, in (0, 1); the published value is √(19/20).
+
+    References
+    ----------
+    Martens & Grosse 2015, §6.6.
+
+    Examples
+    --------
+    >>> [round(g, 3) for g in GammaSearch(interval=2, decay=0.5).candidates(2, 1.0, 0.0)]
+    [1.0, 0.25, 4.0]
+    """
+
+    interval: int = 20
+    decay: float = math.sqrt(19 / 20)
+
+    def __post_init__(self) -> None:
+        require_positive("GammaSearch interval", self.interval)
+        if not 0.0 < self.decay < 1.0:
+            raise ConfigError(f"GammaSearch decay: expected (0, 1), got {self.decay!r}")
+
+    def candidates(self, k: int, current: float | None, damping: float) -> tuple[float, ...]:
+        gamma = math.sqrt(damping) if current is None else current
+        if not self.searches(k):
+            return (gamma,)
+        omega = self.decay**self.interval
+        return (gamma, omega * gamma, gamma / omega)
+
+    def searches(self, k: int) -> bool:
+        return k % self.interval == 0

@@ -1,0 +1,392 @@
+"""The K-FAC optimiser."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, final
+
+from kfac_np import trees
+from kfac_np.backend import Array, Rng, all_finite
+from kfac_np.curvature import BlockDiagonal, Curvature, KFACBlock, LadderEvent
+from kfac_np.curvature.base import Factors, Moments
+from kfac_np.errors import ConfigError, DivergenceError
+from kfac_np.fisher import FisherType, MonteCarlo
+from kfac_np.objective import Evaluation, Objective
+from kfac_np.optimizers.averaging import IterateAverage
+from kfac_np.optimizers.base import (
+    Optimizer,
+    Regularized,
+    State,
+    StepReport,
+    apply_update,
+    check_params,
+    l2_term,
+)
+from kfac_np.optimizers.damping import (
+    ConstantDamping,
+    CoupledGamma,
+    DampingPolicy,
+    GammaPolicy,
+    GammaSearch,
+    LevenbergMarquardt,
+)
+from kfac_np.optimizers.schedules import Schedule, require_positive
+from kfac_np.optimizers.step_rules import (
+    FixedRate,
+    LocalModel,
+    QuadraticModel,
+    StepRule,
+    require_fraction,
+)
+from kfac_np.trees import Tree
+
+__all__ = ["KFAC", "KFACState", "MovingAverage", "Refresh", "practical", "published"]
+
+
+@final
+@dataclass(frozen=True)
+class MovingAverage:
+    """Moments ← ε moments + (1 - ε) new, ε = min(1 - 1/k, decay): a plain mean at first.
+
+    References
+    ----------
+    Martens & Grosse 2015, §5.
+
+    Examples
+    --------
+    >>> MovingAverage().epsilon(1), MovingAverage().epsilon(4), MovingAverage().epsilon(1000)
+    (0.0, 0.75, 0.95)
+    """
+
+    decay: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.decay < 1.0:
+            raise ConfigError(f"MovingAverage decay: expected 0 <= decay < 1, got {self.decay!r}")
+
+    def epsilon(self, k: int) -> float:
+        """Weight of the old moments in step k."""
+        return min(1.0 - 1.0 / k, self.decay)
+
+
+@final
+@dataclass(frozen=True)
+class Refresh:
+    """Factors are recomputed every `interval` steps (T₃), and in each of the `first` steps.
+
+    References
+    ----------
+    Martens & Grosse 2015, §8.
+
+    Examples
+    --------
+    >>> [k for k in range(1, 41) if Refresh().due(k)]
+    [1, 2, 3, 20, 40]
+    """
+
+    interval: int = 20
+    first: int = 3
+
+    def __post_init__(self) -> None:
+        require_positive("Refresh interval", self.interval)
+        require_positive("Refresh first", self.first)
+
+    def due(self, k: int) -> bool:
+        """Tell whether step k recomputes the factors."""
+        return k <= self.first or k % self.interval == 0
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class KFACState(State):
+    """State of `KFAC`.
+
+    Attributes
+    ----------
+    moments : dict
+        Moving averages of the curvature's moments.
+    factors : dict or None
+        What `Curvature.solve` needs, from the last refresh.
+    update : tree or None
+        δ₀, the last update.
+    damping, gamma : float or None
+        λ and γ carried over to the next step.
+
+    Examples
+    --------
+    >>> KFACState((), None, 0, {}, None, None, None, None).damping is None
+    True
+    """
+
+    moments: dict[str, Moments]
+    factors: dict[str, Factors] | None
+    update: Tree | None
+    damping: float | None
+    gamma: float | None
+
+
+@final
+@dataclass(frozen=True)
+class KFAC(Optimizer):
+    """δ = αΔ + μδ₀, Δ = -F̂(γ)⁻¹ ∇h: natural gradient by Kronecker-factored curvature.
+
+    h(θ) = loss + (η/2)‖θ‖². The defaults are the algorithm exactly as its paper publishes it;
+    every part can be replaced.
+
+    Parameters
+    ----------
+    objective : Objective
+    curvature : Curvature
+        F̂.
+    fisher : FisherType
+        Which vectors the curvature's statistics use; targets sampled from the model by default.
+    step_rule : StepRule
+        How α and μ come about.
+    damping : DampingPolicy
+        λ.
+    gamma : GammaPolicy
+        γ.
+    moving_average : MovingAverage
+    refresh : Refresh
+    averaging : IterateAverage or None
+    statistics_fraction : float
+        τ₁, the fraction of the mini-batch that the statistics use.
+    l2 : float
+        η.
+    seed : int
+        Of the sampled targets.
+
+    References
+    ----------
+    Martens & Grosse 2015, arXiv:1503.05671, algorithm 2 and §§5-8.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kfac_np.backend import Rng, get_backend
+    >>> from kfac_np.layers import Dense, Sequential, Tanh
+    >>> from kfac_np.losses import SquaredError
+    >>> net = Sequential(Dense(2, 8), Tanh(), Dense(8, 1))
+    >>> kfac = KFAC(Objective(net, SquaredError()), damping=LevenbergMarquardt(initial=1.0))
+    >>> x = np.random.default_rng(0).standard_normal((256, 2))
+    >>> t = x[:, :1] * x[:, 1:]
+    >>> state = kfac.init(net.init(Rng(0), get_backend("numpy", "float64")))
+    >>> losses = []
+    >>> for _ in range(60):
+    ...     state, report = kfac.step(state, x, t)
+    ...     losses.append(report.loss)
+    >>> losses[-1] < 0.1 * losses[0]
+    True
+    """
+
+    state_type: ClassVar[type[State]] = KFACState
+
+    curvature: Curvature = BlockDiagonal(KFACBlock())
+    fisher: FisherType = MonteCarlo(1)
+    step_rule: StepRule = QuadraticModel()
+    damping: DampingPolicy = LevenbergMarquardt()
+    gamma: GammaPolicy = GammaSearch()
+    moving_average: MovingAverage = MovingAverage()
+    refresh: Refresh = Refresh()
+    averaging: IterateAverage | None = IterateAverage()
+    statistics_fraction: float = 1 / 8
+    l2: float = 1e-5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_fraction("KFAC statistics_fraction", self.statistics_fraction)
+        require_positive("KFAC l2", self.l2, zero=True)
+        if isinstance(self.gamma, GammaSearch) and not self.step_rule.compares:
+            raise ConfigError(
+                "KFAC gamma: GammaSearch expected a step rule that evaluates the quadratic model "
+                f"(QuadraticModel), got {type(self.step_rule).__name__}; use CoupledGamma with it"
+            )
+
+    def init(self, params: Tree) -> KFACState:
+        check_params(params)
+        average = params if self.averaging else None
+        return KFACState(params, average, 0, {}, None, None, None, None)
+
+    def step(
+        self, state: KFACState, x: Array, t: Array, weights: Array | None = None
+    ) -> tuple[KFACState, StepReport]:
+        k = state.step + 1
+        e = self.objective.evaluate(state.params, x, t, weights)
+        h = Regularized.of(e, self.l2, k)
+        moments, events = self._update_moments(e, state.moments, k)
+        damping = self.damping.at(k, state.damping)
+
+        trials = self._trials(state, moments, h.gradient, damping, k)
+        model = LocalModel(e.take(_part(e, self.step_rule.fraction)), h.gradient, damping + self.l2)
+        proposals = [trial.proposal for trial in trials]
+        choice = self.step_rule.choose(
+            k, model, proposals, state.update, lambda v: self._curvature_norm(moments, v)
+        )
+        trial = trials[choice.index]
+        events += trial.events
+
+        update = trees.scale(choice.alpha, trial.proposal)
+        if state.update is not None and choice.mu:
+            update = trees.axpy(choice.mu, state.update, update)
+        params, norm = apply_update(state.params, update, k)
+
+        rho, decrease, next_damping = None, choice.decrease, damping
+        if self.damping.measures(k):
+            decrease = model.decrease(update) if decrease is None else decrease
+            value = self.objective.value(params, x, t, weights) + l2_term(params, self.l2)
+            rho = (value - h.value) / decrease if decrease else math.nan
+            next_damping = self.damping.update(damping, rho)
+            if not math.isfinite(value):  # not a place to go to
+                events.append(LadderEvent("all", "update", "update rejected", damping))
+                params, update, norm = state.params, None, 0.0
+
+        average = self.averaging.update(state.average, params, k) if self.averaging else None
+        refreshed = tuple(trial.factors) if trial.factors is not state.factors else ()
+        report = StepReport(
+            step=k,
+            batch_size=x.shape[0],
+            loss=h.loss,
+            objective=h.value,
+            gradient_norm=h.gradient_norm,
+            update_norm=norm,
+            damping=damping,
+            gamma=trial.gamma,
+            alpha=choice.alpha,
+            mu=choice.mu if state.update is not None else 0.0,
+            model_decrease=decrease,
+            rho=rho,
+            refreshed=refreshed,
+            events=tuple(events),
+        )
+        new = KFACState(
+            params, average, k, moments, trial.factors, update, next_damping, trial.gamma
+        )
+        return new, report
+
+    def _update_moments(
+        self, e: Evaluation, old: dict[str, Moments], k: int
+    ) -> tuple[dict[str, Moments], list[LadderEvent]]:
+        """Statistics of part of the mini-batch, put into the moving averages."""
+        part = e.take(_part(e, self.statistics_fraction))
+        rng = Rng(self.seed).child("targets", k)
+        new = self.curvature.estimate(part, self.fisher, rng)
+        if not old:
+            return new, []
+        epsilon = self.moving_average.epsilon(k)
+        events: list[LadderEvent] = []
+        if not all_finite(*trees.leaves(new)):
+            for path, m in new.items():
+                if not all_finite(*m.values()):
+                    events.append(LadderEvent(path, ", ".join(m), "moments rejected", 0.0))
+                    new[path] = old[path]
+        mixed = trees.tree_map(lambda m, n: epsilon * m + (1.0 - epsilon) * n, old, new)
+        return mixed, events
+
+    def _trials(
+        self,
+        state: KFACState,
+        moments: dict[str, Moments],
+        gradient: Tree,
+        damping: float,
+        k: int,
+    ) -> list[_Trial]:
+        """A proposal for each candidate γ, with the factors it came from."""
+        due = state.factors is None or self.refresh.due(k) or self.gamma.searches(k)
+        candidates = self.gamma.candidates(k, state.gamma, damping + self.l2)
+        if not due:
+            assert state.factors is not None
+            proposal = trees.scale(-1.0, self.curvature.solve(state.factors, gradient))
+            gamma = candidates[0] if state.gamma is None else state.gamma
+            return [_Trial(gamma, state.factors, proposal, [])]
+        trials = []
+        for gamma in candidates:
+            factors, events = self.curvature.factorise(moments, gamma**2, state.factors)
+            proposal = trees.scale(-1.0, self.curvature.solve(factors, gradient))
+            trials.append(_Trial(gamma, factors, proposal, events))
+        finite = [t for t in trials if all_finite(*trees.leaves(t.proposal))]
+        if not finite:
+            raise DivergenceError(
+                f"step {k}: no proposal is finite for gamma in {candidates}; the parameters are "
+                "unchanged. Use more damping"
+            )
+        return finite
+
+    def _curvature_norm(self, moments: dict[str, Moments], v: Tree) -> float:
+        """vᵀ F̂ v."""
+        return float(trees.inner(v, self.curvature.matrix(moments, v).matvec(v)))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    gamma: float
+    factors: dict[str, Factors]
+    proposal: Tree
+    events: list[LadderEvent]
+
+
+def _part(e: Evaluation, fraction: float) -> int:
+    return max(1, math.ceil(fraction * e.scale.examples))
+
+
+def published(objective: Objective, **changes: Any) -> KFAC:
+    """K-FAC with every constant as its paper publishes it; `changes` replace single fields.
+
+    References
+    ----------
+    Martens & Grosse 2015, §§5-8 and §13.
+
+    Examples
+    --------
+    >>> from kfac_np.layers import Dense
+    >>> from kfac_np.losses import SquaredError
+    >>> kfac = published(Objective(Dense(2, 1), SquaredError()))
+    >>> kfac.damping.initial, kfac.refresh.interval, kfac.statistics_fraction
+    (150.0, 20, 0.125)
+    """
+    return replace(KFAC(objective), **changes)
+
+
+def practical(
+    objective: Objective,
+    rate: float | Schedule = 0.1,
+    *,
+    momentum: float = 0.9,
+    damping: float | Schedule = 1e-2,
+    kl_clip: float | None = 1e-2,
+    **changes: Any,
+) -> KFAC:
+    """K-FAC for highly stochastic training: given rate and damping, momentum, KL clip.
+
+    Parameters
+    ----------
+    objective : Objective
+    rate : float or Schedule
+    momentum : float
+    damping : float or Schedule
+        λ; γ = √(λ + η).
+    kl_clip : float or None
+    **changes
+        Replace other fields of `KFAC`.
+
+    References
+    ----------
+    Ba, Grosse & Martens 2017, §5; Grosse & Martens 2016, §6.
+
+    Examples
+    --------
+    >>> from kfac_np.layers import Dense
+    >>> from kfac_np.losses import SquaredError
+    >>> kfac = practical(Objective(Dense(2, 1), SquaredError()), rate=0.05)
+    >>> kfac.step_rule.rate, kfac.damping.value
+    (0.05, 0.01)
+    """
+    kfac = KFAC(
+        objective,
+        step_rule=FixedRate(rate, momentum, kl_clip),
+        damping=ConstantDamping(damping),
+        gamma=CoupledGamma(),
+        statistics_fraction=1.0,
+    )
+    return replace(kfac, **changes)

@@ -1,0 +1,180 @@
+"""Numbers that depend on the step k = 1, 2, ...: learning rates, damping."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+from kfac_np.errors import ConfigError
+
+__all__ = ["Constant", "Cosine", "Exponential", "Inverse", "Piecewise", "Schedule", "value_at"]
+
+
+class Schedule(ABC):
+    """A function of the step number k, counted from 1.
+
+    Examples
+    --------
+    >>> Exponential(1.0, decay=0.5, every=10)(11)
+    0.5
+    """
+
+    @abstractmethod
+    def __call__(self, k: int) -> float:
+        """The value for step k."""
+
+
+def value_at(value: float | Schedule, k: int) -> float:
+    """Evaluate a number or a schedule at step k.
+
+    Examples
+    --------
+    >>> value_at(0.1, 5), value_at(Constant(0.2), 5)
+    (0.1, 0.2)
+    """
+    return value(k) if isinstance(value, Schedule) else float(value)
+
+
+def require_positive(name: str, value: float, *, zero: bool = False) -> None:
+    """Raise `ConfigError` unless `value` is a positive (or zero, if allowed) finite number.
+
+    Examples
+    --------
+    >>> require_positive("rate", -1.0)
+    Traceback (most recent call last):
+    kfac_np.errors.ConfigError: rate: expected a number > 0, got -1.0
+    """
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or value < 0 or (value == 0 and not zero):
+        raise ConfigError(f"{name}: expected a number {'>=' if zero else '>'} 0, got {value!r}")
+
+
+@final
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """The same value at every step.
+
+    Examples
+    --------
+    >>> Constant(0.1)(1000)
+    0.1
+    """
+
+    value: float
+
+    def __post_init__(self) -> None:
+        require_positive("Constant value", self.value, zero=True)
+
+    def __call__(self, k: int) -> float:
+        return self.value
+
+
+@final
+@dataclass(frozen=True)
+class Exponential(Schedule):
+    """initial · decay^((k - 1) / every), never below `minimum`.
+
+    Examples
+    --------
+    >>> Exponential(8.0, decay=0.5, every=1, minimum=1.0)(10)
+    1.0
+    """
+
+    initial: float
+    decay: float
+    every: int = 1
+    minimum: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_positive("Exponential initial", self.initial)
+        require_positive("Exponential decay", self.decay)
+        require_positive("Exponential every", self.every)
+
+    def __call__(self, k: int) -> float:
+        return max(self.initial * self.decay ** ((k - 1) / self.every), self.minimum)
+
+
+@final
+@dataclass(frozen=True)
+class Inverse(Schedule):
+    """initial / (1 + (k - 1) / halving), half of the initial value after `halving` steps.
+
+    Examples
+    --------
+    >>> Inverse(1.0, halving=100)(101)
+    0.5
+    """
+
+    initial: float
+    halving: float
+
+    def __post_init__(self) -> None:
+        require_positive("Inverse initial", self.initial)
+        require_positive("Inverse halving", self.halving)
+
+    def __call__(self, k: int) -> float:
+        return self.initial / (1.0 + (k - 1) / self.halving)
+
+
+@final
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """Linear rise over `warmup` steps, then half a cosine down to `final` at step `steps`.
+
+    Examples
+    --------
+    >>> schedule = Cosine(1.0, steps=100, warmup=10)
+    >>> schedule(5), round(schedule(55), 3), schedule(100), schedule(200)
+    (0.5, 0.5, 0.0, 0.0)
+    """
+
+    initial: float
+    steps: int
+    warmup: int = 0
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_positive("Cosine initial", self.initial)
+        require_positive("Cosine steps", self.steps)
+        require_positive("Cosine final", self.final, zero=True)
+        if not 0 <= self.warmup < self.steps:
+            raise ConfigError(f"Cosine warmup: expected 0 <= warmup < steps, got {self.warmup}")
+
+    def __call__(self, k: int) -> float:
+        if k <= self.warmup:
+            return self.initial * k / self.warmup
+        progress = min(1.0, (k - self.warmup) / (self.steps - self.warmup))
+        return self.final + (self.initial - self.final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+@final
+@dataclass(frozen=True)
+class Piecewise(Schedule):
+    """values[i] up to and including step boundaries[i], the last value afterwards.
+
+    Examples
+    --------
+    >>> schedule = Piecewise(values=(1.0, 0.1), boundaries=(100,))
+    >>> schedule(100), schedule(101)
+    (1.0, 0.1)
+    """
+
+    values: tuple[float, ...]
+    boundaries: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.values) != len(self.boundaries) + 1:
+            raise ConfigError(
+                f"Piecewise: expected one value more than boundaries, got {len(self.values)} "
+                f"values and {len(self.boundaries)} boundaries"
+            )
+        if list(self.boundaries) != sorted(set(self.boundaries)):
+            raise ConfigError(f"Piecewise boundaries: expected to rise, got {self.boundaries}")
+        for value in self.values:
+            require_positive("Piecewise values", value, zero=True)
+
+    def __call__(self, k: int) -> float:
+        passed = sum(k > boundary for boundary in self.boundaries)
+        return self.values[passed]

@@ -1,0 +1,111 @@
+"""Stochastic gradient descent with momentum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from kfac_np import trees
+from kfac_np.backend import Array
+from kfac_np.errors import ConfigError
+from kfac_np.optimizers.averaging import IterateAverage
+from kfac_np.optimizers.base import (
+    Optimizer,
+    Regularized,
+    State,
+    StepReport,
+    apply_update,
+    check_params,
+)
+from kfac_np.optimizers.schedules import Schedule, require_positive, value_at
+from kfac_np.trees import Tree
+
+__all__ = ["SGD", "SGDState"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SGDState(State):
+    """State of `SGD`: besides the parameters the velocity.
+
+    Examples
+    --------
+    >>> SGDState(params=(), average=None, step=0, velocity=()).step
+    0
+    """
+
+    velocity: Tree
+
+
+@final
+@dataclass(frozen=True)
+class SGD(Optimizer):
+    """v ← μ v - α ∇h; θ ← θ + v (heavy ball), or θ ← θ + μ v - α ∇h (Nesterov).
+
+    Parameters
+    ----------
+    objective : Objective
+    rate : float or Schedule
+        α.
+    momentum : float
+        μ, in [0, 1).
+    nesterov : bool
+        Nesterov's momentum in the form that needs the gradient at θ only.
+    l2 : float
+        η: h = loss + (η/2)‖θ‖².
+    averaging : IterateAverage, optional
+
+    References
+    ----------
+    Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning",
+    §2 (eq. 1-4).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kfac_np.layers import Dense
+    >>> from kfac_np.losses import SquaredError
+    >>> from kfac_np.objective import Objective
+    >>> sgd = SGD(Objective(Dense(1, 1, bias=False), SquaredError()), rate=0.1)
+    >>> state = sgd.init(np.asarray([[1.0]]))
+    >>> for _ in range(100):
+    ...     state, report = sgd.step(state, np.ones((1, 1)), np.zeros((1, 1)))
+    >>> report.loss < 1e-3
+    True
+    """
+
+    state_type: ClassVar[type[State]] = SGDState
+
+    rate: float | Schedule = 0.01
+    momentum: float = 0.9
+    nesterov: bool = True
+    l2: float = 0.0
+    averaging: IterateAverage | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rate, Schedule):
+            require_positive("SGD rate", self.rate)
+        if not 0.0 <= self.momentum < 1.0:
+            raise ConfigError(f"SGD momentum: expected 0 <= momentum < 1, got {self.momentum!r}")
+        require_positive("SGD l2", self.l2, zero=True)
+
+    def init(self, params: Tree) -> SGDState:
+        check_params(params)
+        return SGDState(params, params if self.averaging else None, 0, trees.zeros_like(params))
+
+    def step(
+        self, state: SGDState, x: Array, t: Array, weights: Array | None = None
+    ) -> tuple[SGDState, StepReport]:
+        k = state.step + 1
+        e = self.objective.evaluate(state.params, x, t, weights)
+        h = Regularized.of(e, self.l2, k)
+        rate = value_at(self.rate, k)
+        descent = trees.scale(-rate, h.gradient)
+        velocity = trees.axpy(self.momentum, state.velocity, descent)
+        update = trees.axpy(self.momentum, velocity, descent) if self.nesterov else velocity
+        params, norm = apply_update(state.params, update, k)
+        average = self.averaging.update(state.average, params, k) if self.averaging else None
+        report = StepReport(
+            k, x.shape[0], h.loss, h.value, h.gradient_norm, norm, alpha=rate, mu=self.momentum
+        )
+        return SGDState(params, average, k, velocity), report
