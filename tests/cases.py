@@ -1,0 +1,476 @@
+"""The case tables: every law runs on every entry.
+
+A new layer, loss or network is one entry here. Data are drawn by NumPy from a seed made of the
+case's name and moved to the backend under test, so that all backends see the same numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from toys import MeanOverPositions, MixPositions
+
+from kfac_np import trees
+from kfac_np.backend import Backend, Rng, get_backend
+from kfac_np.layers import (
+    GELU,
+    Activation,
+    Dense,
+    Flatten,
+    Identity,
+    Layer,
+    LeakyReLU,
+    Logistic,
+    ReLU,
+    Residual,
+    Sequential,
+    SiLU,
+    Softplus,
+    Tanh,
+)
+from kfac_np.losses import (
+    Loss,
+    PoissonLogRate,
+    SigmoidCrossEntropy,
+    SoftmaxCrossEntropy,
+    SquaredError,
+)
+from kfac_np.objective import Evaluation, Objective
+from kfac_np.trees import Tree
+
+HostArray = np.ndarray[Any, Any]
+
+
+def generator(name: str) -> np.random.Generator:
+    """Random numbers for the case of that name."""
+    return np.random.default_rng(zlib.crc32(name.encode()))
+
+
+def host_params(layer: Layer, seed: np.random.Generator, scale: float = 0.6) -> Tree:
+    """Normal parameters of standard deviation `scale`, biases too, in double precision."""
+    start = layer.init(Rng(0), get_backend("numpy", "float64"))
+    return trees.tree_map(lambda w: scale * seed.standard_normal(w.shape), start)
+
+
+def to_backend(backend: Backend, tree: Tree) -> Tree:
+    """Move a tree of host arrays."""
+    return trees.tree_map(backend.asarray, tree)
+
+
+# ---------------------------------------------------------------------------------------- layers
+
+
+@dataclass(frozen=True)
+class LayerCase:
+    """A layer and the shape of a batch of inputs, N first."""
+
+    name: str
+    layer: Layer
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def host(self) -> tuple[Tree, HostArray]:
+        """Parameters and inputs on the host."""
+        seed = generator(self.name)
+        return host_params(self.layer, seed), seed.standard_normal(self.shape)
+
+    def build(self, backend: Backend) -> tuple[Tree, Any]:
+        """Parameters and inputs on the backend."""
+        params, x = self.host()
+        return to_backend(backend, params), backend.asarray(x)
+
+
+ACTIVATIONS: list[Activation] = [
+    Identity(),
+    Tanh(),
+    Logistic(),
+    ReLU(),
+    LeakyReLU(),
+    LeakyReLU(0.3),
+    LeakyReLU(0.0),
+    LeakyReLU(1.0),
+    Softplus(),
+    SiLU(),
+    GELU(),
+]
+
+LAYERS: list[LayerCase] = [
+    LayerCase("dense", Dense(3, 4), (5, 3)),
+    LayerCase("dense_no_bias", Dense(3, 4, bias=False), (5, 3)),
+    LayerCase("dense_one_example", Dense(3, 2), (1, 3)),
+    LayerCase("dense_one_input_one_unit", Dense(1, 1), (4, 1)),
+    LayerCase("dense_sequence", Dense(3, 2), (4, 5, 3)),
+    LayerCase("dense_sequence_no_bias", Dense(3, 2, bias=False), (4, 5, 3)),
+    LayerCase("dense_two_shared_axes", Dense(2, 3), (3, 2, 4, 2)),
+    *(LayerCase(f"{a!r}", a, (4, 6)) for a in ACTIVATIONS),
+    LayerCase("tanh_image", Tanh(), (2, 3, 2, 2)),
+    LayerCase("flatten_image", Flatten(), (3, 2, 3, 2)),
+    LayerCase("flatten_vector", Flatten(), (3, 4)),
+    LayerCase("sequential_one", Sequential(Dense(3, 2)), (4, 3)),
+    LayerCase("sequential_mlp", Sequential(Dense(3, 4), Tanh(), Dense(4, 2)), (5, 3)),
+    LayerCase("sequential_without_parameters", Sequential(Tanh(), Flatten()), (3, 2, 2)),
+    LayerCase(
+        "sequential_begins_without_parameters",
+        Sequential(Flatten(), Tanh(), Dense(6, 3)),
+        (4, 2, 3),
+    ),
+    LayerCase("sequential_ends_with_activation", Sequential(Dense(3, 2), Softplus()), (4, 3)),
+    LayerCase(
+        "sequential_nested",
+        Sequential(
+            Sequential(Tanh()),
+            Sequential(Dense(3, 4), Sequential(GELU(), Dense(4, 3, bias=False))),
+            Logistic(),
+            Dense(3, 2),
+        ),
+        (4, 3),
+    ),
+    LayerCase(
+        "sequential_sequence", Sequential(Dense(2, 3), SiLU(), Flatten(), Dense(9, 2)), (4, 3, 2)
+    ),
+    LayerCase("residual_dense", Residual(Dense(3, 3)), (4, 3)),
+    LayerCase("residual_activation", Residual(Tanh()), (4, 3)),
+    LayerCase("residual_mlp", Residual(Sequential(Dense(3, 5), Tanh(), Dense(5, 3))), (4, 3)),
+    LayerCase(
+        "residual_in_sequential",
+        Sequential(
+            Dense(2, 3),
+            Residual(Sequential(Logistic(), Dense(3, 3), Residual(Dense(3, 3, bias=False)))),
+            Tanh(),
+            Dense(3, 2),
+        ),
+        (4, 2),
+    ),
+    LayerCase("mix_positions", MixPositions(), (3, 4, 2)),
+    LayerCase("mean_over_positions", MeanOverPositions(), (3, 4, 2)),
+]
+
+# ---------------------------------------------------------------------------------------- losses
+
+Targets = Callable[[np.random.Generator, tuple[int, ...]], HostArray]
+"""(seed, shape of the outputs) -> targets on the host."""
+
+
+def real_targets(seed: np.random.Generator, shape: tuple[int, ...]) -> HostArray:
+    return seed.standard_normal(shape)
+
+
+def unit_targets(seed: np.random.Generator, shape: tuple[int, ...]) -> HostArray:
+    """Anywhere in [0, 1], the ends included."""
+    t = seed.random(shape)
+    t.flat[0], t.flat[-1] = 0.0, 1.0
+    return t
+
+
+def binary_targets(seed: np.random.Generator, shape: tuple[int, ...]) -> HostArray:
+    return seed.integers(0, 2, shape).astype(float)
+
+
+def class_targets(seed: np.random.Generator, shape: tuple[int, ...]) -> HostArray:
+    return seed.integers(0, shape[-1], shape[:-1])
+
+
+def soft_targets(seed: np.random.Generator, shape: tuple[int, ...]) -> HostArray:
+    t = seed.random(shape)
+    return t / t.sum(-1, keepdims=True)
+
+
+def count_targets(seed: np.random.Generator, shape: tuple[int, ...]) -> HostArray:
+    return seed.poisson(2.0, shape).astype(float)
+
+
+@dataclass(frozen=True)
+class LossCase:
+    """A loss, the shape (N, [S,] C) of the outputs, and a kind of targets."""
+
+    name: str
+    loss: Loss
+    shape: tuple[int, ...]
+    targets: Targets
+
+    def __str__(self) -> str:
+        return self.name
+
+    def host(self) -> tuple[HostArray, HostArray]:
+        """Outputs z and targets t on the host."""
+        seed = generator(self.name)
+        z = 1.5 * seed.standard_normal(self.shape)
+        return z, self.targets(seed, self.shape)
+
+    def build(self, backend: Backend) -> tuple[Any, Any]:
+        """Outputs z and targets t on the backend."""
+        z, t = self.host()
+        return backend.asarray(z), backend.asarray(t)
+
+
+LOSSES: list[LossCase] = [
+    LossCase("squared", SquaredError(), (4, 3), real_targets),
+    LossCase("squared_one_output", SquaredError(), (4, 1), real_targets),
+    LossCase("squared_positions", SquaredError(), (3, 2, 3), real_targets),
+    LossCase("sigmoid", SigmoidCrossEntropy(), (4, 3), unit_targets),
+    LossCase("sigmoid_binary", SigmoidCrossEntropy(), (4, 1), binary_targets),
+    LossCase("sigmoid_positions", SigmoidCrossEntropy(), (3, 2, 3), unit_targets),
+    LossCase("softmax", SoftmaxCrossEntropy(), (4, 3), class_targets),
+    LossCase("softmax_soft", SoftmaxCrossEntropy(), (4, 3), soft_targets),
+    LossCase("softmax_one_class", SoftmaxCrossEntropy(), (2, 1), class_targets),
+    LossCase("softmax_positions", SoftmaxCrossEntropy(), (3, 2, 4), class_targets),
+    LossCase("softmax_soft_positions", SoftmaxCrossEntropy(), (3, 2, 4), soft_targets),
+    LossCase("poisson", PoissonLogRate(), (4, 3), count_targets),
+    LossCase("poisson_positions", PoissonLogRate(), (3, 2, 2), count_targets),
+]
+
+# -------------------------------------------------------------------------------------- networks
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A network case on one backend."""
+
+    objective: Objective
+    params: Tree
+    x: Any
+    t: Any
+    weights: Any
+
+    def evaluate(self) -> Evaluation:
+        """Evaluate the whole batch."""
+        return self.objective.evaluate(self.params, self.x, self.t, self.weights)
+
+
+@dataclass(frozen=True)
+class NetworkCase:
+    """A network, a loss and a batch.
+
+    `kfac_exact` names the sharing rules ("expand", "reduce") with which every K-FAC block of the
+    exact Fisher equals the exact block.
+    """
+
+    name: str
+    network: Layer
+    shape: tuple[int, ...]
+    loss: Loss
+    targets: Targets
+    weighted: bool = False
+    kfac_exact: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        return (self.shape[0], *self.network.output_shape(self.shape[1:]))
+
+    @property
+    def terms(self) -> int:
+        """M."""
+        return int(np.prod(self.output_shape[:-1]))
+
+    @functools.cache  # noqa: B019 - the table lives as long as the tests
+    def host(self) -> tuple[Tree, HostArray, HostArray, HostArray | None]:
+        """Parameters, x, t and weights on the host."""
+        seed = generator(self.name)
+        params = host_params(self.network, seed)
+        x = seed.standard_normal(self.shape)
+        t = self.targets(seed, self.output_shape)
+        weights = seed.uniform(0.2, 2.0, self.shape[0]) if self.weighted else None
+        return params, x, t, weights
+
+    def build(self, backend: Backend) -> Problem:
+        """The same on the backend."""
+        params, x, t, weights = self.host()
+        return Problem(
+            Objective(self.network, self.loss),
+            to_backend(backend, params),
+            backend.asarray(x),
+            backend.asarray(t),
+            None if weights is None else backend.asarray(weights),
+        )
+
+    def tangent(self, backend: Backend, key: int = 0) -> Tree:
+        """A random tree like the parameters."""
+        seed = generator(f"{self.name} tangent {key}")
+        return to_backend(
+            backend, trees.tree_map(lambda w: seed.standard_normal(w.shape), self.host()[0])
+        )
+
+
+SQUARED, SIGMOID = SquaredError(), SigmoidCrossEntropy()
+SOFTMAX, POISSON = SoftmaxCrossEntropy(), PoissonLogRate()
+BOTH = ("expand", "reduce")
+
+NETWORKS: list[NetworkCase] = [
+    NetworkCase("dense_alone", Dense(3, 2), (5, 3), SQUARED, real_targets, kfac_exact=BOTH),
+    NetworkCase(
+        "deep_linear",
+        Sequential(Dense(3, 4), Dense(4, 2), Identity(), Dense(2, 3)),
+        (6, 3),
+        SQUARED,
+        real_targets,
+        kfac_exact=BOTH,
+    ),
+    NetworkCase(
+        "deep_linear_no_bias",
+        Sequential(Dense(3, 4, bias=False), Dense(4, 2, bias=False)),
+        (6, 3),
+        SQUARED,
+        real_targets,
+        kfac_exact=BOTH,
+    ),
+    NetworkCase(
+        "one_example_softmax",
+        Sequential(Dense(3, 4), Tanh(), Dense(4, 3)),
+        (1, 3),
+        SOFTMAX,
+        class_targets,
+        kfac_exact=BOTH,
+    ),
+    NetworkCase(
+        "one_example_poisson",
+        Sequential(Dense(2, 3, bias=False), Softplus(), Dense(3, 2, bias=False)),
+        (1, 2),
+        POISSON,
+        count_targets,
+        kfac_exact=BOTH,
+    ),
+    NetworkCase(
+        "tanh_squared", Sequential(Dense(3, 4), Tanh(), Dense(4, 2)), (5, 3), SQUARED, real_targets
+    ),
+    NetworkCase(
+        "relu_softmax",
+        Sequential(Dense(3, 5), ReLU(), Dense(5, 4), ReLU(), Dense(4, 3)),
+        (6, 3),
+        SOFTMAX,
+        class_targets,
+    ),
+    NetworkCase(
+        "leaky_softmax_soft",
+        Sequential(Dense(3, 4), LeakyReLU(0.1), Dense(4, 3, bias=False)),
+        (5, 3),
+        SOFTMAX,
+        soft_targets,
+    ),
+    NetworkCase(
+        "logistic_sigmoid",
+        Sequential(Dense(4, 3), Logistic(), Dense(3, 2), Logistic(), Dense(2, 4)),
+        (5, 4),
+        SIGMOID,
+        unit_targets,
+    ),
+    NetworkCase(
+        "gelu_poisson", Sequential(Dense(3, 4), GELU(), Dense(4, 2)), (5, 3), POISSON, count_targets
+    ),
+    NetworkCase(
+        "silu_softplus_sigmoid",
+        Sequential(Dense(3, 3), SiLU(), Dense(3, 3, bias=False), Softplus(), Dense(3, 1)),
+        (5, 3),
+        SIGMOID,
+        binary_targets,
+    ),
+    NetworkCase(
+        "ends_with_activation",
+        Sequential(Tanh(), Dense(3, 2), Softplus()),
+        (5, 3),
+        SQUARED,
+        real_targets,
+    ),
+    NetworkCase(
+        "residual_nested",
+        Sequential(
+            Dense(2, 3),
+            Residual(Sequential(Tanh(), Dense(3, 3), Residual(Dense(3, 3, bias=False)))),
+            Sequential(Tanh(), Dense(3, 2)),
+        ),
+        (5, 2),
+        SOFTMAX,
+        class_targets,
+    ),
+    NetworkCase(
+        "weighted_softmax",
+        Sequential(Dense(3, 4), Tanh(), Dense(4, 3)),
+        (6, 3),
+        SOFTMAX,
+        class_targets,
+        weighted=True,
+    ),
+    NetworkCase(
+        "flattened_image",
+        Sequential(Flatten(), Dense(6, 3), Tanh(), Dense(3, 2)),
+        (4, 2, 3),
+        SIGMOID,
+        unit_targets,
+    ),
+    # Weights shared over positions, one loss term an example.
+    NetworkCase(
+        "shared_then_flattened",
+        Sequential(Dense(2, 3), Tanh(), Flatten(), Dense(9, 2)),
+        (4, 3, 2),
+        SOFTMAX,
+        class_targets,
+    ),
+    NetworkCase(
+        "mean_pooled",
+        Sequential(Dense(2, 3), Tanh(), Dense(3, 3), MeanOverPositions(), Dense(3, 2)),
+        (4, 3, 2),
+        SIGMOID,
+        unit_targets,
+    ),
+    NetworkCase(
+        "mean_pooled_linear",
+        Sequential(Dense(2, 3), Dense(3, 4), MeanOverPositions(), Dense(4, 2)),
+        (4, 3, 2),
+        SQUARED,
+        real_targets,
+        kfac_exact=("reduce",),
+    ),
+    NetworkCase(
+        "mean_pooled_linear_no_bias",
+        Sequential(Dense(2, 3, bias=False), Dense(3, 2, bias=False), MeanOverPositions()),
+        (4, 3, 2),
+        SQUARED,
+        real_targets,
+        kfac_exact=("reduce",),
+    ),
+    # A loss term at every position.
+    NetworkCase(
+        "positions_linear",
+        Sequential(Dense(2, 3), Dense(3, 2)),
+        (4, 3, 2),
+        SQUARED,
+        real_targets,
+        kfac_exact=("expand",),
+    ),
+    NetworkCase(
+        "positions_softmax",
+        Sequential(Dense(2, 3), Tanh(), Dense(3, 3)),
+        (3, 4, 2),
+        SOFTMAX,
+        class_targets,
+    ),
+    NetworkCase(
+        "positions_mixed_softmax",
+        Sequential(Dense(2, 3), Tanh(), MixPositions(), Dense(3, 3)),
+        (3, 3, 2),
+        SOFTMAX,
+        class_targets,
+        weighted=True,
+    ),
+    NetworkCase(
+        "positions_mixed_squared",
+        Sequential(Dense(2, 3), MixPositions(), Logistic(), Dense(3, 2)),
+        (3, 4, 2),
+        SQUARED,
+        real_targets,
+    ),
+]
+
+
+def networks(**wanted: Any) -> list[NetworkCase]:
+    """The network cases of which all given attributes have the given value."""
+    return [c for c in NETWORKS if all(getattr(c, k) == v for k, v in wanted.items())]

@@ -1,0 +1,101 @@
+"""Layers that the library does not have, for tests that need them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, final
+
+from kfac_np.backend import Array, Backend, Rng, array_namespace
+from kfac_np.errors import ShapeError
+from kfac_np.layers import Layer
+from kfac_np.trees import Tree
+
+
+@dataclass(frozen=True)
+class LinearOverPositions(Layer):
+    """y[n, s] = Σ_r m[s, r] x[n, r]: a fixed linear map over the axis after N."""
+
+    def rows(self, positions: int) -> list[list[float]]:
+        """The matrix m for so many positions."""
+        raise NotImplementedError
+
+    def shape_after(self, positions: int) -> tuple[int, ...]:
+        """What becomes of the axis of positions."""
+        raise NotImplementedError
+
+    def init(self, rng: Rng, backend: Backend) -> Tree:
+        return ()
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if len(shape) != 2:
+            raise ShapeError(f"{self!r}: expected inputs (N, S, d), got {('N', *shape)}")
+        return (*self.shape_after(shape[0]), shape[1])
+
+    def _apply(self, x: Array, positions: int, *, transpose: bool) -> Array:
+        xp = array_namespace(x)
+        m = xp.asarray(self.rows(positions), dtype=x.dtype, device=x.device)
+        return (m.T if transpose else m) @ x
+
+    def forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:
+        shape = self.output_shape(x.shape[1:])
+        y = self._apply(x, x.shape[1], transpose=False)
+        return array_namespace(x).reshape(y, (x.shape[0], *shape)), x.shape[1:]
+
+    def backward(
+        self, params: Tree, cache: Tree, g: Array, wrt_input: bool = True
+    ) -> tuple[Array | None, Tree]:
+        if not wrt_input:
+            return None, ()
+        out = self.shape_after(cache[0])
+        lead = g.shape[: g.ndim - len(out) - 1]  # ([K,] N)
+        g = array_namespace(g).reshape(g, (*lead, math.prod(out), cache[1]))
+        return self._apply(g, cache[0], transpose=True), ()
+
+    def jvp(self, params: Tree, cache: Tree, dx: Array | None, dparams: Tree) -> Array | None:
+        return None if dx is None else self.forward((), dx)[0]
+
+    def backward_jvp(
+        self,
+        params: Tree,
+        cache: Tree,
+        g: Array,
+        dx: Array | None,
+        dparams: Tree,
+        dg: Array | None,
+    ) -> tuple[Array | None, Tree]:
+        return (None, ()) if dg is None else self.backward((), cache, dg)
+
+    def take(self, cache: Tree, rows: slice) -> Tree:
+        return cache
+
+
+@final
+@dataclass(frozen=True)
+class MixPositions(LinearOverPositions):
+    """Every position sees every other one, unequally: what attention does, without its weights."""
+
+    def rows(self, positions: int) -> list[list[float]]:
+        return [
+            [math.cos(1.0 + 2.0 * s + 0.7 * r) for r in range(positions)] for s in range(positions)
+        ]
+
+    def shape_after(self, positions: int) -> tuple[int, ...]:
+        return (positions,)
+
+
+@final
+@dataclass(frozen=True)
+class MeanOverPositions(LinearOverPositions):
+    """Mean pooling, (N, S, d) to (N, d)."""
+
+    def rows(self, positions: int) -> list[list[float]]:
+        return [[1.0 / positions] * positions]
+
+    def shape_after(self, positions: int) -> tuple[int, ...]:
+        return ()
+
+
+def matrix_over_positions(layer: Any, positions: int) -> list[list[float]]:
+    """The matrix of a `LinearOverPositions`, for references."""
+    return layer.rows(positions)
