@@ -32,8 +32,8 @@ class FisherType(ABC):
     >>> from kfac_np.objective import Objective
     >>> z = np.zeros((5, 3))
     >>> e = Objective(Identity(), SquaredError()).evaluate((), z, z)
-    >>> [v.shape for v in Exact().vectors(e, Rng(0))], [v.shape for v in InputOnly().vectors(e, Rng(0))]
-    ([(3, 5, 3)], [(0, 5, 3)])
+    >>> [v.shape for fisher in (Exact(), InputOnly()) for v in fisher.vectors(e, Rng(0))]
+    [(3, 5, 3), (0, 5, 3)]
     """
 
     @abstractmethod

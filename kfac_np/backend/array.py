@@ -137,7 +137,7 @@ class Backend:
         return str(self.xp.__name__).rpartition(".")[2]
 
     def asarray(self, values: Any, dtype: Any = None) -> Array:
-        """Put host values on the device; floating values get the backend's dtype, others keep theirs.
+        """Put host values on the device; floats get the backend's dtype, others keep theirs.
 
         Parameters
         ----------
@@ -227,7 +227,7 @@ def get_backend(name: str = "numpy", dtype: str = "float32", device: Any = None)
     dtype('float64')
     >>> get_backend("fortran")
     Traceback (most recent call last):
-    kfac_np.errors.ConfigError: backend: expected one of numpy, cupy, torch, array_api_strict; got 'fortran'
+    kfac_np.errors.ConfigError: backend: expected one of numpy, cupy, torch, ...; got 'fortran'
     """
     if name not in _MODULES:
         raise ConfigError(f"backend: expected one of {', '.join(_MODULES)}; got {name!r}")

@@ -78,7 +78,8 @@ def require_same_place(name: str, x: Array, like: Array, like_name: str = "param
     xp, other = array_namespace(x), array_namespace(like)
     if xp is not other:
         raise InputError(
-            f"{name}: expected an array of {other.__name__} as the {like_name} are, got {xp.__name__}"
+            f"{name}: expected an array of {other.__name__} as the {like_name} are, "
+            f"got {xp.__name__}"
         )
     here, there = array_api_compat.device(x), array_api_compat.device(like)
     if here != there:

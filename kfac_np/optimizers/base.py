@@ -80,7 +80,7 @@ class StepReport:
 
 
 @dataclass(frozen=True, eq=False)
-class State:
+class State(ABC):
     """Everything a step needs besides the batch: trees of arrays and plain numbers.
 
     Attributes
@@ -93,7 +93,8 @@ class State:
 
     Examples
     --------
-    >>> State(params=(), average=None, step=3).step
+    >>> from kfac_np.optimizers.sgd import SGDState
+    >>> SGDState(params=(), average=None, step=3, velocity=()).step
     3
     """
 
