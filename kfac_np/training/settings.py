@@ -258,6 +258,11 @@ def _build_dataclass(
         raise ConfigError(f"{path or 'configuration'}: {error}") from error
 
 
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is not missing or field.default_factory is not missing
+
+
 def _default_of(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
@@ -377,14 +382,17 @@ def _is_mapping(annotation: Any) -> bool:
 
 def _is_settable(annotation: Any, choices: Choices) -> bool:
     """Tell whether a configuration can set such a field (a network, for example, it cannot)."""
-    if annotation in choices or dataclasses.is_dataclass(annotation):
+    if annotation in choices:
         return True
-    if _is_union(annotation):
-        return all(_is_settable(m, choices) for m in typing.get_args(annotation))
+    if dataclasses.is_dataclass(annotation):
+        hints = typing.get_type_hints(annotation)
+        needed = [f for f in dataclasses.fields(annotation) if f.init and not _has_default(f)]
+        return all(_is_settable(hints[f.name], choices) for f in needed)
+    arguments = typing.get_args(annotation)
+    if _is_union(annotation) or typing.get_origin(annotation) is tuple:
+        return all(_is_settable(m, choices) for m in arguments if m is not ...)
     if _is_mapping(annotation):
-        return _is_settable(typing.get_args(annotation)[1], choices)
-    if typing.get_origin(annotation) is tuple:
-        return all(_is_settable(m, choices) for m in typing.get_args(annotation) if m is not ...)
+        return _is_settable(arguments[1], choices)
     plain = (bool, int, float, str, types.NoneType)
     return annotation in plain or typing.get_origin(annotation) is Literal
 

@@ -1,0 +1,448 @@
+"""What a run is made of: frozen dataclasses, the names of their parts, and TOML files of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, final
+
+from kfac_np import curvature, fisher, layers, losses, optimizers
+from kfac_np.curvature.sharing import Sharing
+from kfac_np.errors import ConfigError
+from kfac_np.objective import Objective
+from kfac_np.training import data, models
+from kfac_np.training.files import write_text
+from kfac_np.training.metrics import Task
+from kfac_np.training.settings import Choices, build, dump
+
+__all__ = [
+    "Autoencoder",
+    "BackendSettings",
+    "Classifier",
+    "Config",
+    "DataSettings",
+    "Model",
+    "RunSettings",
+    "choices",
+    "from_table",
+    "read_table",
+    "to_table",
+    "write",
+]
+
+
+class Model(ABC):
+    """A network by name, sized to fit a data set.
+
+    Examples
+    --------
+    >>> from kfac_np.training.data import digits
+    >>> Autoencoder(sizes=(30, 6)).objective(digits()).network.output_shape((64,))
+    (64,)
+    """
+
+    @property
+    @abstractmethod
+    def task(self) -> Task:
+        """What it is trained for."""
+
+    @abstractmethod
+    def objective(self, dataset: data.Dataset) -> Objective:
+        """Network and loss for a data set.
+
+        Raises
+        ------
+        ConfigError
+            The data set does not have what the model needs.
+        """
+
+
+@final
+@dataclass(frozen=True)
+class Autoencoder(Model):
+    """A deep autoencoder: logistic units and a linear code unless told otherwise.
+
+    Parameters
+    ----------
+    sizes : tuple of int
+        Hidden layers down to the code; the decoder mirrors them, the data give the rest.
+    activation : Activation
+    initializer : callable
+    loss : Loss
+
+    Examples
+    --------
+    >>> Autoencoder((30, 6)).task
+    'reconstruction'
+    """
+
+    sizes: tuple[int, ...]
+    activation: layers.Activation = layers.Logistic()
+    initializer: layers.Initializer = layers.sparse
+    loss: losses.Loss = losses.SigmoidCrossEntropy()
+
+    @property
+    def task(self) -> Task:
+        return "reconstruction"
+
+    def objective(self, dataset: data.Dataset) -> Objective:
+        sizes = (dataset.x_train.shape[1], *self.sizes)
+        return models.autoencoder(sizes, self.activation, self.initializer, self.loss)
+
+
+@final
+@dataclass(frozen=True)
+class Classifier(Model):
+    """A fully connected classifier with softmax output.
+
+    Parameters
+    ----------
+    sizes : tuple of int
+        Hidden layers; the data give the rest.
+    activation : Activation
+    initializer : callable
+
+    Examples
+    --------
+    >>> Classifier((30,)).task
+    'classification'
+    """
+
+    sizes: tuple[int, ...]
+    activation: layers.Activation = layers.Tanh()
+    initializer: layers.Initializer = layers.glorot
+
+    @property
+    def task(self) -> Task:
+        return "classification"
+
+    def objective(self, dataset: data.Dataset) -> Objective:
+        if dataset.num_classes is None:
+            raise ConfigError(f"model: expected data with labels for an mlp, got {dataset.name!r}")
+        sizes = (dataset.x_train.shape[1], *self.sizes, dataset.num_classes)
+        return models.mlp(sizes, self.activation, self.initializer)
+
+
+@final
+@dataclass(frozen=True)
+class DataSettings:
+    """Which data set, where it is, and how much of it.
+
+    Parameters
+    ----------
+    name : str
+        curves, digits, fashion-mnist, or idx:DIR.
+    directory : str, optional
+        Where Fashion-MNIST's files are.
+    download : bool
+        Whether they may be downloaded.
+    n_train, n_test : int, optional
+        Keep only the first so many.
+
+    Examples
+    --------
+    >>> DataSettings(n_train=100).name
+    'curves'
+    """
+
+    name: str = "curves"
+    directory: str | None = None
+    download: bool = False
+    n_train: int | None = None
+    n_test: int | None = None
+
+    def load(self) -> data.Dataset:
+        """Load the data set."""
+        return data.load(
+            self.name,
+            self.directory,
+            download=self.download,
+            n_train=self.n_train,
+            n_test=self.n_test,
+        )
+
+
+@final
+@dataclass(frozen=True)
+class BackendSettings:
+    """Array library and precision.
+
+    Examples
+    --------
+    >>> BackendSettings().name
+    'numpy'
+    """
+
+    name: Literal["numpy", "cupy", "torch", "array_api_strict"] = "numpy"
+    dtype: Literal["float32", "float64"] = "float32"
+
+
+@final
+@dataclass(frozen=True)
+class RunSettings:
+    """How long to train, and what to write down on the way.
+
+    Parameters
+    ----------
+    steps, seconds : int and float, optional
+        The budget: training ends when the first of the two is used up. Seconds count
+        optimisation steps only.
+    evaluations : int
+        How often the model is evaluated, spread evenly over the budget (besides once before the
+        first step and once after the last).
+    evaluation_examples : int
+        Training examples that are evaluated, the first ones; always the same.
+    checkpoint_every : int
+        Steps between checkpoints; with 0 only the last step gets one.
+    keep_checkpoints : int
+
+    Examples
+    --------
+    >>> RunSettings(steps=100).evaluation_due(before=(3, 0.1), after=(4, 0.2))
+    True
+    """
+
+    steps: int | None = None
+    seconds: float | None = None
+    evaluations: int = 25
+    evaluation_examples: int = 2000
+    checkpoint_every: int = 0
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 0:
+            raise ConfigError(f"steps: expected at least 0, got {self.steps}")
+        if self.seconds is not None and not self.seconds >= 0:
+            raise ConfigError(f"seconds: expected at least 0, got {self.seconds}")
+        if self.steps is None and self.seconds is None:
+            raise ConfigError("expected a budget, steps or seconds, got neither")
+        for name in ("evaluations", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: expected at least 0, got {getattr(self, name)}")
+        for name in ("evaluation_examples", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+    def finished(self, step: int, seconds: float) -> bool:
+        """Tell whether the budget is used up."""
+        by_steps = self.steps is not None and step >= self.steps
+        return by_steps or (self.seconds is not None and seconds >= self.seconds)
+
+    def evaluation_due(self, before: tuple[int, float], after: tuple[int, float]) -> bool:
+        """Tell whether a step from (step, seconds) `before` to `after` passes an evaluation."""
+        return self._slot(*after) > self._slot(*before)
+
+    def _slot(self, step: int, seconds: float) -> int:
+        used = [step / self.steps] if self.steps else []
+        used += [seconds / self.seconds] if self.seconds else []
+        return int(self.evaluations * max(used, default=0.0))
+
+
+@final
+@dataclass(frozen=True)
+class Config:
+    """Everything that determines a run.
+
+    Examples
+    --------
+    >>> config = from_table({"model": {"sizes": [30, 6]}, "run": {"steps": 10}})
+    >>> config.model.sizes, type(config.optimizer).__name__
+    ((30, 6), 'KFAC')
+    """
+
+    model: Model
+    optimizer: optimizers.Optimizer
+    batch: data.BatchSchedule
+    run: RunSettings
+    seed: int = 0
+    data: DataSettings = field(default_factory=DataSettings)
+    backend: BackendSettings = field(default_factory=BackendSettings)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"seed: expected at least 0, got {self.seed}")
+
+
+def choices() -> Choices:
+    """Return the names of everything that a slot may hold.
+
+    Examples
+    --------
+    >>> list(choices()[optimizers.Optimizer])
+    ['kfac', 'sgd', 'adam']
+    """
+    return {
+        Model: {"autoencoder": Autoencoder, "mlp": Classifier},
+        layers.Activation: {
+            "logistic": layers.Logistic,
+            "tanh": layers.Tanh,
+            "relu": layers.ReLU,
+            "leaky-relu": layers.LeakyReLU,
+            "gelu": layers.GELU,
+            "silu": layers.SiLU,
+            "softplus": layers.Softplus,
+            "identity": layers.Identity,
+        },
+        layers.Initializer: {
+            "sparse": layers.sparse,
+            "glorot": layers.glorot,
+            "he": layers.he,
+            "fan-in": layers.fan_in_normal,
+        },
+        losses.Loss: {
+            "sigmoid-cross-entropy": losses.SigmoidCrossEntropy,
+            "squared-error": losses.SquaredError,
+        },
+        data.BatchSchedule: {"constant": data.ConstantBatch, "growing": data.GrowingBatch},
+        **_optimizer_choices(),
+    }
+
+
+def _optimizer_choices() -> dict[Any, dict[str, Any]]:
+    return {
+        optimizers.Optimizer: {
+            "kfac": optimizers.KFAC,
+            "sgd": optimizers.SGD,
+            "adam": optimizers.Adam,
+        },
+        optimizers.Schedule: {
+            "constant": optimizers.Constant,
+            "exponential": optimizers.Exponential,
+            "inverse": optimizers.Inverse,
+            "cosine": optimizers.Cosine,
+            "piecewise": optimizers.Piecewise,
+        },
+        optimizers.StepRule: {
+            "quadratic-model": optimizers.QuadraticModel,
+            "fixed-rate": optimizers.FixedRate,
+        },
+        optimizers.DampingPolicy: {
+            "levenberg-marquardt": optimizers.LevenbergMarquardt,
+            "constant": optimizers.ConstantDamping,
+        },
+        optimizers.GammaPolicy: {
+            "search": optimizers.GammaSearch,
+            "coupled": optimizers.CoupledGamma,
+        },
+        fisher.FisherType: {
+            "monte-carlo": fisher.MonteCarlo,
+            "exact": fisher.Exact,
+            "empirical": fisher.Empirical,
+            "input-only": fisher.InputOnly,
+        },
+        curvature.Curvature: {
+            "block-diagonal": curvature.BlockDiagonal,
+            "full": curvature.FullMatrix,
+        },
+        curvature.Block: {
+            "kfac": curvature.KFACBlock,
+            "diagonal": curvature.DiagonalBlock,
+            "exact": curvature.ExactBlock,
+        },
+        curvature.DampingRule: {
+            "pi-trace": curvature.pi_trace,
+            "pi-frobenius": curvature.pi_frobenius,
+            "pi-spectral": curvature.pi_spectral,
+            "no-pi": curvature.no_pi,
+            "plain": curvature.plain,
+        },
+        Sharing: {"expand": curvature.expand, "reduce": curvature.reduce},
+    }
+
+
+def from_table(table: Mapping[str, Any]) -> Config:
+    """Build a configuration from TOML tables; what is not said takes its default.
+
+    Raises
+    ------
+    ConfigError
+        An unknown option or name, a wrong type or a refused value, with what was expected.
+
+    Examples
+    --------
+    >>> from_table({"model": {"sizes": [30, 6]}, "run": {"steps": 10}, "data": {"nme": "curves"}})
+    Traceback (most recent call last):
+    kfac_np.errors.ConfigError: data: unknown option 'nme', expected name, directory, download, ...
+    """
+    table = {
+        "model": {"name": "autoencoder"},
+        "optimizer": {"name": "kfac"},
+        "batch": {"name": "constant"},
+        **table,
+    }
+    defaults = {"model": "autoencoder", "optimizer": "kfac", "batch": "constant"}
+    for key, name in defaults.items():
+        if isinstance(table[key], Mapping):
+            table[key] = {"name": name, **table[key]}
+    if isinstance(table["batch"], Mapping) and table["batch"]["name"] == "constant":
+        table["batch"] = {"size": 500, **table["batch"]}
+    table["run"] = table.get("run", {})
+    # The objective needs the data: one stands in until they are loaded.
+    stand_in = Objective(layers.Identity(), losses.SquaredError())
+    config: Config = build(Config, table, choices(), given={"objective": stand_in})
+    optimizer = config.optimizer
+    said = table["optimizer"] if isinstance(table["optimizer"], Mapping) else {}
+    if "seed" not in said and any(f.name == "seed" for f in dataclasses.fields(optimizer)):
+        optimizer = dataclasses.replace(optimizer, seed=config.seed)  # type: ignore[call-arg]
+        config = dataclasses.replace(config, optimizer=optimizer)
+    return config
+
+
+def to_table(config: Config) -> dict[str, Any]:
+    """Return the complete configuration, from which `from_table` builds the same again.
+
+    Examples
+    --------
+    >>> config = from_table({"model": {"sizes": [30, 6]}, "run": {"steps": 10}})
+    >>> table = to_table(config)
+    >>> table["optimizer"]["damping"]["initial"], from_table(table) == config
+    (150.0, True)
+    """
+    table: dict[str, Any] = dump(Config, config, choices())
+    plain = {k: v for k, v in table.items() if not isinstance(v, dict)}
+    return {**plain, **{k: v for k, v in table.items() if isinstance(v, dict)}}
+
+
+def read_table(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises
+    ------
+    ConfigError
+        It is absent, or not TOML.
+
+    Examples
+    --------
+    >>> read_table("no/such/file.toml")
+    Traceback (most recent call last):
+    kfac_np.errors.ConfigError: no/such/file.toml: expected a TOML file, found no such file
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: expected a TOML file, found no such file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: expected a TOML file ({error})") from error
+
+
+def write(path: str | os.PathLike[str], table: Mapping[str, Any]) -> None:
+    """Write tables to a TOML file as a whole. Needs tomli-w.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     write(f"{directory}/config.toml", {"seed": 3})
+    ...     read_table(f"{directory}/config.toml")
+    {'seed': 3}
+    """
+    try:
+        import tomli_w
+    except ImportError as error:
+        raise ConfigError("config files need tomli-w: pip install 'kfac_np[cli]'") from error
+    write_text(path, tomli_w.dumps(table))
