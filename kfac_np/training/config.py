@@ -18,6 +18,7 @@ from kfac_np.objective import Objective
 from kfac_np.training import data, models
 from kfac_np.training.files import write_text
 from kfac_np.training.metrics import Task
+from kfac_np.training.presets import complete
 from kfac_np.training.settings import Choices, build, dump
 
 __all__ = [
@@ -356,7 +357,7 @@ def _optimizer_choices() -> dict[Any, dict[str, Any]]:
 
 
 def from_table(table: Mapping[str, Any]) -> Config:
-    """Build a configuration from TOML tables; what is not said takes its default.
+    """Build a configuration from TOML tables; what is not said takes its default (`complete`).
 
     Raises
     ------
@@ -369,25 +370,14 @@ def from_table(table: Mapping[str, Any]) -> Config:
     Traceback (most recent call last):
     kfac_np.errors.ConfigError: data: unknown option 'nme', expected name, directory, download, ...
     """
-    table = {
-        "model": {"name": "autoencoder"},
-        "optimizer": {"name": "kfac"},
-        "batch": {"name": "constant"},
-        **table,
-    }
-    defaults = {"model": "autoencoder", "optimizer": "kfac", "batch": "constant"}
-    for key, name in defaults.items():
-        if isinstance(table[key], Mapping):
-            table[key] = {"name": name, **table[key]}
-    if isinstance(table["batch"], Mapping) and table["batch"]["name"] == "constant":
-        table["batch"] = {"size": 500, **table["batch"]}
-    table["run"] = table.get("run", {})
+    table = {"run": {}, **complete(table)}
     # The objective needs the data: one stands in until they are loaded.
     stand_in = Objective(layers.Identity(), losses.SquaredError())
     config: Config = build(Config, table, choices(), given={"objective": stand_in})
     optimizer = config.optimizer
-    said = table["optimizer"] if isinstance(table["optimizer"], Mapping) else {}
-    if "seed" not in said and any(f.name == "seed" for f in dataclasses.fields(optimizer)):
+    if "seed" not in table["optimizer"] and any(
+        f.name == "seed" for f in dataclasses.fields(optimizer)
+    ):
         optimizer = dataclasses.replace(optimizer, seed=config.seed)  # type: ignore[call-arg]
         config = dataclasses.replace(config, optimizer=optimizer)
     return config

@@ -1,0 +1,141 @@
+"""What a configuration leaves open: layer sizes, batches and rates that suit the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kfac_np.errors import ConfigError
+from kfac_np.training.settings import merge
+
+__all__ = ["complete", "set_optimizer", "variants"]
+
+Table = dict[str, Any]
+
+
+def complete(table: Mapping[str, Any]) -> Table:
+    """Lay what the user says over the defaults for that data set, model and optimiser.
+
+    Examples
+    --------
+    >>> table = complete({"data": "digits", "optimizer": "sgd"})
+    >>> table["model"]["sizes"], table["optimizer"]["name"]
+    ([32, 16, 6], 'sgd')
+    """
+    data = _named(table, "data", "curves")
+    model = _named(table, "model", "autoencoder")
+    optimizer = _named(table, "optimizer", "kfac")
+    name = optimizer["name"]
+    said = {**table, "data": data, "model": model, "optimizer": optimizer}
+    chosen = _defaults(str(data["name"]), str(model["name"]), str(name))
+    if isinstance(name, str) and name in variants():
+        chosen["optimizer"] = variants()[name]
+        said["optimizer"] = {**optimizer, "name": chosen["optimizer"]["name"]}
+    return merge(chosen, said)
+
+
+def variants() -> dict[str, Table]:
+    """Return optimisers that have a name of their own, but are another's with other parts.
+
+    "kfac-fixed" is K-FAC with given rate, momentum and damping and a KL clip, for small batches.
+
+    References
+    ----------
+    Ba, Grosse & Martens 2017, §5.
+
+    Examples
+    --------
+    >>> list(variants())
+    ['kfac-fixed']
+    """
+    return {
+        "kfac-fixed": {
+            "name": "kfac",
+            "step_rule": {"name": "fixed-rate", "rate": 0.1, "momentum": 0.9, "kl_clip": 1e-2},
+            "damping": {"name": "constant", "value": 1e-2},
+            "gamma": "coupled",
+            "statistics_fraction": 1.0,
+        }
+    }
+
+
+def set_optimizer(
+    table: Mapping[str, Any],
+    *,
+    rate: float | None = None,
+    momentum: float | None = None,
+    damping: float | None = None,
+    l2: float | None = None,
+) -> Table:
+    """Set options by their short names, wherever the optimiser of a complete table keeps them.
+
+    Examples
+    --------
+    >>> table = set_optimizer({"optimizer": {"name": "kfac"}}, damping=10.0)
+    >>> table["optimizer"]["damping"]
+    {'name': 'levenberg-marquardt', 'initial': 10.0}
+    """
+    optimizer: Table = dict(table["optimizer"])
+    if optimizer["name"] == "kfac":
+        changes = _kfac_changes(optimizer, rate, momentum, damping)
+    else:
+        if damping is not None:
+            raise ConfigError(f"--damping: expected with kfac only, got {optimizer['name']!r}")
+        if momentum is not None and optimizer["name"] == "adam":
+            raise ConfigError("--momentum: expected with kfac or sgd, got 'adam' (it has beta1)")
+        changes = {"rate": rate, "momentum": momentum}
+    changes["l2"] = l2
+    changes = {k: v for k, v in changes.items() if v is not None}
+    return {**table, "optimizer": merge(optimizer, changes)}
+
+
+def _kfac_changes(
+    optimizer: Table, rate: float | None, momentum: float | None, damping: float | None
+) -> Table:
+    changes: Table = {}
+    if rate is not None or momentum is not None:
+        given = {"rate": rate, "momentum": momentum}
+        # A given rate leaves nothing to compare values of γ by.
+        changes["step_rule"] = {
+            "name": "fixed-rate",
+            **{k: v for k, v in given.items() if v is not None},
+        }
+        changes["gamma"] = {"name": "coupled"}
+    if damping is not None:
+        rule = _named(optimizer, "damping", "levenberg-marquardt")["name"]
+        option = "initial" if rule == "levenberg-marquardt" else "value"
+        changes["damping"] = {"name": rule, option: damping}
+    return changes
+
+
+def _named(table: Mapping[str, Any], key: str, default: str) -> Table:
+    """A table for `key` with a name in it, from a table, a bare name, or nothing."""
+    value = table.get(key, {})
+    if isinstance(value, str):
+        return {"name": value}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key}: expected a table or a name, got {value!r}")
+    return {"name": default, **value}
+
+
+def _defaults(data: str, model: str, optimizer: str) -> Table:
+    """Defaults that depend on what is trained with what, each found as its comment says."""
+    digits = data == "digits"
+    if model == "mlp":
+        sizes = [32] if digits else [256, 128]
+        rates = {"sgd": 0.1, "adam": 1e-3}
+    elif digits:
+        sizes = [32, 16, 6]
+        rates = {"sgd": 0.01, "adam": 3e-3}
+    elif data == "curves":
+        sizes = [400, 200, 100, 50, 25, 6]
+        rates = {"sgd": 0.01, "adam": 1e-3}
+    else:
+        sizes = [1000, 500, 250, 30]
+        rates = {"sgd": 0.01, "adam": 1e-3}
+    rate = {"rate": rates[optimizer]} if optimizer in rates else {}
+    return {
+        "model": {"name": model, "sizes": sizes},
+        "optimizer": {"name": optimizer, **rate},
+        "batch": {"name": "constant", "size": 100 if digits else 500},
+    }

@@ -1,0 +1,369 @@
+"""A training run with its directory: configuration, records, checkpoints, summary, pictures.
+
+Nothing in the directory is ever half-written, and a run that was killed at any moment goes on
+from its last checkpoint to the same numbers as if it had not been.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from kfac_np.backend import Array, Backend, get_backend
+from kfac_np.errors import CheckpointError, ConfigError, KfacError
+from kfac_np.optimizers import Optimizer
+from kfac_np.training import checkpoint
+from kfac_np.training.config import Config, from_table, read_table, to_table, write
+from kfac_np.training.data import Dataset
+from kfac_np.training.files import write_text
+from kfac_np.training.loop import Position, Step, Supply, start, train
+from kfac_np.training.metrics import Metrics, Task, evaluate
+from kfac_np.training.records import append_record, cut_after, read_records, sync, to_json
+from kfac_np.trees import Tree
+
+__all__ = ["Experiment", "Observer", "new_directory", "read_config", "run"]
+
+CONFIG, METRICS, EVALUATIONS = "config.toml", "metrics.jsonl", "evaluations.jsonl"
+CHECKPOINTS, SUMMARY = "checkpoints", "summary.json"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """What a configuration names, made: data on the device, optimiser, evaluation sets.
+
+    Attributes
+    ----------
+    config : Config
+    dataset : Dataset
+    backend : Backend
+    optimizer : Optimizer
+        With the real objective.
+    supply : Supply
+    task : {"reconstruction", "classification"}
+    test : pair of Array
+        Inputs and targets of the test set.
+
+    Examples
+    --------
+    >>> from kfac_np.training.config import from_table
+    >>> table = {"data": {"name": "digits"}, "model": {"sizes": [8]}, "run": {"steps": 1}}
+    >>> Experiment.of(from_table(table)).supply.x.shape
+    (1500, 64)
+    """
+
+    config: Config
+    dataset: Dataset
+    backend: Backend
+    optimizer: Optimizer
+    supply: Supply
+    task: Task
+    test: tuple[Array, Array]
+
+    @classmethod
+    def of(cls, config: Config, dataset: Dataset | None = None) -> Experiment:
+        """Make everything; `dataset` may be given if it is loaded already."""
+        backend = get_backend(config.backend.name, config.backend.dtype)
+        dataset = config.data.load() if dataset is None else dataset
+        task = config.model.task
+        objective = config.model.objective(dataset)
+        x, test_x = backend.asarray(dataset.x_train), backend.asarray(dataset.x_test)
+        t, test_t = x, test_x
+        if task == "classification":
+            t, test_t = backend.asarray(dataset.t_train), backend.asarray(dataset.t_test)
+        return cls(
+            config,
+            dataset,
+            backend,
+            dataclasses.replace(config.optimizer, objective=objective),
+            Supply(x, t, config.batch, config.seed),
+            task,
+            (test_x, test_t),
+        )
+
+    def start(self) -> Position:
+        """The position before the first step."""
+        return start(self.optimizer, self.backend, self.config.seed)
+
+    def evaluate(self, params: Tree) -> Metrics:
+        """Metrics on the fixed part of the training set."""
+        rows = slice(0, self.config.run.evaluation_examples)
+        x, t = self.supply.x[rows, ...], self.supply.t[rows, ...]
+        return evaluate(self.optimizer.objective, params, x, t, self.task)
+
+    def evaluate_test(self, params: Tree) -> Metrics:
+        """Metrics on the test set."""
+        return evaluate(self.optimizer.objective, params, *self.test, self.task)
+
+
+def _nothing(_: Any) -> None:
+    """Watch, and do nothing."""
+
+
+@final
+@dataclass(frozen=True)
+class Observer:
+    """What to call while a run goes on.
+
+    Attributes
+    ----------
+    stepped : callable
+        Gets each `Step`.
+    evaluated : callable
+        Gets each record of an evaluation.
+    should_stop : callable
+        Asked after each step; when it says so, the run saves a checkpoint and ends.
+
+    Examples
+    --------
+    >>> Observer().should_stop()
+    False
+    """
+
+    stepped: Callable[[Step], None] = _nothing
+    evaluated: Callable[[Mapping[str, Any]], None] = _nothing
+    should_stop: Callable[[], bool] = lambda: False
+
+
+def run(
+    experiment: Experiment,
+    directory: str | os.PathLike[str] | None = None,
+    *,
+    resume: bool = False,
+    fall_back: bool = False,
+    observer: Observer | None = None,
+) -> tuple[Position, dict[str, Any]]:
+    """Train until the budget is used up.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    directory : path, optional
+        Run directory (see `new_directory`); nothing is written without.
+    resume : bool
+        Go on from the directory's newest checkpoint; from the beginning if there is none yet.
+    fall_back : bool
+        When the newest checkpoint is damaged, go on from the one before.
+    observer : Observer, optional
+
+    Returns
+    -------
+    position : Position
+        The last one.
+    summary : dict
+        As in summary.json.
+
+    Raises
+    ------
+    KfacError
+        A step failed: the loss diverged, for example. The last good position has a checkpoint,
+        and the summary says what happened.
+
+    Examples
+    --------
+    >>> table = {"data": {"name": "digits"}, "model": {"sizes": [8]}, "run": {"steps": 2}}
+    >>> position, summary = run(Experiment.of(from_table(table)))
+    >>> summary["status"], summary["steps"]
+    ('finished', 2)
+    """
+    recorder = _Recorder(experiment, None if directory is None else Path(directory))
+    observer = observer or Observer()
+    position = recorder.resume(fall_back) if resume else recorder.begin()
+    if position.step == 0:
+        observer.evaluated(recorder.evaluate(position))
+    settings = experiment.config.run
+    status, failure = "finished", None
+    steps = train(experiment.optimizer, experiment.supply, position)
+    try:
+        while not settings.finished(position.step, position.seconds):
+            step = next(steps)
+            before, position = (position.step, position.seconds), step.position
+            recorder.record(step)
+            observer.stepped(step)
+            if settings.evaluation_due(before, (position.step, position.seconds)):
+                observer.evaluated(recorder.evaluate(position))
+            every = settings.checkpoint_every
+            if every and position.step % every == 0:
+                recorder.save(position)
+            if observer.should_stop():
+                status = "interrupted"
+                break
+    except KfacError as error:
+        status, failure = "failed", error
+    summary = recorder.finish(position, status, failure)
+    if failure is not None:
+        raise failure
+    return position, summary
+
+
+def new_directory(directory: str | os.PathLike[str]) -> Path | None:
+    """Make room for a new run: an older run there is moved aside, never written over.
+
+    Returns
+    -------
+    Path or None
+        Where the older run is now.
+
+    Raises
+    ------
+    ConfigError
+        The directory holds something else, or cannot be made.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     write(f"{place}/run/config.toml", {"seed": 0})
+    ...     new_directory(f"{place}/run").name, sorted(p.name for p in Path(place).iterdir())
+    ('run.1', ['run', 'run.1'])
+    """
+    directory = Path(directory)
+    try:
+        old = None
+        if directory.exists() and not directory.is_dir():
+            raise ConfigError(f"{directory}: expected a directory, found a file")
+        if directory.is_dir() and any(directory.iterdir()):
+            if not (directory / CONFIG).exists():
+                raise ConfigError(
+                    f"{directory}: expected a new or empty directory or an older run, found "
+                    "other files"
+                )
+            names = (f"{directory.name}.{number}" for number in itertools.count(1))
+            old = next(p for p in map(directory.with_name, names) if not p.exists())
+            directory.rename(old)
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{directory}: cannot be used as a run directory ({error})") from error
+    return old
+
+
+def read_config(directory: str | os.PathLike[str]) -> Config:
+    """Read the configuration of a run directory.
+
+    Raises
+    ------
+    ConfigError
+        It is not a run directory, or its configuration has been damaged.
+
+    Examples
+    --------
+    >>> read_config("no/such/run")
+    Traceback (most recent call last):
+    kfac_np.errors.ConfigError: no/such/run: expected a run directory, found no config.toml in it
+    """
+    path = Path(directory) / CONFIG
+    if not path.exists():
+        raise ConfigError(f"{directory}: expected a run directory, found no {CONFIG} in it")
+    return from_table(read_table(path))
+
+
+@final
+class _Recorder:
+    """Keeps the run directory, if there is one, and evaluates."""
+
+    def __init__(self, experiment: Experiment, directory: Path | None) -> None:
+        self.experiment = experiment
+        self.directory = directory
+        self.last_evaluation: dict[str, Any] | None = None
+        self.last_saved: int | None = None
+
+    def begin(self) -> Position:
+        if self.directory is not None:
+            write(self.directory / CONFIG, to_table(self.experiment.config))
+            for name in (METRICS, EVALUATIONS):
+                cut_after(self.directory / name, -1)
+        return self.experiment.start()
+
+    def resume(self, fall_back: bool) -> Position:
+        """Go back to the last checkpoint, and cut off the records of what came after it."""
+        if self.directory is None:
+            raise ConfigError("resume: expected a run directory, got none")
+        if checkpoint.latest(self.directory / CHECKPOINTS) is None:
+            return self.begin()  # killed before the first checkpoint
+        path, tree, _ = checkpoint.load_latest(
+            self.directory / CHECKPOINTS, fall_back, self.experiment.backend
+        )
+        position = Position.from_tree(tree, self.experiment.optimizer)
+        write(self.directory / CONFIG, to_table(self.experiment.config))
+        steps = [r["step"] for r in read_records(self.directory / METRICS)]
+        if steps[: position.step] != list(range(1, position.step + 1)):
+            raise CheckpointError(
+                f"{self.directory / METRICS}: expected a record of each step up to "
+                f"{position.step}, where {path.name} is"
+            )
+        for name in (METRICS, EVALUATIONS):
+            cut_after(self.directory / name, position.step)
+        for later in checkpoint.checkpoints(self.directory / CHECKPOINTS):
+            if later > path:  # damaged, or else it would have been loaded
+                later.unlink()
+        evaluations = read_records(self.directory / EVALUATIONS)
+        if evaluations and evaluations[-1]["step"] == position.step:
+            self.last_evaluation = evaluations[-1]
+        self.last_saved = position.step
+        return position
+
+    def record(self, step: Step) -> None:
+        if self.directory is not None:
+            append_record(self.directory / METRICS, step.record())
+
+    def evaluate(self, position: Position) -> dict[str, Any]:
+        record: dict[str, Any] = {"step": position.step, "seconds": position.seconds}
+        for name, params in position.parameters.items():
+            record[name] = self.experiment.evaluate(params).as_dict()
+        self.last_evaluation = record
+        if self.directory is not None:
+            append_record(self.directory / EVALUATIONS, record)
+        return record
+
+    def save(self, position: Position) -> None:
+        if self.directory is None or self.last_saved == position.step:
+            return
+        for name in (METRICS, EVALUATIONS):
+            sync(self.directory / name)
+        checkpoint.save_step(
+            self.directory / CHECKPOINTS,
+            position.step,
+            position.to_tree(self.experiment.optimizer),
+            {"seconds": position.seconds},
+            keep=self.experiment.config.run.keep_checkpoints,
+        )
+        self.last_saved = position.step
+
+    def finish(self, position: Position, status: str, failure: Exception | None) -> dict[str, Any]:
+        evaluation = self.last_evaluation
+        if evaluation is None or evaluation["step"] != position.step:
+            evaluation = self.evaluate(position)
+        self.save(position)
+        summary = self._summary(position, evaluation)
+        summary = {"status": status, **({"error": str(failure)} if failure else {}), **summary}
+        if self.directory is not None:
+            write_text(self.directory / SUMMARY, to_json(summary, indent=2) + "\n")
+        return summary
+
+    def _summary(self, position: Position, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+        """Headline figures are of the parameters, current or averaged, with less training loss."""
+        names = list(position.parameters)
+        best = min(names, key=lambda n: _or_infinity(evaluation[n]["loss"]))
+        train, test = evaluation[best], self.experiment.evaluate_test(position.parameters[best])
+        figures = {f"training_{k}" if k != "reconstruction_error" else k: train[k] for k in train}
+        return {
+            "steps": position.step,
+            "seconds": position.seconds,
+            **figures,
+            "parameters": best,
+            "training": {name: evaluation[name] for name in names},
+            "test": test.as_dict(),
+            "training_examples_evaluated": min(
+                self.experiment.config.run.evaluation_examples, self.experiment.supply.x.shape[0]
+            ),
+        }
+
+
+def _or_infinity(loss: float | None) -> float:
+    return math.inf if loss is None or math.isnan(loss) else loss
