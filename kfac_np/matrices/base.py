@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Self
 
-from kfac_np.backend import Array, Backend, Rng, array_namespace
+from kfac_np.backend import Array, Backend, Rng, all_finite, array_namespace, eigh
 from kfac_np.errors import FactorizationError
 
-__all__ = ["Matrix", "Spectral"]
+__all__ = ["Matrix", "Spectral", "resolved_eigh", "rounding_error"]
 
 
 class Matrix(ABC):
@@ -76,11 +76,7 @@ class Matrix(ABC):
 
     def logdet(self, damping: float = 0.0) -> Array:
         """Log-determinant of C + damping · I (0-d array; -inf where it is singular)."""
-        values = self.spectral().eigenvalues() + damping
-        xp = array_namespace(values)
-        safe = xp.where(values > 0, values, xp.ones_like(values))
-        log = xp.where(values > 0, xp.log(safe), -xp.inf)
-        return xp.sum(log)
+        return self.spectral().logdet(damping)
 
     def sample(self, rng: Rng, damping: float = 0.0, *, inverse: bool = False) -> Array:
         """Draw from N(0, C + damping · I), or from N(0, (C + damping · I)⁻¹).
@@ -133,22 +129,68 @@ class Spectral(Matrix):
         return xp.sqrt(xp.sum(self.values * self.values))
 
     def power(self, exponent: float, damping: float = 0.0) -> Self:
-        """(C + damping · I) to any real power, with eigenvalues below rounding taken as 0.
+        """(C + damping · I) to any real power; directions without curvature stay without.
 
         Raises
         ------
         FactorizationError
-            A negative power while the smallest damped eigenvalue is not above rounding error.
+            A negative power while some direction has neither curvature nor damping above
+            rounding error; a matrix that is not finite.
         """
         xp = array_namespace(self.values)
+        values, absent = self._damped(damping)
+        if exponent < 0 and bool(xp.any(absent)):
+            raise FactorizationError(
+                f"power {exponent:g}: the matrix is numerically singular (smallest damped "
+                f"eigenvalue {float(xp.min(values)):.3g}); give more damping than {damping:g}"
+            )
+        return self.with_values(xp.where(absent, xp.zeros_like(values), values) ** exponent)
+
+    def logdet(self, damping: float = 0.0) -> Array:
+        xp = array_namespace(self.values)
+        values, absent = self._damped(damping)
+        log = xp.log(xp.where(absent, xp.ones_like(values), values))
+        return xp.sum(xp.where(absent, -xp.inf, log))
+
+    def _damped(self, damping: float) -> tuple[Array, Array]:
+        """Damped eigenvalues, and a mask of those that are zero up to rounding.
+
+        An eigenvalue is what its decomposition says, however small: what rounding made of a zero
+        was made zero there. Damping, however, is added to a matrix, and is lost in it below its
+        rounding error.
+        """
+        if not all_finite(self.values):
+            raise FactorizationError(f"a matrix over {self.operand_shape} has NaN or Inf")
         values = self.values + damping
-        floor = xp.finfo(values.dtype).eps * max(self.operand_shape) * xp.max(xp.abs(values))
-        if exponent < 0:
-            smallest = float(xp.min(values))
-            if not smallest > float(floor):
-                raise FactorizationError(
-                    f"power {exponent:g}: the matrix is numerically singular (smallest damped "
-                    f"eigenvalue {smallest:.3g}); give more damping than {damping:g}"
-                )
-            return self.with_values(values**exponent)
-        return self.with_values(xp.where(values > floor, values, xp.zeros_like(values)) ** exponent)
+        floor = rounding_error(values, max(self.operand_shape))
+        lost = (self.values <= 0) & (values <= floor)
+        return values, array_namespace(values).logical_or(values <= 0, lost)
+
+
+def rounding_error(values: Array, n: int) -> Array:
+    """Rounding error of the eigenvalues of an n × n matrix, n · eps · max |values| (0-d array).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> bool(rounding_error(np.asarray([0.0, 8.0]), 2) == 16 * np.finfo(float).eps)
+    True
+    """
+    xp = array_namespace(values)
+    return xp.finfo(values.dtype).eps * n * xp.max(xp.abs(values))
+
+
+def resolved_eigh(m: Array) -> tuple[Array, Array]:
+    """`eigh` of a symmetric matrix, eigenvalues within rounding error of 0 being made 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.asarray([[0.1, 0.7, 0.3]])
+    >>> resolved_eigh(x.T @ x)[0].tolist()[:2]
+    [0.0, 0.0]
+    """
+    xp = array_namespace(m)
+    values, vectors = eigh(m)
+    resolved = xp.abs(values) > rounding_error(values, m.shape[0])
+    return xp.where(resolved, values, xp.zeros_like(values)), vectors

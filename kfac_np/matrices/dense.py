@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import final
 
-from kfac_np.backend import Array, array_namespace, eigh
+from kfac_np.backend import Array, array_namespace
 from kfac_np.errors import ShapeError
-from kfac_np.matrices.base import Matrix, Spectral
+from kfac_np.matrices.base import Matrix, Spectral, resolved_eigh
 
 __all__ = ["DenseMatrix", "DenseSpectral"]
 
@@ -40,7 +40,7 @@ class DenseMatrix(Matrix):
     def __post_init__(self) -> None:
         n = math.prod(self.shape)
         if self.array.shape != (n, n):
-            raise ShapeError(f"array: expected shape {(n, n)}, got {self.array.shape}")
+            raise ShapeError(f"array: expected shape {(n, n)}, got {tuple(self.array.shape)}")
 
     @property
     def operand_shape(self) -> tuple[int, ...]:
@@ -63,7 +63,7 @@ class DenseMatrix(Matrix):
 
     @cached_property
     def _spectral(self) -> DenseSpectral:
-        values, vectors = eigh(self.array)
+        values, vectors = resolved_eigh(self.array)
         return DenseSpectral(values, vectors, self.shape)
 
 

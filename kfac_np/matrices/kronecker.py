@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import final
 
-import array_api_extra as xpx
-
-from kfac_np.backend import Array, array_namespace, eigh
+from kfac_np.backend import Array, array_namespace
 from kfac_np.errors import ShapeError
-from kfac_np.matrices.base import Matrix, Spectral
+from kfac_np.matrices.base import Matrix, Spectral, resolved_eigh
 
 __all__ = ["KroneckerMatrix", "KroneckerSpectral"]
 
@@ -48,7 +46,8 @@ class KroneckerMatrix(Matrix):
     def __post_init__(self) -> None:
         for name, factor in (("A", self.A), ("G", self.G)):
             if factor.ndim != 2 or factor.shape[0] != factor.shape[1]:
-                raise ShapeError(f"{name}: expected a square matrix, got shape {factor.shape}")
+                shape = tuple(factor.shape)
+                raise ShapeError(f"{name}: expected a square matrix, got shape {shape}")
 
     @property
     def operand_shape(self) -> tuple[int, ...]:
@@ -58,7 +57,7 @@ class KroneckerMatrix(Matrix):
         return self.G @ v @ self.A
 
     def to_dense(self) -> Array:
-        return xpx.kron(self.G, self.A)
+        return _kron(self.G, self.A)
 
     def trace(self) -> Array:
         xp = array_namespace(self.A)
@@ -73,8 +72,8 @@ class KroneckerMatrix(Matrix):
 
     @cached_property
     def _spectral(self) -> KroneckerSpectral:
-        a, u_a = eigh(self.A)
-        g, u_g = eigh(self.G)
+        a, u_a = resolved_eigh(self.A)
+        g, u_g = resolved_eigh(self.G)
         return KroneckerSpectral(g[:, None] * a[None, :], u_a, u_g)
 
 
@@ -118,5 +117,11 @@ class KroneckerSpectral(Spectral):
 
     def to_dense(self) -> Array:
         xp = array_namespace(self.values)
-        u = xpx.kron(self.U_G, self.U_A)
+        u = _kron(self.U_G, self.U_A)
         return (u * xp.reshape(self.values, (1, -1))) @ u.T
+
+
+def _kron(g: Array, a: Array) -> Array:
+    # Not `array_api_extra.kron`: PyTorch's own refuses operands of some memory orders.
+    n = g.shape[0] * a.shape[0]
+    return array_namespace(g).reshape(g[:, None, :, None] * a[None, :, None, :], (n, n))

@@ -107,9 +107,8 @@ class BlockDiagonalMatrix(TreeMatrix):
         return array_namespace(total).sqrt(total)
 
     def sample(self, rng: Rng, damping: float = 0.0, *, inverse: bool = False) -> Tree:
-        return trees.map_named(
-            lambda name, block: block.sample(rng.child(name), damping, inverse=inverse), self.blocks
-        )
+        # One stream for all blocks, in order: blocks are independent, and so are further draws.
+        return trees.tree_map(lambda b: b.sample(rng, damping, inverse=inverse), self.blocks)
 
     def to_dense(self) -> Array:
         dense = [block.to_dense() for block in trees.leaves(self.blocks)]
