@@ -33,6 +33,7 @@ __all__ = [
     "from_table",
     "read_table",
     "to_table",
+    "toml",
     "write",
 ]
 
@@ -420,6 +421,26 @@ def read_table(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ConfigError(f"{path}: expected a TOML file ({error})") from error
 
 
+def toml(table: Mapping[str, Any]) -> str:
+    r"""Return tables as TOML text. Needs tomli-w.
+
+    Raises
+    ------
+    ConfigError
+        tomli-w is missing.
+
+    Examples
+    --------
+    >>> toml({"seed": 3})
+    'seed = 3\n'
+    """
+    try:
+        import tomli_w
+    except ImportError as error:
+        raise ConfigError("config files need tomli-w: pip install 'kfac_np[cli]'") from error
+    return tomli_w.dumps(table)
+
+
 def write(path: str | os.PathLike[str], table: Mapping[str, Any]) -> None:
     """Write tables to a TOML file as a whole. Needs tomli-w.
 
@@ -431,8 +452,4 @@ def write(path: str | os.PathLike[str], table: Mapping[str, Any]) -> None:
     ...     read_table(f"{directory}/config.toml")
     {'seed': 3}
     """
-    try:
-        import tomli_w
-    except ImportError as error:
-        raise ConfigError("config files need tomli-w: pip install 'kfac_np[cli]'") from error
-    write_text(path, tomli_w.dumps(table))
+    write_text(path, toml(table))

@@ -5,23 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
 from kfac_np.errors import ConfigError
 from kfac_np.training.files import write_atomically
+from kfac_np.training.records import read_records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Curve", "plot_curves", "plot_images"]
+__all__ = ["Curve", "plot_curves", "plot_factors", "plot_images", "read_curves"]
 
 _HostArray = np.ndarray[Any, Any]
 
 # Dark to light, each with its own dashes and marker: they tell apart in grey, too.
-_STYLES = (
+_STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#000000", "linestyle": "-", "marker": "o"},
     {"color": "#c1272d", "linestyle": "--", "marker": "s"},
     {"color": "#3f7fbf", "linestyle": "-.", "marker": "^"},
@@ -92,6 +94,35 @@ def plot_curves(
     _save(figure, path)
 
 
+def read_curves(directory: str | os.PathLike[str], label: str) -> list[Curve]:
+    """Read the training loss of a run directory's evaluations.
+
+    Parameters
+    ----------
+    directory : path
+    label : str
+
+    Returns
+    -------
+    list of Curve
+        One of the current parameters, and one of the averaged ones if there are any.
+
+    Examples
+    --------
+    >>> read_curves("no/such/run", "kfac")
+    []
+    """
+    records = read_records(Path(directory) / "evaluations.jsonl")
+    curves = []
+    for kind, suffix in (("current", ""), ("averaged", ", averaged")):
+        have = [r for r in records if kind in r and r[kind]["loss"] is not None]
+        if have:
+            steps, seconds = [r["step"] for r in have], [r["seconds"] for r in have]
+            losses = [r[kind]["loss"] for r in have]
+            curves.append(Curve(f"{label}{suffix}", steps, seconds, losses))
+    return curves
+
+
 def plot_images(
     path: str | os.PathLike[str],
     rows: Mapping[str, _HostArray],
@@ -123,6 +154,57 @@ def plot_images(
             axes.set_yticks([])
         for axes, image in zip(line, images, strict=False):
             axes.imshow(image.reshape(height, width), cmap="gray_r", vmin=0.0, vmax=1.0)
+    _save(figure, path)
+
+
+def plot_factors(
+    path: str | os.PathLike[str], moments: Mapping[str, Mapping[str, Any]], title: str = ""
+) -> None:
+    """Draw each layer's Kronecker factors as images, and their eigenvalues.
+
+    Parameters
+    ----------
+    path : path
+    moments : mapping of path to moments
+        As a K-FAC state holds them; what is not a square matrix is left out.
+    title : str
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     plot_factors(f"{directory}/f.png", {"0": {"A": np.eye(3), "G": np.eye(2)}})
+    """
+    layers = {
+        name: {k: m for k, m in each.items() if m.ndim == 2 and m.shape[0] == m.shape[1]}
+        for name, each in moments.items()
+    }
+    layers = {name: each for name, each in layers.items() if each}
+    if not layers:
+        raise ConfigError("factors: expected square matrices among the moments, found none")
+    figure = _figure(2.0 * len(layers) + 0.8, 6.4)
+    grid = figure.subplots(3, len(layers), squeeze=False)
+    for column, (name, matrices) in zip(grid.T, layers.items(), strict=True):
+        for axes, (key, matrix) in zip(column[:2], matrices.items(), strict=False):
+            # Entries span decades: a symmetric root shows the small ones, too.
+            root = np.sign(matrix) * np.sqrt(np.abs(matrix))
+            limit = float(np.abs(root).max()) or 1.0
+            axes.imshow(root, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="antialiased")
+            axes.set_title(f"layer {name}: {key} ({matrix.shape[0]})", fontsize=8)
+        for axes in column[:2]:
+            axes.set_xticks([])
+            axes.set_yticks([])
+        for style, (key, matrix) in zip(_STYLES, matrices.items(), strict=False):
+            values = np.linalg.eigvalsh(matrix.astype(np.float64))[::-1]
+            rank = np.linspace(0.0, 1.0, len(values))
+            line = {"color": style["color"], "linestyle": style["linestyle"]}
+            column[2].plot(rank, np.maximum(values, 1e-12 * values[0]), label=key, **line)
+        column[2].set_yscale("log")
+        column[2].tick_params(labelsize=7)
+        column[2].set_xlabel("rank / size", fontsize=8)
+    grid[2, 0].set_ylabel("eigenvalues", fontsize=8)
+    grid[2, 0].legend(fontsize=8)
+    figure.suptitle(f"Kronecker factors {title}".strip(), fontsize=10)
     _save(figure, path)
 
 

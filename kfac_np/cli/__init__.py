@@ -1,0 +1,63 @@
+"""The command line ``kfac-np``: train, compare, describe, factors.
+
+Exit codes: 0 success; 1 the run failed (it diverged, the disk is full, ...); 2 bad usage,
+configuration, data or checkpoint; 130 interrupted (the run has saved a checkpoint).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from kfac_np.cli.arguments import make_parser
+from kfac_np.cli.commands import describe, factors, train
+from kfac_np.cli.compare import compare
+from kfac_np.errors import CheckpointError, ConfigError, DataError, InputError, KfacError
+
+__all__ = ["main"]
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code; errors are one line on standard error.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Those of the process by default.
+
+    Examples
+    --------
+    >>> main(["describe", "--data", "digits", "--sizes", "32,6"])
+    path  layer          parameters     block      factors           factorise  solve
+    0     Dense(64, 32)  32×65 = 2080   KFACBlock  A 65×65, G 32×32  ...
+    ...
+    0
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    commands = {"train": train, "compare": compare, "describe": describe, "factors": factors}
+    try:
+        flags = make_parser().parse_args(words)
+        return commands[flags.command](flags)
+    except KeyboardInterrupt:
+        print("kfac-np: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe has gone: nothing to tell anybody
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        if debug:
+            raise
+        wrong_input = isinstance(error, ConfigError | DataError | InputError | CheckpointError)
+        print(f"kfac-np: error: {_one_line(error)}", file=sys.stderr)
+        return BAD_INPUT if wrong_input else FAILED
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, KfacError | OSError) and text:
+        return text
+    return f"{type(error).__name__}: {text} (--debug shows the traceback)"

@@ -1,0 +1,210 @@
+"""Flags, and the configuration tables that they stand for."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+from typing import Any, NoReturn, final
+
+from kfac_np import __version__
+from kfac_np.errors import ConfigError
+from kfac_np.training.config import read_table
+from kfac_np.training.presets import complete, set_optimizer, variants
+from kfac_np.training.settings import assign, merge, parse_assignment
+
+__all__ = ["make_parser", "table_from"]
+
+_EPILOG = """\
+Every setting is reachable: in TOML (--config), or as --set PATH=VALUE, for example
+  --set optimizer.damping.initial=10 --set optimizer.refresh.interval=5
+  --set optimizer.fisher=exact --set optimizer.averaging=none
+  --set optimizer.rate='{name="cosine", initial=0.1, steps=1000}'
+--print-config shows all of them with their values; an unknown one lists its neighbours.
+
+Exit codes: 0 success; 1 the run failed (it diverged, say); 2 bad usage, configuration, data or
+checkpoint; 130 interrupted: the step is finished and a checkpoint saved."""
+
+# Flags that stand for one option each.
+_PATHS = {
+    "data": "data.name",
+    "data_dir": "data.directory",
+    "download": "data.download",
+    "n_train": "data.n_train",
+    "n_test": "data.n_test",
+    "model": "model.name",
+    "sizes": "model.sizes",
+    "activation": "model.activation",
+    "init": "model.initializer",
+    "optimizer": "optimizer.name",
+    "batch_size": "batch",
+    "backend": "backend.name",
+    "dtype": "backend.dtype",
+    "steps": "run.steps",
+    "seconds": "run.seconds",
+    "evaluations": "run.evaluations",
+    "evaluation_examples": "run.evaluation_examples",
+    "checkpoint_every": "run.checkpoint_every",
+    "seed": "seed",
+}
+
+
+@final
+class _Parser(argparse.ArgumentParser):
+    """Reports bad usage like every other error: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} ({self.prog} --help tells more)")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands.
+
+    Examples
+    --------
+    >>> make_parser().parse_args(["train", "--steps", "3"]).steps
+    3
+    """
+    parser = _Parser(prog="kfac-np", description="Train networks with K-FAC, SGD or Adam.")
+    parser.add_argument("--version", action="version", version=f"kfac_np {__version__}")
+    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, summary: str) -> argparse.ArgumentParser:
+        command = subparsers.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=_EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.add_argument("--debug", action="store_true", help="show tracebacks")
+        return command
+
+    train = add("train", "train one network")
+    _add_problem(train)
+    _add_optimizer(train)
+    _add_running(train)
+    train.set_defaults(command="train")
+
+    compare = add("compare", "train with several optimisers, for the same time each")
+    _add_problem(compare)
+    names = ["kfac", *variants(), "sgd", "adam"]
+    compare.add_argument(
+        "--optimizers",
+        metavar="A,B,...",
+        help=f"among {', '.join(names)} (default kfac,sgd,adam); a name of your own needs "
+        "--set compare.NAME.optimizer.name=..., and compare.NAME.PATH sets options of one",
+    )
+    _add_running(compare)
+    compare.set_defaults(command="compare")
+
+    describe = add("describe", "print the layer table: parameters, blocks, factor sizes, cost")
+    _add_problem(describe)
+    _add_optimizer(describe)
+    describe.set_defaults(command="describe")
+
+    factors = add("factors", "draw a K-FAC run's Kronecker factors and their spectra")
+    factors.add_argument("directory", metavar="RUN_DIR")
+    factors.add_argument("--out", metavar="FILE", help="default RUN_DIR/factors.png")
+    factors.set_defaults(command="factors")
+    return parser
+
+
+def table_from(flags: argparse.Namespace) -> dict[str, Any]:
+    """Lay configuration file, flags and --set over each other, the later over the earlier.
+
+    Examples
+    --------
+    >>> flags = make_parser().parse_args(["train", "--data", "digits", "--rate", "0.1",
+    ...     "--optimizer", "sgd", "--steps", "5", "--set", "run.evaluations=2"])
+    >>> table = table_from(flags)
+    >>> table["run"], table["optimizer"]
+    ({'steps': 5, 'evaluations': 2}, {'name': 'sgd', 'rate': 0.1})
+    """
+    table: dict[str, Any] = read_table(flags.config) if flags.config else {}
+    for name, path in _PATHS.items():
+        value = getattr(flags, name, None)
+        if value is not None and value is not False:
+            table = assign(table, path, value)
+    for assignment in flags.set:
+        table = merge(table, parse_assignment(assignment))
+    short = {n: getattr(flags, n, None) for n in ("rate", "momentum", "damping", "l2")}
+    if any(value is not None for value in short.values()):
+        table = set_optimizer(complete(table), **short)
+    return table
+
+
+def _add_problem(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data and model")
+    add = group.add_argument
+    add("--data", metavar="NAME", help="curves (default), digits, fashion-mnist, or idx:DIR")
+    add("--data-dir", metavar="DIR", help="where Fashion-MNIST's files are")
+    add("--download", action="store_true", help="allow downloading Fashion-MNIST")
+    add("--n-train", type=int, metavar="N", help="keep only the first N training examples")
+    add("--n-test", type=int, metavar="N")
+    add("--model", metavar="NAME", help="autoencoder (default) or mlp")
+    add(
+        "--sizes",
+        type=_sizes,
+        metavar="N,N,...",
+        help="hidden layers; of an autoencoder those down to the code, which are mirrored",
+    )
+    add("--activation", metavar="NAME", help="of hidden units: logistic, tanh, relu, gelu, ...")
+    add("--init", metavar="NAME", help="initial weights: sparse, glorot, he, fan-in")
+    add("--batch-size", type=_batch, metavar="N|N:K", help="N:K grows from N to all by step K")
+    add("--backend", metavar="NAME", help="numpy (default), cupy, torch, array_api_strict")
+    add("--dtype", metavar="TYPE", help="float32 (default) or float64")
+    add("--seed", type=int, metavar="N", help="of parameters, batches and sampled targets")
+    add("--config", metavar="FILE", help="TOML file; flags go over it")
+    add("--set", action="append", default=[], metavar="PATH=VALUE", help="set any option")
+    add("--print-config", action="store_true", help="print the effective configuration and stop")
+
+
+def _add_optimizer(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("optimiser")
+    add = group.add_argument
+    names = ", ".join(["kfac (default)", *variants(), "sgd", "adam"])
+    add("--optimizer", metavar="NAME", help=names)
+    add("--rate", type=float, metavar="X", help="learning rate; K-FAC's is adapted without")
+    add("--momentum", type=float, metavar="X")
+    add("--damping", type=float, metavar="X", help="K-FAC's λ (the initial one if adapted)")
+    add("--l2", type=float, metavar="X", help="coefficient of the ℓ2 term")
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("running")
+    add = group.add_argument
+    add("--steps", type=int, metavar="N", help="stop after N steps")
+    add("--seconds", type=float, metavar="X", help="stop after X seconds of optimisation")
+    add("--evaluations", type=int, metavar="N", help="evaluate N times on the way (25)")
+    add("--evaluation-examples", type=int, metavar="N", help="on the first N examples (2000)")
+    add("--out", metavar="DIR", help="run directory; an older run there is moved aside")
+    add("--checkpoint-every", type=int, metavar="N", help="steps (default: only at the end)")
+    add(
+        "--resume",
+        metavar="DIR",
+        help="go on with the run in DIR, bit for bit; other options "
+        "than --steps and --seconds cannot be changed",
+    )
+    add(
+        "--fall-back",
+        action="store_true",
+        help="if DIR's newest checkpoint is damaged, resume from the one before",
+    )
+
+
+def _sizes(text: str) -> list[int]:
+    parts = re.split(r"[,\s-]+", text.strip())
+    if not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"expected sizes as in 400,200,100, got {text!r}")
+    return [int(part) for part in parts]
+
+
+def _batch(text: str) -> Mapping[str, Any]:
+    found = re.fullmatch(r"(\d+)(?::(\d+))?", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected N, or N:K for a growing one, got {text!r}")
+    if found[2] is None:
+        return {"name": "constant", "size": int(found[1])}
+    return {"name": "growing", "first": int(found[1]), "full_at": int(found[2])}

@@ -1,0 +1,195 @@
+"""The commands train, describe and factors."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kfac_np import curvature
+from kfac_np.cli.arguments import table_from
+from kfac_np.cli.progress import interruptible, observing, require_extras
+from kfac_np.errors import CheckpointError, ConfigError
+from kfac_np.optimizers import KFAC
+from kfac_np.training import checkpoint, plots
+from kfac_np.training.config import Config, from_table, to_table, toml
+from kfac_np.training.run import CHECKPOINTS, Experiment, new_directory, read_config, run
+
+__all__ = ["describe", "extended", "factors", "only_resuming", "show", "train"]
+
+INTERRUPTED = 130
+
+
+def train(flags: argparse.Namespace) -> int:
+    """Train one network, or go on with a run.
+
+    Examples
+    --------
+    >>> from kfac_np.cli.arguments import make_parser
+    >>> words = ["train", "--data", "digits", "--steps", "1", "--print-config"]
+    >>> train(make_parser().parse_args(words))
+    seed = 0
+    ...
+    0
+    """
+    if flags.resume:
+        only_resuming(flags)
+        config = extended(read_config(flags.resume), flags)
+    else:
+        config = from_table(table_from(flags))
+    if flags.print_config:
+        print(toml(to_table(config)), end="")
+        return 0
+    require_extras()
+    experiment = Experiment.of(config)
+    directory = Path(flags.resume or flags.out or "runs/train")
+    if not flags.resume:
+        make_room(directory)
+    label = type(config.optimizer).__name__
+    with interruptible() as interrupted, observing(label, config.run, interrupted) as observer:
+        _, summary = run(
+            experiment,
+            directory,
+            resume=bool(flags.resume),
+            fall_back=flags.fall_back,
+            observer=observer,
+        )
+    plots.plot_curves(directory / "curves.png", plots.read_curves(directory, label))
+    show({label: summary})
+    print(f"Everything is in {directory}")
+    return INTERRUPTED if summary["status"] == "interrupted" else 0
+
+
+def describe(flags: argparse.Namespace) -> int:
+    """Print the layer table of a model and of its curvature.
+
+    Examples
+    --------
+    >>> from kfac_np.cli.arguments import make_parser
+    >>> describe(make_parser().parse_args(["describe", "--data", "digits", "--sizes", "6"]))
+    path  layer         parameters    block      factors ...
+    ...
+    0
+    """
+    table = table_from(flags)
+    config = from_table({**table, "run": {"steps": 0, **table.get("run", {})}})
+    if flags.print_config:
+        print(toml(to_table(config)), end="")
+        return 0
+    if config.data.name == "curves":  # made on the spot: the shape is all that matters
+        config = replace(config, data=replace(config.data, n_train=1, n_test=1))
+    experiment = Experiment.of(config)
+    optimizer = experiment.optimizer
+    approximation = (
+        optimizer.curvature if isinstance(optimizer, KFAC) else curvature.BlockDiagonal()
+    )
+    params = experiment.start().state.params
+    shape = experiment.supply.x.shape[1:]
+    print(curvature.describe(optimizer.objective.network, params, approximation, shape))
+    return 0
+
+
+def factors(flags: argparse.Namespace) -> int:
+    """Draw the Kronecker factors of a run's newest checkpoint, and their spectra.
+
+    Examples
+    --------
+    >>> from kfac_np.cli.arguments import make_parser
+    >>> factors(make_parser().parse_args(["factors", "no/such/run"]))
+    Traceback (most recent call last):
+    kfac_np.errors.ConfigError: no/such/run: expected a run directory, found no config.toml in it
+    """
+    directory = Path(flags.directory)
+    config = read_config(directory)
+    path, tree, metadata = checkpoint.load_latest(directory / CHECKPOINTS)
+    moments = tree["optimizer"].get("moments") if isinstance(tree, dict) else None
+    if not isinstance(config.optimizer, KFAC) or not moments:
+        raise CheckpointError(f"{path}: expected a state of KFAC with curvature moments")
+    out = Path(flags.out or directory / "factors.png")
+    plots.plot_factors(out, moments, f"step {metadata['step']}")
+    print(f"Factors of step {metadata['step']} are in {out}")
+    return 0
+
+
+def make_room(directory: Path) -> None:
+    """Make a new run directory, and say so where an older one had to move.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     make_room(Path(place) / "run")
+    """
+    moved = new_directory(directory)
+    if moved is not None:
+        print(f"The older run in {directory} is now in {moved}")
+
+
+def only_resuming(flags: argparse.Namespace) -> None:
+    """Raise `ConfigError` if a resumed run is asked to become another one.
+
+    Examples
+    --------
+    >>> from kfac_np.cli.arguments import make_parser
+    >>> only_resuming(make_parser().parse_args(["train", "--resume", "a", "--steps", "9"]))
+    """
+    fixed = {k for k, v in vars(flags).items() if v not in (None, False, [])}
+    allowed = {"command", "resume", "fall_back", "steps", "seconds", "debug", "print_config"}
+    if changed := sorted(fixed - allowed):
+        names = ", ".join("--" + name.replace("_", "-") for name in changed)
+        raise ConfigError(f"--resume: the run goes on as it began, without {names}")
+
+
+def extended(config: Config, flags: argparse.Namespace) -> Config:
+    """Give a run another budget, where the flags say one.
+
+    Examples
+    --------
+    >>> from kfac_np.cli.arguments import make_parser
+    >>> config = from_table({"run": {"steps": 5}})
+    >>> flags = make_parser().parse_args(["train", "--resume", "a", "--steps", "9"])
+    >>> extended(config, flags).run.steps
+    9
+    """
+    budget = {n: getattr(flags, n) for n in ("steps", "seconds") if getattr(flags, n) is not None}
+    return replace(config, run=replace(config.run, **budget)) if budget else config
+
+
+def show(summaries: dict[str, dict[str, Any]]) -> None:
+    """Print a table, one line for each run.
+
+    Examples
+    --------
+    >>> show({"sgd": {"steps": 9, "seconds": 0.5, "training_loss": 2.5, "status": "finished",
+    ...     "parameters": "current", "training_accuracy": 0.5, "test": {"accuracy": 0.25}}})
+    run  steps  seconds  training loss  training accuracy  test accuracy  parameters
+    sgd      9      0.5          2.500              0.500          0.250     current
+    """
+    titles = {"training_loss": "training loss", "training_accuracy": "training accuracy"}
+    titles["reconstruction_error"] = "squared error"
+    first = next(iter(summaries.values()))
+    figures = [name for name in titles if name in first]
+    header = ["run", "steps", "seconds", *(titles[n] for n in figures)]
+    header += [f"test {_test_title(n)}" for n in first["test"] if n != "loss"] + ["parameters"]
+    rows = [header]
+    for label, s in summaries.items():
+        numbers = [s[name] for name in figures]
+        numbers += [value for name, value in s["test"].items() if name != "loss"]
+        status = s["parameters"] if s["status"] == "finished" else s["status"]
+        cells = [label, str(s["steps"]), f"{s['seconds']:.1f}"]
+        rows.append([*cells, *map(_number, numbers), status])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    for row in rows:
+        cells = [cell.rjust(w) for cell, w in zip(row, widths, strict=True)]
+        print("  ".join([row[0].ljust(widths[0]), *cells[1:]]))
+
+
+def _test_title(name: str) -> str:
+    return "squared error" if name == "reconstruction_error" else name
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.2f}"

@@ -1,0 +1,162 @@
+"""Telling how far a run is: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from kfac_np.errors import ConfigError
+from kfac_np.training.config import RunSettings
+from kfac_np.training.loop import Step
+from kfac_np.training.run import Observer
+
+__all__ = ["interruptible", "observing", "require_extras"]
+
+_SECONDS_BETWEEN_LINES = 2.0
+
+
+def require_extras() -> None:
+    """Raise `ConfigError` now, not after an hour, if a library that a run needs is missing.
+
+    Examples
+    --------
+    >>> require_extras()
+    """
+    names = {"tomli_w": "tomli-w", "matplotlib": "matplotlib", "tqdm": "tqdm"}
+    missing = [names[module] for module in names if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} missing: pip install 'kfac_np[cli]'")
+
+
+@contextmanager
+def observing(
+    label: str, settings: RunSettings, should_stop: Callable[[], bool]
+) -> Iterator[Observer]:
+    """Show a run's progress on standard error while the context lasts.
+
+    Parameters
+    ----------
+    label : str
+        The optimiser's name.
+    settings : RunSettings
+        The budget.
+    should_stop : callable
+        Handed on to the observer.
+
+    Examples
+    --------
+    >>> with observing("sgd", RunSettings(steps=3), lambda: False) as observer:
+    ...     observer.should_stop()
+    False
+    """
+    if sys.stderr.isatty():
+        with _bar(label, settings) as (stepped, evaluated):
+            yield Observer(stepped, evaluated, should_stop)
+    else:
+        yield Observer(*_lines(label), should_stop)
+
+
+Callbacks = tuple[Callable[[Step], None], Callable[[Mapping[str, Any]], None]]
+
+
+@contextmanager
+def _bar(label: str, settings: RunSettings) -> Iterator[Callbacks]:
+    from tqdm import tqdm
+
+    by_steps = settings.steps is not None
+    total = float((settings.steps if by_steps else settings.seconds) or 0.0)
+    form = "{l_bar}{bar}| {n:.0f}/{total:.0f} " + ("steps" if by_steps else "s") + "{postfix}"
+    with tqdm(
+        total=total,
+        desc=f"{label:12}",
+        bar_format=form,
+        leave=True,
+        file=sys.stderr,
+    ) as bar:
+        shown: dict[str, str] = {}
+
+        def stepped(step: Step) -> None:
+            now = step.report.step if by_steps else step.position.seconds
+            bar.update(min(now, total) - bar.n)
+            shown["step"] = str(step.report.step)
+            bar.set_postfix(shown, refresh=False)
+
+        def evaluated(record: Mapping[str, Any]) -> None:
+            shown["loss"] = _losses(record)
+            bar.set_postfix(shown, refresh=False)
+
+        yield stepped, evaluated
+
+
+def _lines(label: str) -> Callbacks:
+    last_line = 0.0
+
+    def say(position: str, what: str) -> None:
+        print(f"{label:12} {position}  {what}", file=sys.stderr, flush=True)
+
+    def stepped(step: Step) -> None:
+        nonlocal last_line
+        now = time.monotonic()
+        if now - last_line >= _SECONDS_BETWEEN_LINES:
+            last_line = now
+            report = step.report
+            damping = "" if report.damping is None else f"  damping {report.damping:.4g}"
+            say(
+                f"step {report.step:6d}  {step.position.seconds:7.1f} s",
+                f"minibatch loss {report.loss:.5g}{damping}",
+            )
+
+    def evaluated(record: Mapping[str, Any]) -> None:
+        nonlocal last_line
+        now = time.monotonic()
+        if record["step"] == 0 or now - last_line >= _SECONDS_BETWEEN_LINES:
+            last_line = now
+            say(
+                f"step {record['step']:6d}  {record['seconds']:7.1f} s",
+                f"training loss {_losses(record)}",
+            )
+
+    return stepped, evaluated
+
+
+def _losses(record: Mapping[str, Any]) -> str:
+    text = f"{record['current']['loss']:.5g}"
+    if "averaged" in record:
+        text += f" (averaged {record['averaged']['loss']:.5g})"
+    return text
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn the first interrupt (Ctrl-C) into a flag that is asked for after each step.
+
+    A second one interrupts at once.
+
+    Examples
+    --------
+    >>> with interruptible() as interrupted:
+    ...     interrupted()
+    False
+    """
+    seen = threading.Event()
+
+    def note(number: int, frame: Any) -> None:
+        if seen.is_set():
+            signal.default_int_handler(number, frame)
+        seen.set()
+        print("kfac-np: finishing this step (interrupt again to stop at once)", file=sys.stderr)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield seen.is_set
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield seen.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
