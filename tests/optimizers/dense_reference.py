@@ -1,0 +1,412 @@
+"""K-FAC written out densely, from its paper, with nothing of the library.
+
+Martens & Grosse 2015 (arXiv:1503.05671), algorithm 2, for networks so small that every matrix
+can be formed: Jacobians of single examples by HIPS autograd, the exact Fisher matrix, Kronecker
+products of the damped factors inverted as whole matrices. The published constants stand here as
+numbers. θ is one vector: the layers' matrices [W b], row after row.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import autograd.numpy as anp
+import numpy as np
+from autograd import grad
+
+HostArray = np.ndarray[Any, Any]
+Sampler = Callable[[HostArray, int], HostArray]
+"""(outputs, step) -> targets drawn from the model's own distribution."""
+
+ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "tanh": anp.tanh,
+    "logistic": lambda s: 1.0 / (1.0 + anp.exp(-s)),
+    "relu": lambda s: anp.maximum(s, 0.0),
+    "softplus": lambda s: anp.logaddexp(0.0, s),
+    "identity": lambda s: s,
+}
+
+
+def _softmax_loss(z: Any, t: Any) -> Any:
+    top = anp.max(z, axis=-1, keepdims=True)
+    logs = z - top - anp.log(anp.sum(anp.exp(z - top), axis=-1, keepdims=True))
+    return -anp.sum(logs * np.eye(z.shape[-1])[t], axis=-1)
+
+
+LOSSES: dict[str, Callable[[Any, Any], Any]] = {
+    "squared": lambda z, t: 0.5 * anp.sum((z - t) ** 2, axis=-1),
+    "sigmoid": lambda z, t: anp.sum(anp.logaddexp(0.0, z) - t * z, axis=-1),
+    "softmax": _softmax_loss,
+    "poisson": lambda z, t: anp.sum(anp.exp(z) - t * z, axis=-1),
+}
+
+
+def sample_targets(loss: str, z: HostArray, seed: int, k: int) -> HostArray:
+    """Targets drawn from the model's distribution at outputs z; the draws depend on (seed, k)."""
+    draws = np.random.default_rng([seed, k])
+    if loss == "squared":
+        return z + draws.standard_normal(z.shape)
+    if loss == "sigmoid":
+        return (draws.random(z.shape) < 1.0 / (1.0 + np.exp(-z))).astype(float)
+    if loss == "poisson":
+        return draws.poisson(np.exp(z)).astype(float)
+    p = np.exp(z - z.max(-1, keepdims=True))
+    passed = np.cumsum(p / p.sum(-1, keepdims=True), axis=-1) < draws.random((*z.shape[:-1], 1))
+    return passed.sum(-1)
+
+
+# ------------------------------------------------------------------------- a network, densely
+
+
+@dataclass(frozen=True)
+class Net:
+    """Dense layers with activations between them, and a loss."""
+
+    sizes: tuple[int, ...]
+    activation: str
+    loss: str
+    bias: bool = True
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        return [(n, m + self.bias) for m, n in itertools.pairwise(self.sizes)]
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(n * m for n, m in self.shapes)
+
+    def forward(self, theta: Any, x: Any, nudges: Any = None) -> tuple[Any, list[Any]]:
+        """Outputs, and each layer's homogeneous inputs; `theta` (P,), or (N, P): one an example.
+
+        `nudges`, added to what the layers give, are there to differentiate by.
+        """
+        h, inputs, start = anp.reshape(x, (len(x), -1, x.shape[-1])), [], 0  # (N, locations, d)
+        for i, (n, m) in enumerate(self.shapes):
+            W = anp.reshape(theta[..., start : start + n * m], (*theta.shape[:-1], n, m))
+            start += n * m
+            if i:
+                h = ACTIVATIONS[self.activation](h)
+            if self.bias:
+                h = anp.concatenate([h, np.ones((*h.shape[:-1], 1))], axis=-1)
+            inputs.append(h)
+            h = anp.einsum("oi,nti->nto" if W.ndim == 2 else "noi,nti->nto", W, h)
+            if nudges is not None:
+                h = h + nudges[i]
+        return anp.reshape(h, (*x.shape[:-1], self.sizes[-1])), inputs
+
+    def value(self, theta: Any, x: HostArray, t: HostArray, w: HostArray) -> Any:
+        """Mean over the terms of the weighted loss."""
+        terms = LOSSES[self.loss](self.forward(theta, x)[0], t)
+        return anp.sum(anp.reshape(w, (-1, *(1,) * (terms.ndim - 1))) * terms) / terms.size
+
+    def jacobians(self, theta: HostArray, x: HostArray) -> HostArray:
+        """∂z/∂θ of every term, (N, [S,] C, P): each example is given parameters of its own."""
+        each = np.tile(theta, (len(x), 1))
+        z, _ = self.forward(theta, x)
+        rows = [
+            grad(lambda th, i=i: anp.sum(self.forward(th, x)[0][(slice(None), *i)]))(each)
+            for i in np.ndindex(*z.shape[1:])
+        ]
+        return np.moveaxis(np.array(rows), 0, 1).reshape((*z.shape, -1))
+
+    def output_hessian(self, z: HostArray, t: HostArray) -> HostArray:
+        """∂²ℓ/∂z² of every term, (N, [S,] C, C)."""
+        first = grad(lambda y: anp.sum(LOSSES[self.loss](y, t)))
+        columns = [grad(lambda y, c=c: anp.sum(first(y)[..., c]))(z) for c in range(z.shape[-1])]
+        return np.stack(columns, axis=-1)
+
+    def output_gradient(self, z: HostArray, t: HostArray) -> HostArray:
+        """∂ℓ/∂z of every term."""
+        return grad(lambda y: anp.sum(LOSSES[self.loss](y, t)))(z)
+
+    def fisher(self, theta: HostArray, x: HostArray, t: HostArray, w: HostArray) -> HostArray:
+        """Exact Fisher matrix (P, P): mean over the terms of w Jᵀ (∂²ℓ/∂z²) J."""
+        z = self.forward(theta, x)[0]
+        J, B = self.jacobians(theta, x), self.output_hessian(z, t)
+        terms = math.prod(z.shape[:-1])
+        return np.einsum("n,n...cp,n...cd,n...dq->pq", w, J, B, J, optimize=True) / terms
+
+    def split(self, v: HostArray) -> list[HostArray]:
+        """A vector's parts that belong to the layers, as matrices."""
+        ends = np.cumsum([n * m for n, m in self.shapes])
+        return [p.reshape(s) for p, s in zip(np.split(v, ends[:-1]), self.shapes, strict=True)]
+
+
+# --------------------------------------------------------------- approximations of the Fisher
+
+
+class KroneckerFactored:
+    """Blocks Ā ⊗ G from sampled targets (§3); damped as in §6.3, and inverted whole."""
+
+    def __init__(self, net: Net) -> None:
+        self.net = net
+
+    def moments(
+        self, theta: HostArray, x: HostArray, targets: HostArray, w: HostArray
+    ) -> list[HostArray]:
+        """[A, G] for each layer, stacked in one list."""
+        net = self.net
+        _, inputs = net.forward(theta, x)
+        zero = [np.zeros((*a.shape[:2], n)) for a, (n, _) in zip(inputs, net.shapes, strict=True)]
+        derivatives = grad(
+            lambda nudges: anp.sum(LOSSES[net.loss](net.forward(theta, x, nudges)[0], targets))
+        )(zero)
+        locations = inputs[0].shape[1]
+        out = []
+        for a, g in zip(inputs, derivatives, strict=True):
+            out.append(np.einsum("n,nti,ntj->ij", w, a, a) / (w.sum() * locations))
+            out.append(np.einsum("n,nti,ntj->ij", w, g, g) / (len(x) * locations))
+        return out
+
+    def matrix(self, moments: list[HostArray], gamma: float = 0.0) -> HostArray:
+        """The whole block-diagonal matrix, rows of W one after the other."""
+        F = np.zeros((self.net.num_parameters,) * 2)
+        start = 0
+        for A, G in zip(moments[::2], moments[1::2], strict=True):
+            pi = math.sqrt((np.trace(A) / len(A)) / (np.trace(G) / len(G)))
+            block = np.kron(
+                G + gamma / pi * np.eye(len(G)),
+                A + pi * gamma * np.eye(len(A)),
+            )
+            end = start + len(block)
+            F[start:end, start:end] = block
+            start = end
+        return F
+
+    def inverse(self, moments: list[HostArray], gamma: float) -> HostArray:
+        return np.linalg.inv(self.matrix(moments, gamma))
+
+
+class ExactlyDamped(KroneckerFactored):
+    """The same blocks, with γ² I added to the Kronecker products themselves."""
+
+    def inverse(self, moments: list[HostArray], gamma: float) -> HostArray:
+        return np.linalg.inv(self.matrix(moments) + gamma**2 * np.eye(self.net.num_parameters))
+
+
+class Whole(KroneckerFactored):
+    """No approximation but sampling: the Fisher matrix from gradients of single examples."""
+
+    def moments(
+        self, theta: HostArray, x: HostArray, targets: HostArray, w: HostArray
+    ) -> list[HostArray]:
+        z, _ = self.net.forward(theta, x)
+        g = self.net.output_gradient(z, targets)
+        u = np.einsum("nc,ncp->np", g, self.net.jacobians(theta, x))
+        return [np.einsum("n,np,nq->pq", w, u, u) / len(x)]
+
+    def inverse(self, moments: list[HostArray], gamma: float) -> HostArray:
+        return np.linalg.inv(moments[0] + gamma**2 * np.eye(len(moments[0])))
+
+
+# ------------------------------------------------------------------------------ the optimiser
+
+
+@dataclass
+class Record:
+    """What one step did; `damping` and `gamma` as used in it, `next_*` as handed on."""
+
+    theta: HostArray
+    average: HostArray
+    loss: float
+    objective: float
+    damping: float
+    next_damping: float
+    gamma: float
+    alpha: float
+    mu: float
+    model_decrease: float | None
+    rho: float | None
+    refreshed: bool
+    batch_size: int
+
+
+class Published:
+    """Algorithm 2 with the constants of §§5-8 and §13."""
+
+    def __init__(
+        self,
+        net: Net,
+        theta: HostArray,
+        sampler: Sampler,
+        lambda0: float = 150.0,
+        approximation: type[KroneckerFactored] = KroneckerFactored,
+        eta: float = 1e-5,
+        tau1: float = 1 / 8,
+        tau2: float = 1 / 4,
+    ) -> None:
+        self.net, self.sampler = net, sampler
+        self.approximation = approximation(net)
+        self.eta, self.tau1, self.tau2 = eta, tau1, tau2
+        self.theta, self.average = theta, theta
+        self.damping = lambda0
+        self.gamma = math.sqrt(lambda0 + eta)
+        self.moments: list[HostArray] = []
+        self.inverse: HostArray | None = None
+        self.delta0: HostArray | None = None
+        self.k = 0
+
+    def h(self, theta: HostArray, x: HostArray, t: HostArray, w: HostArray) -> float:
+        """Loss plus the ℓ2 term."""
+        return float(self.net.value(theta, x, t, w)) + 0.5 * self.eta * float(theta @ theta)
+
+    def gradient_h(self, x: HostArray, t: HostArray, w: HostArray) -> HostArray:
+        return grad(self.net.value)(self.theta, x, t, w) + self.eta * self.theta
+
+    def update_moments(self, x: HostArray, w: HostArray) -> None:
+        """§5: sampled targets on the τ₁ part, moving averages with ε = min(1 - 1/k, 0.95)."""
+        n1 = math.ceil(self.tau1 * len(x))
+        z, _ = self.net.forward(self.theta, x[:n1])
+        new = self.approximation.moments(self.theta, x[:n1], self.sampler(z, self.k), w[:n1])
+        epsilon = min(1.0 - 1.0 / self.k, 0.95)
+        old = self.moments or [np.zeros_like(m) for m in new]
+        self.moments = [epsilon * m + (1.0 - epsilon) * n for m, n in zip(old, new, strict=True)]
+
+    def fisher_of_model(self, x: HostArray, t: HostArray, w: HostArray) -> HostArray:
+        """F on the τ₂ part plus (λ + η) I."""
+        n2 = math.ceil(self.tau2 * len(x))
+        F = self.net.fisher(self.theta, x[:n2], t[:n2], w[:n2])
+        return F + (self.damping + self.eta) * np.eye(len(F))
+
+    def step(self, x: HostArray, t: HostArray, w: HostArray | None = None) -> Record:
+        self.k += 1
+        k = self.k
+        w = np.ones(len(x)) if w is None else w
+        slope = self.gradient_h(x, t, w)
+        self.update_moments(x, w)
+        bend = self.fisher_of_model(x, t, w)
+
+        # §6.6: three values of γ every T₂ = 20 steps.
+        omega2 = math.sqrt(19 / 20) ** 20
+        trials = [self.gamma, omega2 * self.gamma, self.gamma / omega2]
+        best: Any = None
+        for gamma in trials if k % 20 == 0 else trials[:1]:
+            inverse = self.inverse
+            if k <= 3 or k % 20 == 0:  # T₃ = 20
+                inverse = self.approximation.inverse(self.moments, gamma)
+            directions = [-inverse @ slope]
+            if self.delta0 is not None:  # §7
+                directions.append(self.delta0)
+            V = np.stack(directions, axis=1)
+            coefficients = np.linalg.solve(V.T @ bend @ V, -V.T @ slope)
+            delta = V @ coefficients
+            decrease = 0.5 * delta @ bend @ delta + slope @ delta
+            if best is None or decrease < best[0]:
+                best = decrease, gamma, inverse, coefficients, delta
+        decrease, gamma, inverse, coefficients, delta = best
+
+        # §6.5: λ every T₁ = 5 steps.
+        rho, next_damping = None, self.damping
+        before = self.h(self.theta, x, t, w)
+        if k % 5 == 0:
+            omega1 = (19 / 20) ** 5
+            rho = (self.h(self.theta + delta, x, t, w) - before) / decrease
+            if rho > 3 / 4:
+                next_damping = omega1 * self.damping
+            if rho < 1 / 4:
+                next_damping = self.damping / omega1
+        record = Record(
+            theta=self.theta + delta,
+            average=0.99 * self.average + 0.01 * (self.theta + delta),
+            loss=float(self.net.value(self.theta, x, t, w)),
+            objective=before,
+            damping=self.damping,
+            next_damping=next_damping,
+            gamma=gamma,
+            alpha=float(coefficients[0]),
+            mu=float(coefficients[1]) if self.delta0 is not None else 0.0,
+            model_decrease=float(decrease),
+            rho=rho,
+            refreshed=k <= 3 or k % 20 == 0,
+            batch_size=len(x),
+        )
+        self.theta, self.average = record.theta, record.average
+        self.damping, self.gamma = next_damping, gamma
+        self.inverse, self.delta0 = inverse, delta
+        return record
+
+
+class Practical(Published):
+    """Given rates and momentum, KL clip; λ given or adapted, γ = √(λ + η) at every refresh."""
+
+    def __init__(
+        self,
+        net: Net,
+        theta: HostArray,
+        sampler: Sampler,
+        rate: Callable[[int], float],
+        momentum: Callable[[int], float],
+        clip: float | None,
+        damping: Callable[[int], float] | float,
+        eta: float = 1e-5,
+        refresh: tuple[int, int] = (20, 3),
+    ) -> None:
+        start = damping if isinstance(damping, float) else damping(1)
+        super().__init__(net, theta, sampler, start, eta=eta, tau1=1.0, tau2=1.0)
+        self.rate, self.momentum, self.clip, self.given = rate, momentum, clip, damping
+        self.refresh = refresh
+
+    def step(self, x: HostArray, t: HostArray, w: HostArray | None = None) -> Record:
+        self.k += 1
+        k = self.k
+        w = np.ones(len(x)) if w is None else w
+        adapts = isinstance(self.given, float)  # a number is where Levenberg-Marquardt starts
+        if not adapts:
+            self.damping = self.given(k)
+        slope = self.gradient_h(x, t, w)
+        self.update_moments(x, w)
+        interval, first = self.refresh
+        refreshed = k <= first or k % interval == 0
+        if refreshed:
+            self.gamma = math.sqrt(self.damping + self.eta)
+            self.inverse = self.approximation.inverse(self.moments, self.gamma)
+        direction = -self.inverse @ slope
+
+        alpha = self.rate(k)
+        if self.clip is not None:
+            size = alpha**2 * direction @ self.approximation.matrix(self.moments) @ direction
+            alpha *= min(1.0, math.sqrt(self.clip / size))
+        mu = self.momentum(k) if self.delta0 is not None else 0.0
+        delta = alpha * direction
+        if self.delta0 is not None:
+            delta = delta + mu * self.delta0
+
+        rho, decrease, next_damping = None, None, self.damping
+        before = self.h(self.theta, x, t, w)
+        if adapts and k % 5 == 0:
+            bend = self.fisher_of_model(x, t, w)
+            decrease = float(0.5 * delta @ bend @ delta + slope @ delta)
+            rho = (self.h(self.theta + delta, x, t, w) - before) / decrease
+            omega1 = (19 / 20) ** 5
+            if rho > 3 / 4:
+                next_damping = omega1 * self.damping
+            if rho < 1 / 4:
+                next_damping = self.damping / omega1
+        record = Record(
+            theta=self.theta + delta,
+            average=0.99 * self.average + 0.01 * (self.theta + delta),
+            loss=float(self.net.value(self.theta, x, t, w)),
+            objective=before,
+            damping=self.damping,
+            next_damping=next_damping,
+            gamma=self.gamma,
+            alpha=float(alpha),
+            mu=mu,
+            model_decrease=decrease,
+            rho=rho,
+            refreshed=refreshed,
+            batch_size=len(x),
+        )
+        self.theta, self.average = record.theta, record.average
+        self.damping, self.delta0 = next_damping, delta
+        return record
+
+
+def growing_batch_size(k: int, first: int, n: int, full_at: int) -> int:
+    """§13: m_k = min(m₁ exp((k - 1) / b), |S|) with b such that m at `full_at` is |S|, rounded."""
+    b = (full_at - 1) / math.log(n / first)
+    return min(round(first * math.exp((k - 1) / b)), n)

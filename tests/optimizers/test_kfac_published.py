@@ -1,0 +1,198 @@
+"""The K-FAC optimiser against algorithm 2 written out densely, step by step.
+
+Rounding is amplified: α and μ come from ratios of small numbers, and the dynamics are sensitive.
+60 steps multiply it by up to a million in the runs chosen here, and `TOLERANCE` leaves room for
+another library's rounding; a wrong constant shows in the second digit.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from dense_reference import (
+    ExactlyDamped,
+    KroneckerFactored,
+    Published,
+    Record,
+    Whole,
+    growing_batch_size,
+)
+from optimizer_cases import Case, case, flat
+
+from kfac_np.backend import Backend, Rng, get_backend, to_numpy
+from kfac_np.curvature import BlockDiagonal, Curvature, FullMatrix, KFACBlock
+from kfac_np.fisher import MonteCarlo
+from kfac_np.optimizers import KFAC, LevenbergMarquardt, StepReport, published
+from kfac_np.training.data import GrowingBatch
+
+STEPS = 60
+TOLERANCE = 1e-6
+CURVATURES: dict[type[KroneckerFactored], Curvature] = {
+    KroneckerFactored: BlockDiagonal(KFACBlock()),
+    ExactlyDamped: BlockDiagonal(KFACBlock(exact_damping=True)),
+    Whole: FullMatrix(),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A case, where λ starts, and how the Fisher matrix is approximated."""
+
+    case: Case
+    lambda0: float
+    approximation: type[KroneckerFactored] = KroneckerFactored
+
+    def __str__(self) -> str:
+        kind = "" if self.approximation is KroneckerFactored else f"-{self.approximation.__name__}"
+        return f"{self.case}-{self.lambda0:g}{kind}"
+
+    @functools.cache  # noqa: B019 - the table lives as long as the tests
+    def reference(self) -> list[Record]:
+        """60 steps of the dense reference."""
+        c = self.case
+        dense = Published(c.net, c.host()[0], c.sampler, self.lambda0, self.approximation)
+        return [dense.step(*c.batch_at(k)) for k in range(1, STEPS + 1)]
+
+    def optimizer(self) -> KFAC:
+        """Everything but λ₀ and the targets as published."""
+        changes: dict[str, Any] = {"fisher": self.case.fisher}
+        if self.lambda0 != 150:
+            changes["damping"] = LevenbergMarquardt(self.lambda0)
+        if self.approximation is not KroneckerFactored:
+            changes["curvature"] = CURVATURES[self.approximation]
+        return published(self.case.objective, **changes)
+
+
+RUNS = [
+    Run(case("tanh_squared"), 150),
+    Run(case("tanh_squared"), 0.1),
+    Run(case("logistic_sigmoid"), 0.01),
+    Run(case("relu_softmax"), 150),
+    Run(case("relu_softmax"), 1),
+    Run(case("softplus_poisson"), 0.01),
+    Run(case("no_bias_softmax"), 1),
+    Run(case("weighted_sigmoid"), 1),
+    Run(case("positions_squared"), 0.01),
+    Run(case("linear_squared"), 0.01),
+    Run(case("growing_softmax"), 150),
+    Run(case("growing_softmax"), 1),
+    Run(case("logistic_sigmoid"), 1, ExactlyDamped),
+    Run(case("weighted_sigmoid"), 1, Whole),
+]
+
+
+def assert_same_step(report: StepReport, state: Any, expected: Record) -> None:
+    """Everything that a step did and hands on, against the reference."""
+    close = functools.partial(pytest.approx, rel=TOLERANCE, abs=TOLERANCE)
+    assert flat(state.params) == close(expected.theta)
+    assert flat(state.average) == close(expected.average)
+    assert report.loss == close(expected.loss)
+    assert report.objective == close(expected.objective)
+    assert report.damping == pytest.approx(expected.damping, rel=1e-12)
+    assert state.damping == pytest.approx(expected.next_damping, rel=1e-12)
+    assert report.gamma == state.gamma == pytest.approx(expected.gamma, rel=1e-12)
+    assert report.alpha == close(expected.alpha)
+    assert report.mu == close(expected.mu)
+    assert report.model_decrease == close(expected.model_decrease)
+    assert (report.rho is None) == (expected.rho is None)
+    if expected.rho is not None:
+        assert report.rho == pytest.approx(expected.rho, rel=1e-3, abs=1e-3)
+    assert bool(report.refreshed) == expected.refreshed
+    assert report.batch_size == expected.batch_size
+    assert report.events == ()
+
+
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_every_step_as_published(run: Run, backend: Backend) -> None:
+    optimizer = run.optimizer()
+    state = optimizer.init(run.case.params(backend))
+    theta = flat(state.params)
+    for k, expected in enumerate(run.reference(), start=1):
+        state, report = optimizer.step(state, *run.case.batch_on(backend, k))
+        assert report.step == state.step == k
+        assert_same_step(report, state, expected)
+        assert report.update_norm == pytest.approx(
+            float(np.linalg.norm(expected.theta - theta)), rel=1e-5, abs=TOLERANCE
+        )
+        theta = expected.theta
+
+
+def test_runs_visit_every_branch() -> None:
+    """The comparison above means something: λ rose, fell and stayed, γ rose, fell and stayed."""
+    damping, gamma = set(), set()
+    for run in RUNS:
+        records = run.reference()
+        damping |= {np.sign(r.next_damping - r.damping) for r in records if r.rho is not None}
+        gamma |= {np.sign(b.gamma - a.gamma) for a, b in itertools.pairwise(records)}
+        searched = [k for k in range(2, STEPS + 1) if records[k - 1].gamma != records[k - 2].gamma]
+        assert set(searched) <= {20, 40, 60}
+        assert [r for r in records if r.refreshed] == [
+            records[k - 1] for k in (1, 2, 3, 20, 40, 60)
+        ]
+        assert sum(r.rho is not None for r in records) == 12
+    assert damping == gamma == {-1, 0, 1}
+    sizes = [r.batch_size for r in Run(case("growing_softmax"), 1).reference()]
+    assert len(set(sizes)) > 20
+    assert max(sizes) == sizes[39] == sizes[-1] == 96 > sizes[38] > sizes[0] == 16
+
+
+def test_all_refreshed_layers_are_named(backend: Backend) -> None:
+    c = case("logistic_sigmoid")
+    kfac = published(c.objective)
+    _, report = kfac.step(kfac.init(c.params(backend)), *c.batch_on(backend, 1))
+    assert report.refreshed == ("0", "2", "4")
+
+
+@pytest.mark.parametrize("name", ["tanh_squared", "relu_softmax", "weighted_sigmoid"])
+def test_default_targets_are_the_documented_stream(name: str, backend: Backend) -> None:
+    """`MonteCarlo(1)` on the first ⌈N/8⌉ examples, from Rng(seed).child("targets", k)."""
+    c = case(name)
+    loss = c.objective.loss
+    host = get_backend("numpy", "float64")
+
+    def sampler(z: Any, k: int) -> Any:
+        assert len(z) == 8
+        return to_numpy(loss.sample_targets(Rng(11, "targets", k, 0), host.asarray(z)))
+
+    dense = Published(c.net, c.host()[0], sampler, 1.0)
+    kfac = published(c.objective, damping=LevenbergMarquardt(1.0), seed=11)
+    assert kfac.fisher == MonteCarlo(1)
+    state = kfac.init(c.params(backend))
+    for k in range(1, 26):
+        state, report = kfac.step(state, *c.batch_on(backend, k))
+        assert_same_step(report, state, dense.step(*c.batch_at(k)))
+
+
+def test_published_constants() -> None:
+    """As numbers, where a change of a default would be seen at once."""
+    kfac = published(case("tanh_squared").objective)
+    assert kfac == KFAC(case("tanh_squared").objective)
+    assert kfac.l2 == 1e-5
+    assert (kfac.damping.initial, kfac.damping.interval) == (150, 5)
+    assert kfac.damping.update(1.0, 0.7501) == pytest.approx(0.95**5)
+    assert kfac.damping.update(1.0, 0.2499) == pytest.approx(0.95**-5)
+    assert kfac.damping.update(1.0, 0.75) == kfac.damping.update(1.0, 0.25) == 1.0
+    assert kfac.gamma.candidates(1, None, 150 + 1e-5) == (math.sqrt(150 + 1e-5),)
+    assert kfac.gamma.candidates(20, 1.0, 7.0) == pytest.approx((1.0, 0.95**10, 0.95**-10))
+    assert [k for k in range(1, 61) if kfac.gamma.searches(k)] == [20, 40, 60]
+    assert [k for k in range(1, 61) if kfac.refresh.due(k)] == [1, 2, 3, 20, 40, 60]
+    assert kfac.moving_average.decay == 0.95
+    assert kfac.averaging is not None
+    assert (kfac.averaging.decay, kfac.averaging.warm_up) == (0.99, False)
+    assert kfac.statistics_fraction == 1 / 8
+    assert kfac.step_rule.fraction == 1 / 4
+    assert (GrowingBatch().first, GrowingBatch().full_at) == (1000, 500)
+
+
+def test_growing_batches_as_published() -> None:
+    for n in (1500, 20_000, 60_000):
+        expected = [growing_batch_size(k, 1000, n, 500) for k in range(1, 600)]
+        assert [GrowingBatch()(k, n) for k in range(1, 600)] == expected
+        assert expected[0] == 1000
+        assert expected[498] < expected[499] == expected[500] == n
