@@ -114,7 +114,7 @@ def erf_generic(x: Array) -> Array:
         total = total + term
     series = (2 / math.sqrt(math.pi)) * small * xp.exp(-small * small) * total
 
-    large = xp.clip(magnitude, min=2.0)
+    large = xp.clip(magnitude, min=2.0, max=30.0)  # where the tail is 0, before squares overflow
     fraction = xp.zeros_like(x)
     for n in range(60, 0, -1):
         fraction = (n / 2) / (large + fraction)

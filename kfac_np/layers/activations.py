@@ -278,8 +278,15 @@ class GELU(Activation):
         return 0.5 * (1.0 + erf(x * 0.5**0.5)) + x * _normal_density(x)
 
     def second_derivative(self, x: Array, y: Array) -> Array:
+        x = _within_density(x)
         return (2.0 - x * x) * _normal_density(x)
 
 
 def _normal_density(x: Array) -> Array:
+    x = _within_density(x)
     return array_namespace(x).exp(-0.5 * x * x) * (2.0 * math.pi) ** -0.5
+
+
+def _within_density(x: Array) -> Array:
+    """x where the normal density is above 0 even in double precision, so that squares are safe."""
+    return array_namespace(x).clip(x, min=-40.0, max=40.0)
