@@ -1,0 +1,87 @@
+"""Layers against their definitions, differentiated automatically."""
+
+from __future__ import annotations
+
+import autograd
+import autograd.numpy as anp
+import numpy as np
+import pytest
+from cases import LAYERS, LayerCase, generator
+from references.dense import unflatten, vector
+from references.networks import apply
+
+from kfac_np import trees
+from kfac_np.backend import Backend, to_numpy
+from kfac_np.layers import Residual, Sequential
+from kfac_np.trees import Tree
+
+# Two programs for the same sums: some hundred roundings of 1.1e-16 each.
+CLOSE = {"rtol": 1e-12, "atol": 1e-13}
+
+
+def host(tree: Tree) -> Tree:
+    return trees.tree_map(to_numpy, tree)
+
+
+@pytest.mark.parametrize("case", LAYERS, ids=str)
+def test_forward(case: LayerCase, backend: Backend):
+    y, _ = case.layer.forward(*case.build(backend))
+    np.testing.assert_allclose(to_numpy(y), apply(case.layer, *case.host()), **CLOSE)
+
+
+@pytest.mark.parametrize("case", LAYERS, ids=str)
+def test_derivatives(case: LayerCase, backend: Backend):
+    params, x = case.host()
+    theta = vector(params)
+    split = len(theta)
+    point = np.concatenate([theta, x.ravel()])
+    seed = generator(f"{case.name} tangents")
+    g = seed.standard_normal(apply(case.layer, params, x).shape)
+    direction = seed.standard_normal(point.shape)
+    v, dx = direction[:split], direction[split:].reshape(x.shape)
+
+    def along(point):
+        y = apply(case.layer, unflatten(point[:split], params), point[split:].reshape(x.shape))
+        # The second term is 0, and keeps the derivatives of linear layers on autograd's tape.
+        return anp.sum(g * y) + 0.0 * anp.sum(point**2)
+
+    expected = autograd.grad(along)(point)
+
+    device_params, device_x = case.build(backend)
+    _, cache = case.layer.forward(device_params, device_x)
+    input_derivative, statistics = case.layer.backward(device_params, cache, backend.asarray(g))
+    gradient = host(trees.tree_map(lambda s: s.gradient(), statistics))
+    np.testing.assert_allclose(vector(gradient), expected[:split], **CLOSE)
+    np.testing.assert_allclose(to_numpy(input_derivative).ravel(), expected[split:], **CLOSE)
+
+    # Second derivatives: those of the slope of ⟨g, y⟩ along (v, dx).
+    bent = autograd.grad(lambda point: anp.sum(autograd.grad(along)(point) * direction))(point)
+    tangent = trees.tree_map(backend.asarray, unflatten(v, params))
+    ddx, dgradient = case.layer.backward_jvp(
+        device_params, cache, backend.asarray(g), backend.asarray(dx), tangent, None
+    )
+    np.testing.assert_allclose(vector(host(dgradient)), bent[:split], **CLOSE)
+    ddx = np.zeros(x.shape) if ddx is None else to_numpy(ddx)
+    np.testing.assert_allclose(ddx.ravel(), bent[split:], **CLOSE)
+
+
+@pytest.mark.parametrize("case", LAYERS, ids=str)
+def test_output_shape(case: LayerCase):
+    assert case.layer.output_shape(case.shape[1:]) == apply(case.layer, *case.host()).shape[1:]
+
+
+@pytest.mark.parametrize("case", LAYERS, ids=str)
+def test_backward_size_counts_what_a_backward_pass_makes(case: LayerCase):
+    # The sum over the innermost layers of the sizes of their outputs, flattening apart (a view).
+    def count(layer, params, x):
+        if isinstance(layer, Residual):
+            return count(layer.inner, params, x)
+        if isinstance(layer, Sequential):
+            total = 0
+            for part, p in zip(layer.layers, params, strict=True):
+                total += count(part, p, x)
+                x = apply(part, p, x)
+            return total
+        return 0 if type(layer).__name__ == "Flatten" else apply(layer, params, x)[0].size
+
+    assert case.layer.backward_size(case.shape[1:]) == count(case.layer, *case.host())
