@@ -87,13 +87,18 @@ class Experiment:
             (test_x, test_t),
         )
 
+    @property
+    def evaluation_examples(self) -> int:
+        """Number of training examples that evaluations use."""
+        return min(self.config.run.evaluation_examples, self.supply.x.shape[0])
+
     def start(self) -> Position:
         """The position before the first step."""
         return start(self.optimizer, self.backend, self.config.seed)
 
     def evaluate(self, params: Tree) -> Metrics:
         """Metrics on the fixed part of the training set."""
-        rows = slice(0, self.config.run.evaluation_examples)
+        rows = slice(0, self.evaluation_examples)
         x, t = self.supply.x[rows, ...], self.supply.t[rows, ...]
         return evaluate(self.optimizer.objective, params, x, t, self.task)
 
@@ -359,9 +364,7 @@ class _Recorder:
             "parameters": best,
             "training": {name: evaluation[name] for name in names},
             "test": test.as_dict(),
-            "training_examples_evaluated": min(
-                self.experiment.config.run.evaluation_examples, self.experiment.supply.x.shape[0]
-            ),
+            "training_examples_evaluated": self.experiment.evaluation_examples,
         }
 
 
