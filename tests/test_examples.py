@@ -1,0 +1,90 @@
+"""The lectures in examples/ run, and say what they should; so does the example in the README."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
+
+# For each script its options, and lines of its output as regular expressions.
+EXPECTED: dict[str, tuple[list[str], list[str]]] = {
+    "01_a_layer_by_hand": (
+        [],
+        [
+            r"1\. forward: inputs \(5, 3\), parameters \(2, 4\), outputs \(5, 2\)",
+            r"3\. adjoints: ⟨u, Jv⟩ = (-?\d+\.\d{9})\d*, ⟨Jᵀu, v⟩ = \1\d*",
+            r" +1000 +0\.0\d+",
+        ],
+    ),
+    "02_the_fisher_three_ways": (
+        [],
+        [
+            r"40 examples, 3 classes, 27 parameters: F is 27 × 27",
+            r" +256 +0\.0\d+ +0\.\d+",
+            r" +drawn from the model +0\.\d\d +[01]\.\d\d",
+        ],
+    ),
+    "03_kronecker_factors_and_where_they_are_exact": (
+        [],
+        [
+            r" +3\. deep linear network, 50 examples( +\d\.\de(-1\d|\+00)){3}",
+            r" +4\. tanh and softmax, 50 examples( +\d\.\de-01){2}",
+            r" +a loss at every location +\d\.\de-1\d   refused",
+        ],
+    ),
+    "04_a_natural_gradient_step": (
+        [],
+        [
+            r" +after 1 natural gradient step +\d\.\de-2\d",
+            r" +0\.001 +\d\.\d\de-07 +\d\.\d\de-07 +(0\.99|1\.00)\d\d",
+            r" +K-FAC +\d\.\de-(0[89]|1\d)   of the movement",
+        ],
+    ),
+    "05_train_an_autoencoder": (
+        ["--quick", "--plot", "digits.png"],
+        [
+            r"total +5478 +1\.39M +928k",
+            r"K-FAC +\d\d\.\d\d +\d+\.\d\d +40 +\d\d\.\d\d +\d\d\.\d\d",
+            r"wrote digits\.png",
+        ],
+    ),
+}
+
+
+def run(arguments: list[str], directory: Path) -> str:
+    """Run a Python program in a directory of its own; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=directory,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONWARNINGS": "error"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    return done.stdout
+
+
+def test_every_example_is_tested():
+    assert [path.stem for path in EXAMPLES] == list(EXPECTED)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example(path: Path, tmp_path: Path):
+    options, expected = EXPECTED[path.stem]
+    if "--plot" in options:
+        pytest.importorskip("matplotlib")
+    lines = run([str(path), *options], tmp_path).splitlines()
+    for pattern in expected:
+        assert any(re.fullmatch(pattern, line) for line in lines), f"no line matches {pattern!r}"
+    # A script leaves nothing behind but what it was asked for.
+    left = [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    assert left == [option for option in options if "." in option]
