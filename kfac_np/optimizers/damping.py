@@ -184,6 +184,11 @@ class GammaSearch(GammaPolicy):
         T₂.
     decay : float
         ω₂ for one step, in (0, 1); the published value is √(19/20).
+    minimum, maximum : float
+        Candidates below or above are moved to these. The paper states no bounds; without an
+        upper one the search can drift away for good, since far above the factors' eigenvalues
+        F̂ ∝ I and every candidate is as good as any other. The companion code of the paper uses
+        1 (and √η below).
 
     References
     ----------
@@ -197,9 +202,16 @@ class GammaSearch(GammaPolicy):
 
     interval: int = 20
     decay: float = math.sqrt(19 / 20)
+    minimum: float = 0.0
+    maximum: float = math.inf
 
     def __post_init__(self) -> None:
         require_positive("GammaSearch interval", self.interval)
+        if not 0.0 <= self.minimum <= self.maximum:
+            raise ConfigError(
+                f"GammaSearch: expected 0 <= minimum <= maximum, got {self.minimum!r} and "
+                f"{self.maximum!r}"
+            )
         if not 0.0 < self.decay < 1.0:
             raise ConfigError(f"GammaSearch decay: expected (0, 1), got {self.decay!r}")
 
@@ -208,7 +220,8 @@ class GammaSearch(GammaPolicy):
         if not self.searches(k):
             return (gamma,)
         omega = self.decay**self.interval
-        return (gamma, omega * gamma, gamma / omega)
+        # γ itself stays a candidate even where the bounds exclude it, as at a large λ₀
+        return (gamma, max(omega * gamma, self.minimum), min(gamma / omega, self.maximum))
 
     def searches(self, k: int) -> bool:
         return k % self.interval == 0

@@ -131,8 +131,9 @@ class KFACState(State):
 class KFAC(Optimizer):
     """δ = αΔ + μδ₀, Δ = -F̂(γ)⁻¹ ∇h: natural gradient by Kronecker-factored curvature.
 
-    h(θ) = loss + (η/2)‖θ‖². The defaults are the algorithm exactly as its paper publishes it;
-    every part can be replaced.
+    h(θ) = loss + (η/2)‖θ‖². The defaults are those of the paper, but for the bounds on γ, which
+    its text does not have and its companion code does; :func:`published` is the text. Every part
+    can be replaced.
 
     Parameters
     ----------
@@ -186,7 +187,7 @@ class KFAC(Optimizer):
     fisher: FisherType = MonteCarlo(1)
     step_rule: StepRule = QuadraticModel()
     damping: DampingPolicy = LevenbergMarquardt()
-    gamma: GammaPolicy = GammaSearch()
+    gamma: GammaPolicy = GammaSearch(minimum=1e-5**0.5, maximum=1.0)
     moving_average: MovingAverage = MovingAverage()
     refresh: Refresh = Refresh()
     averaging: IterateAverage | None = IterateAverage()
@@ -331,7 +332,7 @@ def _part(e: Evaluation, fraction: float) -> int:
 
 
 def published(objective: Objective, **changes: Any) -> KFAC:
-    """K-FAC with every constant as its paper publishes it; `changes` replace single fields.
+    """K-FAC with every constant as its paper's text has it; `changes` replace single fields.
 
     References
     ----------
@@ -345,7 +346,7 @@ def published(objective: Objective, **changes: Any) -> KFAC:
     >>> kfac.damping.initial, kfac.refresh.interval, kfac.statistics_fraction
     (150.0, 20, 0.125)
     """
-    return replace(KFAC(objective), **changes)
+    return replace(KFAC(objective, gamma=GammaSearch()), **changes)
 
 
 def practical(
