@@ -202,8 +202,8 @@ assert rho[1e-2] > 0.75
 #
 # Train a tanh network on a smooth function: once with inputs of equal scale, once in the units from
 # above, starting from the same function. Gradient descent may choose its best rate for each of the
-# two. K-FAC runs as published, but for a smaller λ at the start (150 suits much larger networks)
-# and statistics of all examples, because these are few.
+# two. K-FAC has its default settings, which are those of its paper, but for a smaller λ at the
+# start (150 suits much larger networks) and statistics of all examples, because these are few.
 
 objective = Objective(Sequential(Dense(3, 20), Tanh(), Dense(20, 1)), SquaredError())
 x = random.standard_normal((200, 3))

@@ -14,7 +14,7 @@ import importlib.util
 
 import numpy as np
 
-from kfac_np import SGD, Adam, Rng, describe, get_backend, published
+from kfac_np import KFAC, SGD, Adam, Rng, describe, get_backend
 from kfac_np.optimizers import LevenbergMarquardt
 from kfac_np.training.data import ConstantBatch, digits
 from kfac_np.training.loop import Supply, start, train
@@ -49,7 +49,7 @@ objective = autoencoder((64, 32, 16, 6))
 
 # Which layers are there, what curvature does each get, and what does it cost?
 
-kfac = published(objective, damping=LevenbergMarquardt(initial=1.0))
+kfac = KFAC(objective, damping=LevenbergMarquardt(initial=1.0))
 params = objective.network.init(Rng(0), backend)
 print(describe(objective.network, params, kfac.curvature, (64,)))
 
