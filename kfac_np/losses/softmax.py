@@ -102,6 +102,7 @@ def _distribution(z: Array, t: Array) -> Array:
     """Targets as distributions over the classes, in the dtype of z."""
     xp = array_namespace(z, t)
     if xp.isdtype(t.dtype, "integral"):
-        classes = xp.arange(z.shape[-1], dtype=t.dtype, device=t.device)
-        return xp.astype(t[..., None] == classes, z.dtype)
+        # Wide enough for any number of classes, which the targets' own dtype may not be.
+        classes = xp.arange(z.shape[-1], dtype=xp.int64, device=t.device)
+        return xp.astype(xp.astype(t, xp.int64)[..., None] == classes, z.dtype)
     return t
