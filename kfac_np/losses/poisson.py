@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, Backend, Rng, array_namespace, to_numpy
-from kfac_np.errors import TargetError
+from kfac_np.errors import DivergenceError, TargetError
 from kfac_np.losses.base import DiagonalLoss
 
 __all__ = ["PoissonLogRate"]
+
+_LARGEST_RATE = 1e18  # counts are drawn as 64-bit integers
 
 
 @final
@@ -44,4 +46,12 @@ class PoissonLogRate(DiagonalLoss):
         return array_namespace(z).exp(z)
 
     def sample_targets(self, rng: Rng, z: Array) -> Array:
-        return rng.poisson(to_numpy(array_namespace(z).exp(z)), Backend.of(z))
+        xp = array_namespace(z)
+        rate = xp.exp(z)
+        largest = float(xp.max(rate))
+        if not largest <= _LARGEST_RATE:
+            raise DivergenceError(
+                f"PoissonLogRate: expected rates up to {_LARGEST_RATE:g} to draw counts, "
+                f"got {largest:g}"
+            )
+        return rng.poisson(to_numpy(rate), Backend.of(z))
