@@ -38,11 +38,15 @@ def require_float(name: str, x: Any) -> None:
     Traceback (most recent call last):
     kfac_np.errors.InputError: x: expected an array of floats, got dtype int64
     """
-    if not array_api_compat.is_array_api_obj(x):
-        raise InputError(f"{name}: expected an array, got {type(x).__name__}")
+    _require_array(name, x)
     xp = array_namespace(x)
     if not xp.isdtype(x.dtype, "real floating"):
         raise InputError(f"{name}: expected an array of floats, got dtype {x.dtype}")
+
+
+def _require_array(name: str, x: Any) -> None:
+    if not array_api_compat.is_array_api_obj(x):
+        raise InputError(f"{name}: expected an array, got {type(x).__name__}")
 
 
 def require_finite(name: str, x: Array) -> None:
@@ -75,6 +79,7 @@ def require_same_place(name: str, x: Array, like: Array, like_name: str = "param
     Traceback (most recent call last):
     kfac_np.errors.InputError: x: expected dtype float32 as the parameters have, got float64
     """
+    _require_array(name, x)
     xp, other = array_namespace(x), array_namespace(like)
     if xp is not other:
         raise InputError(
