@@ -188,12 +188,16 @@ def count_targets(seed: np.random.Generator, shape: tuple[int, ...]) -> HostArra
 
 @dataclass(frozen=True)
 class LossCase:
-    """A loss, the shape (N, [S,] C) of the outputs, and a kind of targets."""
+    """A loss, the shape (N, [S,] C) of the outputs, and a kind of targets.
+
+    Outputs may grow to `largest` before anything overflows.
+    """
 
     name: str
     loss: Loss
     shape: tuple[int, ...]
     targets: Targets
+    largest: float = 1e4
 
     def __str__(self) -> str:
         return self.name
@@ -222,8 +226,9 @@ LOSSES: list[LossCase] = [
     LossCase("softmax_one_class", SoftmaxCrossEntropy(), (2, 1), class_targets),
     LossCase("softmax_positions", SoftmaxCrossEntropy(), (3, 2, 4), class_targets),
     LossCase("softmax_soft_positions", SoftmaxCrossEntropy(), (3, 2, 4), soft_targets),
-    LossCase("poisson", PoissonLogRate(), (4, 3), count_targets),
-    LossCase("poisson_positions", PoissonLogRate(), (3, 2, 2), count_targets),
+    # A rate of e^709 is the largest that a double holds.
+    LossCase("poisson", PoissonLogRate(), (4, 3), count_targets, largest=700.0),
+    LossCase("poisson_positions", PoissonLogRate(), (3, 2, 2), count_targets, largest=700.0),
 ]
 
 # -------------------------------------------------------------------------------------- networks

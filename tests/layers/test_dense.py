@@ -66,9 +66,7 @@ def test_laws_for_all_shapes(d_in: int, d_out: int, bias: bool, shape: list[int]
 
 @pytest.mark.parametrize("sizes", [(0, 1), (1, 0), (-1, 2), (2.0, 1), ("3", 1)])
 def test_sizes(sizes):
-    with pytest.raises(
-        InputError, match=r"Dense: expected d_(in|out) to be a positive integer, got"
-    ):
+    with pytest.raises(InputError, match=r"Dense: expected d_(in|out) to be a positive"):
         Dense(*sizes)
 
 
@@ -77,9 +75,7 @@ def test_wrong_shapes_are_named(backend: Backend):
     with pytest.raises(ShapeError) as error:
         layer.forward(backend.ones((2, 4)), x)
     assert str(error.value) == "Dense(3, 2): expected inputs (N, ..., 3), got (N, 4)"
-    with pytest.raises(
-        ShapeError, match=r"^Dense\(3, 2\): expected parameters \(2, 4\), got .*2, 3"
-    ):
+    with pytest.raises(ShapeError, match=r"^Dense\(3, 2\): expected parameters \(2, 4\), got"):
         layer.forward(backend.ones((2, 3)), x[:, :3])
     with pytest.raises(ShapeError, match=r"Dense\(3, 2, bias=False\): .* got \(N\)"):
         Dense(3, 2, bias=False).output_shape(())
