@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.errors import ConfigError
-from kfac_np.optimizers.schedules import Schedule, require_positive, value_at
+from kfac_np.optimizers.schedules import Schedule, require_positive, require_whole, value_at
 
 __all__ = [
     "ConstantDamping",
@@ -108,7 +108,7 @@ class LevenbergMarquardt(DampingPolicy):
 
     def __post_init__(self) -> None:
         require_positive("LevenbergMarquardt initial", self.initial)
-        require_positive("LevenbergMarquardt interval", self.interval)
+        require_whole("LevenbergMarquardt interval", self.interval)
         if not 0.0 < self.decay < 1.0:
             raise ConfigError(f"LevenbergMarquardt decay: expected (0, 1), got {self.decay!r}")
         if not 0.0 <= self.minimum <= self.initial <= self.maximum:
@@ -206,7 +206,7 @@ class GammaSearch(GammaPolicy):
     maximum: float = math.inf
 
     def __post_init__(self) -> None:
-        require_positive("GammaSearch interval", self.interval)
+        require_whole("GammaSearch interval", self.interval)
         if not 0.0 <= self.minimum <= self.maximum:
             raise ConfigError(
                 f"GammaSearch: expected 0 <= minimum <= maximum, got {self.minimum!r} and "

@@ -31,7 +31,7 @@ from kfac_np.optimizers.damping import (
     GammaSearch,
     LevenbergMarquardt,
 )
-from kfac_np.optimizers.schedules import Schedule, require_positive
+from kfac_np.optimizers.schedules import Schedule, require_positive, require_whole
 from kfac_np.optimizers.step_rules import (
     FixedRate,
     LocalModel,
@@ -89,8 +89,8 @@ class Refresh:
     first: int = 3
 
     def __post_init__(self) -> None:
-        require_positive("Refresh interval", self.interval)
-        require_positive("Refresh first", self.first)
+        require_whole("Refresh interval", self.interval)
+        require_whole("Refresh first", self.first)
 
     def due(self, k: int) -> bool:
         """Tell whether step k recomputes the factors."""
@@ -198,6 +198,7 @@ class KFAC(Optimizer):
     def __post_init__(self) -> None:
         require_fraction("KFAC statistics_fraction", self.statistics_fraction)
         require_positive("KFAC l2", self.l2, zero=True)
+        require_whole("KFAC seed", self.seed, zero=True)
         if isinstance(self.gamma, GammaSearch) and not self.step_rule.compares:
             raise ConfigError(
                 "KFAC gamma: GammaSearch expected a step rule that evaluates the quadratic model "

@@ -51,6 +51,21 @@ def require_positive(name: str, value: float, *, zero: bool = False) -> None:
         raise ConfigError(f"{name}: expected a number {'>=' if zero else '>'} 0, got {value!r}")
 
 
+def require_whole(name: str, value: int, *, zero: bool = False) -> None:
+    """Raise `ConfigError` unless `value` is a positive (or zero, if allowed) integer.
+
+    Examples
+    --------
+    >>> require_whole("interval", 2.5)
+    Traceback (most recent call last):
+    kfac_np.errors.ConfigError: interval: expected a whole number > 0, got 2.5
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < (0 if zero else 1):
+        raise ConfigError(
+            f"{name}: expected a whole number {'>=' if zero else '>'} 0, got {value!r}"
+        )
+
+
 @final
 @dataclass(frozen=True)
 class Constant(Schedule):
@@ -91,6 +106,7 @@ class Exponential(Schedule):
         require_positive("Exponential initial", self.initial)
         require_positive("Exponential decay", self.decay)
         require_positive("Exponential every", self.every)
+        require_positive("Exponential minimum", self.minimum, zero=True)
 
     def __call__(self, k: int) -> float:
         return max(self.initial * self.decay ** ((k - 1) / self.every), self.minimum)
