@@ -34,7 +34,7 @@ FLOORS = {
     "training": 6,
     "testing": 6,
     "cli": 7,
-    "__main__": 7,
+    "__main__": 8,
 }
 
 # Imports on one floor, each with its reason. Keep this short: it must never close a circle.

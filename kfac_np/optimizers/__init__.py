@@ -5,7 +5,7 @@ wanted. A step never changes the state it is given.
 """
 
 from kfac_np.optimizers.adam import Adam
-from kfac_np.optimizers.averaging import IterateAverage
+from kfac_np.optimizers.averaging import IterateAverage, MovingAverage
 from kfac_np.optimizers.base import Optimizer, State, StepReport
 from kfac_np.optimizers.damping import (
     ConstantDamping,
@@ -15,8 +15,17 @@ from kfac_np.optimizers.damping import (
     GammaSearch,
     LevenbergMarquardt,
 )
-from kfac_np.optimizers.kfac import KFAC, KFACState, MovingAverage, Refresh, practical, published
-from kfac_np.optimizers.schedules import Constant, Cosine, Exponential, Inverse, Piecewise, Schedule
+from kfac_np.optimizers.kfac import KFAC, KFACState
+from kfac_np.optimizers.presets import practical, published
+from kfac_np.optimizers.schedules import (
+    Constant,
+    Cosine,
+    Exponential,
+    Inverse,
+    Piecewise,
+    Refresh,
+    Schedule,
+)
 from kfac_np.optimizers.sgd import SGD
 from kfac_np.optimizers.step_rules import FixedRate, QuadraticModel, StepRule
 

@@ -1,4 +1,4 @@
-"""Averages of the iterates."""
+"""Averages over the steps: of the iterates, and of the curvature's moments."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kfac_np import trees
 from kfac_np.errors import ConfigError
 from kfac_np.trees import Tree
 
-__all__ = ["IterateAverage"]
+__all__ = ["IterateAverage", "MovingAverage"]
 
 
 @final
@@ -47,3 +47,29 @@ class IterateAverage:
         """The average after step k (from 1), given that before it and the new parameters."""
         decay = min(1.0 - 1.0 / k, self.decay) if self.warm_up else self.decay
         return trees.tree_map(lambda m, p: decay * m + (1.0 - decay) * p, average, params)
+
+
+@final
+@dataclass(frozen=True)
+class MovingAverage:
+    """Moments ← ε moments + (1 - ε) new, ε = min(1 - 1/k, decay): a plain mean at first.
+
+    References
+    ----------
+    Martens & Grosse 2015, §5.
+
+    Examples
+    --------
+    >>> MovingAverage().epsilon(1), MovingAverage().epsilon(4), MovingAverage().epsilon(1000)
+    (0.0, 0.75, 0.95)
+    """
+
+    decay: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.decay < 1.0:
+            raise ConfigError(f"MovingAverage decay: expected 0 <= decay < 1, got {self.decay!r}")
+
+    def epsilon(self, k: int) -> float:
+        """Weight of the old moments in step k."""
+        return min(1.0 - 1.0 / k, self.decay)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, final
+from dataclasses import dataclass
+from typing import ClassVar, final
 
 from kfac_np import trees
 from kfac_np.backend import Array, Rng, all_finite
@@ -12,8 +12,8 @@ from kfac_np.curvature import BlockDiagonal, Curvature, KFACBlock, LadderEvent
 from kfac_np.curvature.base import Factors, Moments
 from kfac_np.errors import ConfigError, DivergenceError
 from kfac_np.fisher import FisherType, MonteCarlo
-from kfac_np.objective import Evaluation, Objective
-from kfac_np.optimizers.averaging import IterateAverage
+from kfac_np.objective import Evaluation
+from kfac_np.optimizers.averaging import IterateAverage, MovingAverage
 from kfac_np.optimizers.base import (
     Optimizer,
     Regularized,
@@ -24,16 +24,13 @@ from kfac_np.optimizers.base import (
     l2_term,
 )
 from kfac_np.optimizers.damping import (
-    ConstantDamping,
-    CoupledGamma,
     DampingPolicy,
     GammaPolicy,
     GammaSearch,
     LevenbergMarquardt,
 )
-from kfac_np.optimizers.schedules import Schedule, require_positive, require_whole
+from kfac_np.optimizers.schedules import Refresh, require_positive, require_whole
 from kfac_np.optimizers.step_rules import (
-    FixedRate,
     LocalModel,
     QuadraticModel,
     StepRule,
@@ -41,60 +38,7 @@ from kfac_np.optimizers.step_rules import (
 )
 from kfac_np.trees import Tree
 
-__all__ = ["KFAC", "KFACState", "MovingAverage", "Refresh", "practical", "published"]
-
-
-@final
-@dataclass(frozen=True)
-class MovingAverage:
-    """Moments ← ε moments + (1 - ε) new, ε = min(1 - 1/k, decay): a plain mean at first.
-
-    References
-    ----------
-    Martens & Grosse 2015, §5.
-
-    Examples
-    --------
-    >>> MovingAverage().epsilon(1), MovingAverage().epsilon(4), MovingAverage().epsilon(1000)
-    (0.0, 0.75, 0.95)
-    """
-
-    decay: float = 0.95
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.decay < 1.0:
-            raise ConfigError(f"MovingAverage decay: expected 0 <= decay < 1, got {self.decay!r}")
-
-    def epsilon(self, k: int) -> float:
-        """Weight of the old moments in step k."""
-        return min(1.0 - 1.0 / k, self.decay)
-
-
-@final
-@dataclass(frozen=True)
-class Refresh:
-    """Factors are recomputed every `interval` steps (T₃), and in each of the `first` steps.
-
-    References
-    ----------
-    Martens & Grosse 2015, §8.
-
-    Examples
-    --------
-    >>> [k for k in range(1, 41) if Refresh().due(k)]
-    [1, 2, 3, 20, 40]
-    """
-
-    interval: int = 20
-    first: int = 3
-
-    def __post_init__(self) -> None:
-        require_whole("Refresh interval", self.interval)
-        require_whole("Refresh first", self.first)
-
-    def due(self, k: int) -> bool:
-        """Tell whether step k recomputes the factors."""
-        return k <= self.first or k % self.interval == 0
+__all__ = ["KFAC", "KFACState"]
 
 
 @final
@@ -132,8 +76,8 @@ class KFAC(Optimizer):
     """δ = αΔ + μδ₀, Δ = -F̂(γ)⁻¹ ∇h: natural gradient by Kronecker-factored curvature.
 
     h(θ) = loss + (η/2)‖θ‖². The defaults are those of the paper, but for the bounds on γ, which
-    its text does not have and its companion code does; :func:`published` is the text. Every part
-    can be replaced.
+    its text does not have and its companion code does; `kfac_np.optimizers.published` follows the
+    text. Every part can be replaced.
 
     Parameters
     ----------
@@ -168,6 +112,7 @@ class KFAC(Optimizer):
     >>> from kfac_np.backend import Rng, get_backend
     >>> from kfac_np.layers import Dense, Sequential, Tanh
     >>> from kfac_np.losses import SquaredError
+    >>> from kfac_np.objective import Objective
     >>> net = Sequential(Dense(2, 8), Tanh(), Dense(8, 1))
     >>> kfac = KFAC(Objective(net, SquaredError()), damping=LevenbergMarquardt(initial=1.0))
     >>> x = np.random.default_rng(0).standard_normal((256, 2))
@@ -330,65 +275,3 @@ class _Trial:
 
 def _part(e: Evaluation, fraction: float) -> int:
     return max(1, math.ceil(fraction * e.scale.examples))
-
-
-def published(objective: Objective, **changes: Any) -> KFAC:
-    """K-FAC with every constant as its paper's text has it; `changes` replace single fields.
-
-    References
-    ----------
-    Martens & Grosse 2015, §§5-8 and §13.
-
-    Examples
-    --------
-    >>> from kfac_np.layers import Dense
-    >>> from kfac_np.losses import SquaredError
-    >>> kfac = published(Objective(Dense(2, 1), SquaredError()))
-    >>> kfac.damping.initial, kfac.refresh.interval, kfac.statistics_fraction
-    (150.0, 20, 0.125)
-    """
-    return replace(KFAC(objective, gamma=GammaSearch()), **changes)
-
-
-def practical(
-    objective: Objective,
-    rate: float | Schedule = 0.1,
-    *,
-    momentum: float = 0.9,
-    damping: float | Schedule = 1e-2,
-    kl_clip: float | None = 1e-2,
-    **changes: Any,
-) -> KFAC:
-    """K-FAC for highly stochastic training: given rate and damping, momentum, KL clip.
-
-    Parameters
-    ----------
-    objective : Objective
-    rate : float or Schedule
-    momentum : float
-    damping : float or Schedule
-        λ; γ = √(λ + η).
-    kl_clip : float or None
-    **changes
-        Replace other fields of `KFAC`.
-
-    References
-    ----------
-    Ba, Grosse & Martens 2017, §5; Grosse & Martens 2016, §6.
-
-    Examples
-    --------
-    >>> from kfac_np.layers import Dense
-    >>> from kfac_np.losses import SquaredError
-    >>> kfac = practical(Objective(Dense(2, 1), SquaredError()), rate=0.05)
-    >>> kfac.step_rule.rate, kfac.damping.value
-    (0.05, 0.01)
-    """
-    kfac = KFAC(
-        objective,
-        step_rule=FixedRate(rate, momentum, kl_clip),
-        damping=ConstantDamping(damping),
-        gamma=CoupledGamma(),
-        statistics_fraction=1.0,
-    )
-    return replace(kfac, **changes)

@@ -1,4 +1,4 @@
-"""Numbers that depend on the step k = 1, 2, ...: learning rates, damping."""
+"""What depends on the step k = 1, 2, ...: learning rates, damping, and when to refresh."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from typing import final
 
 from kfac_np.errors import ConfigError
 
-__all__ = ["Constant", "Cosine", "Exponential", "Inverse", "Piecewise", "Schedule", "value_at"]
+__all__ = [
+    "Constant",
+    "Cosine",
+    "Exponential",
+    "Inverse",
+    "Piecewise",
+    "Refresh",
+    "Schedule",
+    "value_at",
+]
 
 
 class Schedule(ABC):
@@ -194,3 +203,30 @@ class Piecewise(Schedule):
     def __call__(self, k: int) -> float:
         passed = sum(k > boundary for boundary in self.boundaries)
         return self.values[passed]
+
+
+@final
+@dataclass(frozen=True)
+class Refresh:
+    """Factors are recomputed every `interval` steps (T₃), and in each of the `first` steps.
+
+    References
+    ----------
+    Martens & Grosse 2015, §8.
+
+    Examples
+    --------
+    >>> [k for k in range(1, 41) if Refresh().due(k)]
+    [1, 2, 3, 20, 40]
+    """
+
+    interval: int = 20
+    first: int = 3
+
+    def __post_init__(self) -> None:
+        require_whole("Refresh interval", self.interval)
+        require_whole("Refresh first", self.first)
+
+    def due(self, k: int) -> bool:
+        """Tell whether step k recomputes the factors."""
+        return k <= self.first or k % self.interval == 0

@@ -1,0 +1,76 @@
+"""K-FAC composed for two uses: as its paper has it, and for highly stochastic training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from kfac_np.objective import Objective
+from kfac_np.optimizers.damping import ConstantDamping, CoupledGamma, GammaSearch
+from kfac_np.optimizers.kfac import KFAC
+from kfac_np.optimizers.schedules import Schedule
+from kfac_np.optimizers.step_rules import FixedRate
+
+__all__ = ["practical", "published"]
+
+
+def published(objective: Objective, **changes: Any) -> KFAC:
+    """K-FAC with every constant as its paper's text has it; `changes` replace single fields.
+
+    References
+    ----------
+    Martens & Grosse 2015, §§5-8 and §13.
+
+    Examples
+    --------
+    >>> from kfac_np.layers import Dense
+    >>> from kfac_np.losses import SquaredError
+    >>> kfac = published(Objective(Dense(2, 1), SquaredError()))
+    >>> kfac.damping.initial, kfac.refresh.interval, kfac.statistics_fraction
+    (150.0, 20, 0.125)
+    """
+    return replace(KFAC(objective, gamma=GammaSearch()), **changes)
+
+
+def practical(
+    objective: Objective,
+    rate: float | Schedule = 0.1,
+    *,
+    momentum: float = 0.9,
+    damping: float | Schedule = 1e-2,
+    kl_clip: float | None = 1e-2,
+    **changes: Any,
+) -> KFAC:
+    """K-FAC for highly stochastic training: given rate and damping, momentum, KL clip.
+
+    Parameters
+    ----------
+    objective : Objective
+    rate : float or Schedule
+    momentum : float
+    damping : float or Schedule
+        λ; γ = √(λ + η).
+    kl_clip : float or None
+    **changes
+        Replace other fields of `KFAC`.
+
+    References
+    ----------
+    Ba, Grosse & Martens 2017, §5; Grosse & Martens 2016, §6.
+
+    Examples
+    --------
+    >>> from kfac_np.layers import Dense
+    >>> from kfac_np.losses import SquaredError
+    >>> kfac = practical(Objective(Dense(2, 1), SquaredError()), rate=0.05)
+    >>> kfac.step_rule.rate, kfac.damping.value
+    (0.05, 0.01)
+    """
+    kfac = KFAC(
+        objective,
+        step_rule=FixedRate(rate, momentum, kl_clip),
+        damping=ConstantDamping(damping),
+        gamma=CoupledGamma(),
+        statistics_fraction=1.0,
+    )
+    return replace(kfac, **changes)
