@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import final
+from typing import Any, final
 
 from kfac_np import trees
 from kfac_np.backend import (
@@ -52,6 +52,11 @@ class Objective:
     network: Layer
     loss: Loss
 
+    def __post_init__(self) -> None:
+        for name, value, kind in (("network", self.network, Layer), ("loss", self.loss, Loss)):
+            if not isinstance(value, kind):
+                raise InputError(f"Objective: expected a {kind.__name__} as {name}, got {value!r}")
+
     def evaluate(
         self, params: Tree, x: Array, t: Array, weights: Array | None = None
     ) -> Evaluation:
@@ -71,15 +76,11 @@ class Objective:
         InputError
             Wrong shape, dtype or device, an empty batch, or non-finite values.
         """
-        self._check_inputs(params, x, weights)
-        z, cache = self.network.forward(params, x)
-        if z.ndim < 2:
-            raise ShapeError(f"network: expected outputs (N, ..., C), got shape {z.shape}")
-        self.loss.check(z, t)
+        z, cache = self._forward(params, x, t, weights)
         return Evaluation(self, params, x.shape[1:], cache, z, t, _scale(z, weights))
 
     def value(self, params: Tree, x: Array, t: Array, weights: Array | None = None) -> float:
-        """L(θ) alone, without keeping anything.
+        """L(θ) alone, with the checks of `evaluate` but without keeping anything.
 
         Examples
         --------
@@ -89,14 +90,29 @@ class Objective:
         >>> Objective(Identity(), SquaredError()).value((), np.ones((2, 2)), np.zeros((2, 2)))
         1.0
         """
-        z, _ = self.network.forward(params, x)
+        z, _ = self._forward(params, x, t, weights)
         return _mean_value(self.loss, z, t, _scale(z, weights))
+
+    def _forward(
+        self, params: Tree, x: Array, t: Array, weights: Array | None
+    ) -> tuple[Array, Tree]:
+        """Outputs and cache, of arguments that are fit for it."""
+        self._check_inputs(params, x, weights)
+        z, cache = self.network.forward(params, x)
+        if z.ndim < 2:
+            raise ShapeError(f"network: expected outputs (N, ..., C), got shape {z.shape}")
+        self.loss.check(z, t)
+        return z, cache
 
     def _check_inputs(self, params: Tree, x: Array, weights: Array | None) -> None:
         require_float("x", x)
-        arrays = trees.leaves(params)
-        if arrays:
-            require_same_place("x", x, arrays[0])
+        named = [(f"parameter {path}".strip(), p) for path, p in trees.items(params)]
+        for name, p in named:
+            require_float(name, p)
+        if named:
+            require_same_place("x", x, named[0][1])
+        for name, p in named[1:]:
+            require_same_place(name, p, named[0][1], "first parameters")
         if x.ndim < 2:
             raise ShapeError(f"x: expected shape (N, ...) with at least two axes, got {x.shape}")
         if x.shape[0] == 0:
@@ -168,11 +184,18 @@ class Evaluation:
 
     def backward(self, vectors: Array) -> Tree:
         """Statistics for vectors of the outputs' shape, or (K, *outputs.shape); not divided."""
+        z = self.outputs
+        if vectors.shape not in (z.shape, (*vectors.shape[:1], *z.shape)):
+            raise ShapeError(
+                f"vectors: expected shape {tuple(z.shape)}, after a K axis or without one, "
+                f"got {tuple(vectors.shape)}"
+            )
         network = self.objective.network
         return network.backward(self.params, self.cache, vectors, wrt_input=False)[1]
 
     def jvp(self, dparams: Tree) -> Array:
         """J_n v for each term: how the outputs move along `dparams`, shape of the outputs."""
+        trees.map_named(_require_same_shape, self.params, dparams)
         dz = self.objective.network.jvp(self.params, self.cache, None, dparams)
         return array_namespace(self.outputs).zeros_like(self.outputs) if dz is None else dz
 
@@ -197,6 +220,13 @@ class Evaluation:
     def gradient(self) -> Tree:
         """∇L(θ): the mean over terms, in the structure of the parameters."""
         return self.mean_gradient(self.backward(self.output_gradient()))
+
+
+def _require_same_shape(path: str, p: Array, v: Any) -> None:
+    if getattr(v, "shape", None) != p.shape:
+        came = tuple(v.shape) if hasattr(v, "shape") else type(v).__name__
+        place = f" {path}" if path else ""
+        raise ShapeError(f"tangent of parameter{place}: expected {tuple(p.shape)}, got {came}")
 
 
 def _scale(z: Array, weights: Array | None) -> Scale:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from kfac_np import trees
 from kfac_np.backend import Array, Rng, array_namespace
-from kfac_np.errors import CurvatureError
+from kfac_np.errors import CurvatureError, InputError
 from kfac_np.fisher import Exact, FisherType, InputOnly
 from kfac_np.objective import Evaluation
 from kfac_np.trees import Tree
@@ -118,6 +118,11 @@ def quadratic_forms(e: Evaluation, vectors: Sequence[Tree]) -> Array:
     Array, shape (m, m)
         Symmetric; a mean over the loss terms.
 
+    Raises
+    ------
+    InputError
+        No vectors.
+
     References
     ----------
     Martens & Grosse 2015, appendix C.
@@ -134,6 +139,8 @@ def quadratic_forms(e: Evaluation, vectors: Sequence[Tree]) -> Array:
     array([[ 5., 10.],
            [10., 20.]])
     """
+    if not vectors:
+        raise InputError("quadratic_forms: expected at least one vector, got none")
     xp = array_namespace(e.outputs)
     tangents = xp.stack([e.jvp(v) for v in vectors])  # (m, N, [S,] C)
     bent = e.weighted(e.objective.loss.hessian_product(e.outputs, tangents))

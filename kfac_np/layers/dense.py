@@ -74,8 +74,9 @@ class Dense(Layer):
     def forward(self, params: Array, x: Array) -> tuple[Array, Array]:
         self.output_shape(x.shape[1:])
         expected = (self.d_out, self.d_in + self.bias)
-        if params.shape != expected:
-            raise ShapeError(f"{self!r}: expected parameters {expected}, got {params.shape}")
+        if getattr(params, "shape", None) != expected:
+            came = tuple(params.shape) if hasattr(params, "shape") else type(params).__name__
+            raise ShapeError(f"{self!r}: expected parameters {expected}, got {came}")
         a = append_ones(x) if self.bias else x
         return _on_last_axis(a, params.T), a
 
