@@ -10,7 +10,7 @@ from typing import Any
 from kfac_np import curvature
 from kfac_np.cli.arguments import table_from
 from kfac_np.cli.progress import interruptible, observing, require_extras
-from kfac_np.errors import CheckpointError, ConfigError
+from kfac_np.errors import CheckpointError, ConfigError, DivergenceError, FactorizationError
 from kfac_np.optimizers import KFAC
 from kfac_np.training import checkpoint, plots
 from kfac_np.training.config import Config, from_table, to_table, toml
@@ -47,15 +47,19 @@ def train(flags: argparse.Namespace) -> int:
     if not flags.resume:
         make_room(directory)
     label = type(config.optimizer).__name__
-    with interruptible() as interrupted, observing(label, config.run, interrupted) as observer:
-        _, summary = run(
-            experiment,
-            directory,
-            resume=bool(flags.resume),
-            fall_back=flags.fall_back,
-            observer=observer,
-        )
-    plots.plot_curves(directory / "curves.png", plots.read_curves(directory, label))
+    try:
+        with interruptible() as interrupted, observing(label, config.run, interrupted) as observer:
+            _, summary = run(
+                experiment,
+                directory,
+                resume=bool(flags.resume),
+                fall_back=flags.fall_back,
+                observer=observer,
+            )
+    except (DivergenceError, FactorizationError):
+        _draw_curves(directory, label)
+        raise
+    _draw_curves(directory, label)
     show({label: summary})
     print(f"Everything is in {directory}")
     return INTERRUPTED if summary["status"] == "interrupted" else 0
@@ -183,6 +187,10 @@ def show(summaries: dict[str, dict[str, Any]]) -> None:
     for row in rows:
         cells = [cell.rjust(w) for cell, w in zip(row, widths, strict=True)]
         print("  ".join([row[0].ljust(widths[0]), *cells[1:]]))
+
+
+def _draw_curves(directory: Path, label: str) -> None:
+    plots.plot_curves(directory / "curves.png", plots.read_curves(directory, label))
 
 
 def _test_title(name: str) -> str:

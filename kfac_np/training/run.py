@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
+
 from kfac_np.backend import Array, Backend, get_backend
 from kfac_np.errors import CheckpointError, ConfigError, KfacError
 from kfac_np.optimizers import Optimizer
@@ -178,7 +180,14 @@ def run(
     ('finished', 2)
     """
     recorder = _Recorder(experiment, None if directory is None else Path(directory))
-    observer = observer or Observer()
+    # What overflows is found and reported as a divergence: NumPy's warnings would say less.
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        return _run(experiment, recorder, resume, fall_back, observer or Observer())
+
+
+def _run(
+    experiment: Experiment, recorder: _Recorder, resume: bool, fall_back: bool, observer: Observer
+) -> tuple[Position, dict[str, Any]]:
     position = recorder.resume(fall_back) if resume else recorder.begin()
     if position.step == 0:
         observer.evaluated(recorder.evaluate(position))

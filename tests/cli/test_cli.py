@@ -1,0 +1,362 @@
+"""The command line: what it prints, writes, and returns."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kfac_np.cli import main
+from kfac_np.errors import ConfigError
+from kfac_np.training import checkpoint
+from kfac_np.training.config import from_table, read_table
+from kfac_np.training.records import read_records
+
+SMALL = ["--data", "digits", "--n-train", "120", "--n-test", "40", "--sizes", "8,3"]
+
+
+def command(words: Sequence[str], **options: Any) -> subprocess.Popen[str]:
+    """Start the command as a program of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "kfac_np", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        **options,
+    )
+
+
+def test_train_writes_a_run_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    words = ["train", *SMALL, "--steps", "5", "--checkpoint-every", "2", "--out", str(out)]
+    assert main(words) == 0
+    assert {p.name for p in out.iterdir()} == {
+        "config.toml",
+        "metrics.jsonl",
+        "evaluations.jsonl",
+        "summary.json",
+        "curves.png",
+        "checkpoints",
+    }
+    printed = capsys.readouterr()
+    header, row, where = printed.out.splitlines()
+    assert header.split()[:3] == ["run", "steps", "seconds"]
+    assert row.split()[:2] == ["KFAC", "5"]
+    assert where == f"Everything is in {out}"
+    assert "step      0" in printed.err
+    assert main(words) == 0
+    assert f"The older run in {out} is now in {out}.1" in capsys.readouterr().out
+
+
+def test_train_resumes_and_extends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for steps, directory in ((9, "long"), (4, "short")):
+        out = str(tmp_path / directory)
+        assert main(["train", *SMALL, "--steps", str(steps), "--out", out]) == 0
+    assert main(["train", "--resume", str(tmp_path / "short"), "--steps", "9"]) == 0
+    short, long = (
+        [
+            {k: v for k, v in r.items() if k != "seconds"}
+            for r in read_records(tmp_path / d / "metrics.jsonl")
+        ]
+        for d in ("short", "long")
+    )
+    assert short == long
+    assert len(short) == 9
+    assert main(["train", "--resume", str(tmp_path / "short"), "--seed", "3", "--rate", "1"]) == 2
+    assert (
+        "kfac-np: error: --resume: the run goes on as it began, without --rate, --seed"
+        in capsys.readouterr().err
+    )
+
+
+def test_flags_file_and_set_lie_over_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(
+        "seed = 1\n[run]\nsteps = 7\nevaluations = 3\n[optimizer.refresh]\ninterval = 9\n"
+    )
+    words = ["train", "--config", str(file), "--steps", "8", "--print-config", "--damping", "3"]
+    words += ["--set", "run.evaluations=4", "--set", "optimizer.fisher=exact", "--l2", "0"]
+    words += ["--batch-size", "30:9", "--data", "digits", "--dtype", "float64"]
+    assert main(words) == 0
+    shown = tmp_path / "shown.toml"
+    shown.write_text(capsys.readouterr().out)
+    config = from_table(read_table(shown))
+    assert (config.seed, config.run.steps, config.run.evaluations) == (1, 8, 4)
+    optimizer: Any = config.optimizer
+    assert (optimizer.refresh.interval, optimizer.damping.initial, optimizer.l2) == (9, 3.0, 0.0)
+    assert type(optimizer.fisher).__name__ == "Exact"
+    assert config.batch(9, 1000) == 1000
+    assert config.backend.dtype == "float64"
+
+
+def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "runs" / "demo"
+    words = ["compare", *SMALL, "--optimizers", "kfac,slow,adam", "--steps", "6", "--out", str(out)]
+    words += ["--set", "compare.slow.optimizer={name='sgd', rate=1e-9}"]
+    assert main(words) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows] == ["run", "kfac", "slow", "adam", "Everything"]
+    summary = json.loads((out / "summary.json").read_text())
+    assert list(summary) == ["kfac", "slow", "adam"]
+    for label, each in summary.items():
+        assert each["optimizer"] == label
+        assert each["steps"] == 6
+        assert each["seconds"] > 0
+        assert each["training_loss"] > 0
+        assert each["reconstruction_error"] > 0
+        assert len(read_records(out / label / "metrics.jsonl")) == 6
+    assert summary["kfac"]["training_loss"] < summary["slow"]["training_loss"]
+    begun = {
+        read_records(out / label / "evaluations.jsonl")[0]["current"]["loss"] for label in summary
+    }
+    assert len(begun) == 1  # all begin with the same parameters
+    for picture in ("curves.png", "reconstructions.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+
+    # Its configuration does the same again, and so does each optimiser's on its own.
+    assert main(["compare", "--config", str(out / "config.toml"), "--out", f"{out}2"]) == 0
+    assert main(["train", "--config", str(out / "slow" / "config.toml"), "--out", f"{out}3"]) == 0
+
+    def losses(directory: str) -> list[float]:
+        return [r["loss"] for r in read_records(Path(directory) / "metrics.jsonl")]
+
+    assert losses(f"{out}/slow") == losses(f"{out}2/slow") == losses(f"{out}3")
+
+
+def test_compare_goes_on_when_one_diverges(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["compare", *SMALL, "--optimizers", "sgd,adam", "--steps", "4", "--out", str(tmp_path)]
+    assert main([*words, "--set", "compare.sgd.optimizer.rate=1e30"]) == 1
+    printed = capsys.readouterr()
+    assert "kfac-np: sgd: step" in printed.err
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [s["status"] for s in summary.values()] == ["failed", "finished"]
+    assert "failed" in printed.out
+
+
+def test_compare_resumes(tmp_path: Path) -> None:
+    words = ["compare", *SMALL, "--optimizers", "sgd,adam", "--steps", "4"]
+    for name in ("whole", "cut"):
+        assert main([*words, "--out", str(tmp_path / name)]) == 0
+    for path in (tmp_path / "cut" / "adam").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    assert main(["compare", "--resume", str(tmp_path / "cut")]) == 0
+    for label in ("sgd", "adam"):
+        cut, whole = (
+            [r["loss"] for r in read_records(tmp_path / d / label / "metrics.jsonl")]
+            for d in ("cut", "whole")
+        )
+        assert cut == whole
+
+
+def test_compare_classifiers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compare", *SMALL, "--model", "mlp", "--optimizers", "kfac,kfac-fixed,sgd"]
+    words += ["--steps", "3", "--out", str(tmp_path)]
+    assert main(words) == 0
+    assert "training accuracy" in capsys.readouterr().out
+    assert not (tmp_path / "reconstructions.png").exists()
+
+
+def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["describe"]) == 0
+    printed = capsys.readouterr().out
+    assert "Dense(784, 400)" in printed
+    assert "A 785×785, G 400×400" in printed
+    assert main(["describe", *SMALL, "--optimizer", "sgd"]) == 0
+    words = ["describe", *SMALL, "--set", "optimizer.curvature.block=diagonal"]
+    assert main(words) == 0
+    assert "DiagonalBlock" in capsys.readouterr().out
+    assert main([*words, "--print-config"]) == 0
+    assert 'name = "diagonal"' in capsys.readouterr().out
+
+
+def test_factors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("kfac", "sgd"):
+        words = ["train", *SMALL, "--steps", "2", "--optimizer", name]
+        assert main([*words, "--out", str(tmp_path / name)]) == 0
+    assert main(["factors", str(tmp_path / "kfac")]) == 0
+    assert (tmp_path / "kfac" / "factors.png").exists()
+    assert "Factors of step 2 are in" in capsys.readouterr().out
+    assert main(["factors", str(tmp_path / "sgd")]) == 2
+    assert "expected a state of KFAC" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["train", "--stps", "3"], "unrecognized arguments: --stps 3"),
+        (["train", "--steps", "x"], "argument --steps: invalid int value: 'x'"),
+        (["train", "--sizes", "4,x"], "--sizes: expected sizes as in 400,200,100, got '4,x'"),
+        (["train", "--batch-size", "x"], "--batch-size: expected N, or N:K for a growing one"),
+        (["train"], "run: expected a budget, steps or seconds, got neither"),
+        (["train", "--steps", "1", "--data", "mnist"], "data: expected curves, digits, fashion"),
+        (["train", "--steps", "1", "--data", "idx:/nowhere"], "/nowhere"),
+        (["train", "--steps", "1", "--model", "cnn"], "model.name: expected autoencoder or mlp"),
+        (["train", "--steps", "1", "--optimizer", "x"], "expected kfac, sgd or adam, got 'x'"),
+        (["train", "--steps", "1", "--set", "x"], "--set: expected path.to.option=value, got 'x'"),
+        (["train", "--steps", "1", "--set", "x=1"], "configuration: unknown option 'x'"),
+        (["train", "--steps", "1", "--config", "/no"], "/no: expected a TOML file, found no such"),
+        (["train", "--steps", "1", "--backend", "jax"], "backend.name: expected numpy, cupy"),
+        (["train", "--steps", "1", "--rate", "-1"], "rate: expected a number > 0, got -1.0"),
+        (["train", "--resume", "/no"], "/no: expected a run directory, found no config.toml"),
+        (["compare", "--resume", "/no"], "expected a TOML file, found no such file"),
+        (["compare", "--optimizers", "sgd,sgd"], "--optimizers: expected different names"),
+        (["compare", "--optimizers", "sgd,"], "--optimizers: expected different names"),
+        (["compare", "--optimizers", "x"], "optimizer.name: expected kfac, sgd or adam, got 'x'"),
+        (["compare", "--set", "optimizer.l2=0"], "optimizer: expected with train; compare has"),
+        (
+            ["compare", "--set", "compare.x.seed=0", "--optimizers", "sgd"],
+            "compare: expected settings",
+        ),
+        (["compare", "--set", "compare=3"], "compare: expected a table for each optimiser"),
+        (["factors", "/no"], "/no: expected a run directory"),
+        (["describe", "--sizes", "0"], "model sizes"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = message.replace("model sizes", "expected at least two positive layer sizes")
+    assert main(words) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith("kfac-np: error: ")
+    assert message in line
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(ConfigError):
+        main(["train", "--debug"])
+
+
+def test_divergence_is_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", *SMALL, "--optimizer", "sgd", "--rate", "1e30", "--steps", "9"]
+    assert main([*words, "--out", str(tmp_path)]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("kfac-np: error: step ")
+    assert checkpoint.latest(tmp_path / "checkpoints") is not None
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_unexpected_errors_are_one_line_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a\nbug")
+
+    monkeypatch.setattr("kfac_np.cli.commands.table_from", broken)
+    assert main(["describe"]) == 1
+    expected = "kfac-np: error: RuntimeError: a bug (--debug shows the traceback)\n"
+    assert capsys.readouterr().err == expected
+    monkeypatch.setattr("kfac_np.cli.commands.table_from", lambda _: 1 / 0)
+    assert main(["describe"]) == 1
+
+
+def test_interrupting_before_training_begins(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kfac_np.cli.commands.table_from", interrupted)
+    assert main(["describe"]) == 130
+    assert capsys.readouterr().err == "kfac-np: interrupted\n"
+
+
+@pytest.mark.parametrize("module", ["matplotlib", "tqdm", "tomli_w"])
+def test_missing_extras_are_named_before_training(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    module: str,
+) -> None:
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n, *a: None if n == module else find(n, *a)
+    )
+    assert main(["train", *SMALL, "--steps", "1", "--out", str(tmp_path / "run")]) == 2
+    line = capsys.readouterr().err
+    assert f"{module.replace('_', '-')} missing: pip install 'kfac_np[cli]'" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--help"], ["train", "--help"], ["compare", "--help"], ["--version"]):
+        with pytest.raises(SystemExit) as info:
+            main(words)
+        assert info.value.code == 0
+    assert "Exit codes: 0 success" in capsys.readouterr().out
+
+
+def test_a_progress_bar_on_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    for budget in (["--steps", "3"], ["--seconds", "0.01"]):
+        assert main(["train", *SMALL, *budget, "--out", str(tmp_path)]) == 0
+        assert "100%" in capsys.readouterr().err
+
+
+def wait_for_lines(path: Path, number: int, process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 60
+    while time.monotonic() < until and process.poll() is None:
+        if path.exists() and path.read_bytes().count(b"\n") >= number:
+            return
+        time.sleep(0.0005)
+    raise AssertionError(f"no {number} lines: {process.communicate()}")
+
+
+def test_killed_at_any_moment_and_resumed_it_is_the_same_run(tmp_path: Path) -> None:
+    # SIGKILL to a process of its own, again and again, wherever it happens to be.
+    words = [*SMALL, "--steps", "200", "--checkpoint-every", "3", "--evaluations", "41"]
+    words += ["--set", "optimizer.refresh.interval=7", "--batch-size", "30:150"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main(["train", *words, "--out", str(whole)]) == 0
+    start = ["train", *words, "--out", str(cut)]
+    for lines in (1, 40, 131):
+        with command(start) as process:
+            wait_for_lines(cut / "metrics.jsonl", lines, process)
+            process.send_signal(signal.SIGKILL)
+        start = ["train", "--resume", str(cut)]
+    with command(start) as process:
+        _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        first, second = (
+            [{k: v for k, v in r.items() if k != "seconds"} for r in read_records(d / name)]
+            for d in (whole, cut)
+        )
+        assert first == second
+        assert len(first) > 40
+
+
+def test_an_interrupt_finishes_the_step_and_saves(tmp_path: Path) -> None:
+    words = ["train", *SMALL, "--steps", "1000000", "--out", str(tmp_path)]
+    with command(words) as process:
+        wait_for_lines(tmp_path / "metrics.jsonl", 5, process)
+        process.send_signal(signal.SIGINT)
+        printed, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert "finishing this step" in errors
+    assert "Traceback" not in errors
+    assert "interrupted" in printed
+    steps = len(read_records(tmp_path / "metrics.jsonl"))
+    assert checkpoint.load_latest(tmp_path / "checkpoints")[2]["step"] == steps

@@ -1,0 +1,232 @@
+"""Configurations: complete when written, and every setting of every part reachable."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kfac_np import curvature, fisher, optimizers
+from kfac_np.errors import ConfigError
+from kfac_np.training.config import (
+    RunSettings,
+    choices,
+    from_table,
+    read_table,
+    to_table,
+    toml,
+    write,
+)
+from kfac_np.training.data import GrowingBatch
+from kfac_np.training.presets import complete, set_optimizer, variants
+from kfac_np.training.settings import assign
+
+
+def table(**changes: Any) -> dict[str, Any]:
+    return {"data": "digits", "run": {"steps": 3}, **changes}
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "fixed": {"optimizer": "kfac-fixed"},
+    "sgd": {"optimizer": {"name": "sgd", "rate": {"name": "cosine", "initial": 0.1, "steps": 9}}},
+    "adam": {"optimizer": {"name": "adam", "averaging": {"decay": 0.5}}},
+    "mlp": {"model": {"name": "mlp", "sizes": [5], "activation": "gelu", "initializer": "he"}},
+    "growing": {"batch": {"name": "growing", "first": 8}},
+    "slope": {"model": {"activation": {"name": "leaky-relu", "slope": 0.2}}},
+    "squared": {"model": {"loss": "squared-error"}},
+    "many": {
+        "optimizer": {
+            "curvature": {
+                "block": {"rule": "pi-spectral", "sharing": "reduce"},
+                "overrides": {"0": "diagonal", "2": {"name": "kfac", "exact_damping": True}},
+            },
+            "fisher": "exact",
+            "averaging": "none",
+            "refresh": {"interval": 2},
+        }
+    },
+    "schedules": {
+        "optimizer": {
+            "name": "kfac-fixed",
+            "step_rule": {
+                "rate": {"name": "piecewise", "values": [0.1, 0.01], "boundaries": [5]},
+                "momentum": {"name": "exponential", "initial": 0.9, "decay": 0.99},
+                "kl_clip": "none",
+            },
+            "damping": {"value": {"name": "inverse", "initial": 1.0, "halving": 10}},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_what_is_written_is_complete_and_gives_the_same_again(case: dict[str, Any]) -> None:
+    config = from_table(table(**case))
+    written = to_table(config)
+    again = from_table(tomllib.loads(toml(written)))
+    assert again == config
+    assert to_table(again) == written
+    for f in dataclasses.fields(config.optimizer):
+        assert f.name == "objective" or f.name in written["optimizer"]
+
+
+def test_every_optimiser_part_has_a_name() -> None:
+    # A part that is exported but has no name could not be configured.
+    slots = choices()
+    for module, slot in [
+        (optimizers, optimizers.Optimizer),
+        (optimizers, optimizers.Schedule),
+        (optimizers, optimizers.StepRule),
+        (optimizers, optimizers.DampingPolicy),
+        (optimizers, optimizers.GammaPolicy),
+        (fisher, fisher.FisherType),
+        (curvature, curvature.Curvature),
+        (curvature, curvature.Block),
+    ]:
+        found = {getattr(module, name) for name in module.__all__}
+        parts = {c for c in found if isinstance(c, type) and issubclass(c, slot) and c is not slot}
+        assert parts == set(slots[slot].values()), slot
+
+
+def test_every_setting_of_kfac_is_reachable() -> None:
+    written = to_table(from_table(table()))["optimizer"]
+
+    def paths(node: dict[str, Any], prefix: str) -> list[tuple[str, Any]]:
+        found = []
+        for key, value in node.items():
+            if isinstance(value, dict):
+                found += paths(value, f"{prefix}.{key}")
+            elif key != "name":
+                found.append((f"{prefix}.{key}", value))
+        return found
+
+    reachable = paths(written, "optimizer")
+    assert len(reachable) > 15
+    for path, value in reachable:
+        changed = {str: value, float: 0.5, int: 3, bool: True}[type(value)]
+        if path == "optimizer.damping.minimum":
+            changed = 0.1
+        if path == "optimizer.damping.maximum":
+            changed = 1000.0
+        config = from_table(assign(table(), path, changed))
+        node: Any = to_table(config)
+        for key in path.split("."):
+            node = node[key]
+        assert node == changed, path
+
+
+def test_the_seed_is_one_unless_said_otherwise() -> None:
+    assert from_table(table(seed=5)).optimizer.seed == 5
+    assert from_table(table(seed=5, optimizer={"seed": 7})).optimizer.seed == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dta": 1}, "configuration: unknown option 'dta', expected model, optimizer, batch"),
+        ({"data": 3}, "data: expected a table or a name, got 3"),
+        ({"data": {"name": 3}}, "data.name: expected a string, got 3"),
+        ({"run": {}}, "run: expected a budget, steps or seconds, got neither"),
+        ({"run": {"steps": -1}}, "run: steps: expected at least 0, got -1"),
+        ({"run": {"seconds": float("nan")}}, "run: seconds: expected at least 0, got nan"),
+        ({"run": {"steps": 1, "evaluations": -1}}, "run: evaluations: expected at least 0"),
+        ({"run": {"steps": 1, "keep_checkpoints": 0}}, "run: keep_checkpoints: expected at least"),
+        ({"seed": -1}, "seed: expected at least 0, got -1"),
+        ({"seed": "x"}, "seed: expected an integer, got 'x'"),
+        ({"model": "cnn"}, "model.name: expected autoencoder or mlp, got 'cnn'"),
+        ({"model": {"activation": "sin"}}, "model.activation.name: expected logistic, tanh"),
+        ({"model": {"sizes": "x"}}, "model.sizes: expected a list, each entry an integer"),
+        ({"optimizer": "lbfgs"}, "optimizer.name: expected kfac, sgd or adam, got 'lbfgs'"),
+        ({"optimizer": {"name": 3}}, "optimizer.name: expected kfac, sgd or adam, got 3"),
+        ({"optimizer": {"rate": 1}}, "optimizer: unknown option 'rate', expected curvature"),
+        ({"optimizer": {"damping": {"initial": -1}}}, "optimizer.damping: LevenbergMarquardt"),
+        ({"optimizer": {"step_rule": "fixed-rate"}}, "optimizer: KFAC"),
+        ({"batch": {"size": 0}}, "batch: ConstantBatch: expected size >= 1, got 0"),
+        ({"batch": 3}, "batch: expected constant or growing, got 3"),
+        ({"backend": {"name": "jax"}}, "backend.name: expected numpy, cupy, torch"),
+        ({"backend": {"dtype": "float16"}}, "backend.dtype: expected float32 or float64"),
+    ],
+)
+def test_mistakes_are_one_clear_line(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as info:
+        from_table(table(**changes))
+    assert message in str(info.value)
+    assert "\n" not in str(info.value)
+
+
+def test_defaults_follow_data_model_and_optimiser() -> None:
+    assert complete({})["model"]["sizes"] == [400, 200, 100, 50, 25, 6]
+    assert complete({"data": "fashion-mnist"})["model"]["sizes"] == [1000, 500, 250, 30]
+    assert complete({"data": "idx:/x"})["model"]["sizes"] == [1000, 500, 250, 30]
+    assert complete({"model": {"name": "mlp", "sizes": [3]}})["model"]["sizes"] == [3]
+    assert complete({"optimizer": {"name": "sgd", "rate": 5.0}})["optimizer"]["rate"] == 5.0
+    assert complete({"batch": "growing"})["batch"] == "growing"
+    once = complete({"optimizer": {"name": "kfac-fixed", "refresh": {"interval": 2}}})
+    assert once["optimizer"]["step_rule"] == variants()["kfac-fixed"]["step_rule"]
+    assert complete(once) == once
+
+
+def test_short_names_find_their_place() -> None:
+    def optimizer(said: Any, **short: float) -> Any:
+        return from_table(set_optimizer(complete(table(optimizer=said)), **short)).optimizer
+
+    assert optimizer("kfac", damping=3.0).damping.initial == 3.0
+    assert optimizer("kfac-fixed", damping=3.0).damping.value == 3.0
+    assert optimizer({"damping": "constant"}, damping=3.0).damping.value == 3.0
+    fixed = optimizer("kfac", rate=0.5, momentum=0.1)
+    assert (fixed.step_rule.rate, fixed.step_rule.momentum) == (0.5, 0.1)
+    assert type(fixed.gamma) is optimizers.CoupledGamma
+    clipped = optimizer("kfac-fixed", rate=0.5).step_rule
+    assert (clipped.rate, clipped.kl_clip) == (
+        0.5,
+        variants()["kfac-fixed"]["step_rule"]["kl_clip"],
+    )
+    assert optimizer("sgd", rate=0.5, momentum=0.1, l2=1e-3).l2 == 1e-3
+    assert optimizer("adam", rate=0.5).rate == 0.5
+    assert optimizer("kfac", l2=0.0).l2 == 0.0
+    with pytest.raises(ConfigError, match="--damping: expected with kfac only, got 'sgd'"):
+        optimizer("sgd", damping=1.0)
+    with pytest.raises(ConfigError, match="--momentum: expected with kfac or sgd"):
+        optimizer("adam", momentum=0.5)
+
+
+def test_growing_batches_are_a_choice() -> None:
+    assert from_table(table(batch={"name": "growing", "first": 8})).batch == GrowingBatch(8)
+
+
+def test_evaluations_are_spread_over_the_budget() -> None:
+    by_steps = RunSettings(steps=100, evaluations=4)
+    due = [k for k in range(1, 101) if by_steps.evaluation_due((k - 1, 0.0), (k, 0.0))]
+    assert due == [25, 50, 75, 100]
+    by_time = RunSettings(seconds=10.0, evaluations=5)
+    assert by_time.evaluation_due((3, 1.9), (4, 2.1))
+    assert not by_time.evaluation_due((3, 2.1), (4, 3.9))
+    assert not RunSettings(steps=0).evaluation_due((0, 0.0), (0, 0.0))
+    both = RunSettings(steps=10, seconds=1.0)
+    assert [both.finished(10, 0.0), both.finished(0, 1.0), both.finished(9, 0.9)] == [1, 1, 0]
+
+
+def test_files(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    write(path, {"seed": 3})
+    assert read_table(path) == {"seed": 3}
+    path.write_text("seed =")
+    with pytest.raises(ConfigError, match=r"config\.toml: expected a TOML file \("):
+        read_table(path)
+    path.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="expected a TOML file"):
+        read_table(path)
+    with pytest.raises(ConfigError, match="expected a TOML file"):
+        read_table(tmp_path)
+
+
+def test_without_tomli_w(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "tomli_w", None)
+    with pytest.raises(
+        ConfigError, match=r"config files need tomli-w: pip install 'kfac_np\[cli\]'"
+    ):
+        toml({})

@@ -1,0 +1,73 @@
+"""Pictures are drawn without a display, whatever there is to draw."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kfac_np.errors import ConfigError
+from kfac_np.training.plots import Curve, plot_curves, plot_factors, plot_images, read_curves
+from kfac_np.training.records import append_record
+
+pytest.importorskip("matplotlib")
+
+
+def is_picture(path: Path) -> bool:
+    return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "curves",
+    [
+        [],
+        [Curve("a", [], [], [])],
+        [Curve("a", [0], [0.0], [3.0])],
+        [Curve("a", [0, 9], [0.0, 1.0], [3.0, 2.0]), Curve("b", [0, 900], [0.0, 1.0], [3e5, 2e-2])],
+        [Curve("a", [0, 1, 2], [0.0, 1.0, 2.0], [math.inf, math.nan, -1.0])],
+        [Curve(str(i), [0, 1], [0.0, 1.0], [3.0, 2.0 + i]) for i in range(8)],
+    ],
+)
+def test_curves(tmp_path: Path, curves: list[Curve]) -> None:
+    plot_curves(tmp_path / "curves.png", curves)
+    assert is_picture(tmp_path / "curves.png")
+
+
+def test_curves_are_read_from_a_run(tmp_path: Path) -> None:
+    for step, loss in enumerate((3.0, math.nan, 1.0)):
+        record = {"step": step, "seconds": 0.5 * step, "current": {"loss": loss}}
+        append_record(
+            tmp_path / "evaluations.jsonl",
+            {**record, "averaged": {"loss": 2.0}} if step else record,
+        )
+    current, averaged = read_curves(tmp_path, "kfac")
+    assert current == Curve("kfac", [0, 2], [0.0, 1.0], [3.0, 1.0])
+    assert averaged == Curve("kfac, averaged", [1, 2], [0.5, 1.0], [2.0, 2.0])
+
+
+def test_images_of_different_numbers(tmp_path: Path) -> None:
+    rows = {"data": np.zeros((3, 6)), "one": np.ones((1, 6))}
+    plot_images(tmp_path / "images.png", rows, (2, 3))
+    assert is_picture(tmp_path / "images.png")
+
+
+def test_factors(tmp_path: Path) -> None:
+    moments = {
+        "0": {"A": np.eye(4, dtype=np.float32), "G": np.zeros((2, 2)), "count": np.ones(())},
+        "2": {"squares": np.ones((3, 2))},
+    }
+    plot_factors(tmp_path / "factors.png", moments, "step 3")
+    assert is_picture(tmp_path / "factors.png")
+    with pytest.raises(ConfigError, match="expected square matrices among the moments, found none"):
+        plot_factors(tmp_path / "none.png", {"2": moments["2"]})
+
+
+def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(
+        ConfigError, match=r"pictures need matplotlib: pip install 'kfac_np\[cli\]'"
+    ):
+        plot_curves(tmp_path / "curves.png", [])
