@@ -158,6 +158,8 @@ class Curvature(ABC):
 
         Raises
         ------
+        InputError
+            Damping is negative or not finite.
         FactorizationError
             A moment is not finite and there are no previous factors.
         """

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, final
 
 from kfac_np import trees
 from kfac_np.backend import Array
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments
 from kfac_np.curvature.kfac import KFACBlock
-from kfac_np.curvature.ladder import Ladder, LadderEvent
+from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping
 from kfac_np.errors import CurvatureError
 from kfac_np.matrices import BlockDiagonalMatrix, Matrix
 from kfac_np.statistics import Scale
@@ -61,10 +61,11 @@ class BlockDiagonal(Curvature):
                     f"layer {path}: {self.block_of(path)!r} does not support "
                     f"{type(s).__name__}; name another block for it in `overrides`"
                 )
-        return {path: self.block_of(path).input_moments(s, scale) for path, s in found.items()}
+        return _of_each(found, lambda path, s: self.block_of(path).input_moments(s, scale))
 
     def moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
-        return {path: self.block_of(path).moments(s, scale) for path, s in trees.items(statistics)}
+        found = dict(trees.items(statistics))
+        return _of_each(found, lambda path, s: self.block_of(path).moments(s, scale))
 
     def matrix(self, moments: dict[str, Moments], params: Tree) -> BlockDiagonalMatrix:
         def leaf(path: str, parameter: Array) -> Matrix:
@@ -78,6 +79,7 @@ class BlockDiagonal(Curvature):
         damping: float,
         previous: dict[str, Factors] | None = None,
     ) -> tuple[dict[str, Factors], list[LadderEvent]]:
+        require_damping(damping)
         factors: dict[str, Factors] = {}
         events: list[LadderEvent] = []
         for path, m in moments.items():
@@ -87,3 +89,16 @@ class BlockDiagonal(Curvature):
 
     def solve(self, factors: dict[str, Factors], v: Tree) -> Tree:
         return trees.map_named(lambda path, x: self.block_of(path).solve(factors[path], x), v)
+
+
+def _of_each(
+    statistics: Mapping[str, Any], function: Callable[[str, Any], Moments]
+) -> dict[str, Moments]:
+    """Apply `function` to each path and its statistics; an error names the layer."""
+    moments = {}
+    for path, s in statistics.items():
+        try:
+            moments[path] = function(path, s)
+        except CurvatureError as error:
+            raise error.within(f"layer {path}") from None
+    return moments

@@ -18,7 +18,7 @@ DampingRule = Callable[[Array, Array, float], tuple[Array | float, Array | float
 def pi_trace(A: Array, G: Array, gamma: float) -> tuple[Array, Array]:
     """γ_A = π γ, γ_G = γ / π, π² = (tr A / dim A) / (tr G / dim G).
 
-    Unchanged in effect by A → cA, G → G/c. Where a trace is zero (dead units), π = 1.
+    Unchanged in effect by A → cA, G → G/c. Where a trace is zero (dead units) or not finite, π = 1.
 
     References
     ----------
@@ -92,7 +92,7 @@ def plain(A: Array, G: Array, gamma: float) -> tuple[float, float]:
 
 def _split(norm_a: Array, norm_g: Array, gamma: float) -> tuple[Array, Array]:
     xp = array_namespace(norm_a, norm_g)
-    both = (norm_a > 0) & (norm_g > 0)
+    both = (norm_a > 0) & (norm_g > 0) & xp.isfinite(norm_a) & xp.isfinite(norm_g)
     one = xp.ones_like(norm_a)
     pi = xp.sqrt(xp.where(both, norm_a, one) / xp.where(both, norm_g, one))
     return pi * gamma, gamma / pi

@@ -56,16 +56,9 @@ class DiagonalBlock(Block):
     def factorise(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
     ) -> Factors:
-        values = moments["diagonal"] + damping
-        if not all_finite(values):
+        if not all_finite(moments["diagonal"]):
             return ladder.keep("diagonal", previous, damping)
-        xp = array_namespace(values)
-        floor = float(xp.finfo(values.dtype).eps) * float(xp.max(values))
-        if not float(xp.min(values)) > floor:
-            floor = floor or 1.0  # a block that is zero altogether is taken as the identity
-            ladder.note("diagonal", "eigenvalues clipped", floor)
-            values = xp.clip(values, min=floor)
-        return {"inverse": 1.0 / values}
+        return {"inverse": ladder.reciprocal("diagonal", moments["diagonal"], damping)}
 
     def solve(self, factors: Factors, v: Array) -> Array:
         return factors["inverse"] * v

@@ -10,7 +10,7 @@ from kfac_np import trees
 from kfac_np.backend import Array, array_namespace, second_moment
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments
 from kfac_np.curvature.diagonal import require_vectors
-from kfac_np.curvature.ladder import Ladder, LadderEvent
+from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping
 from kfac_np.errors import CurvatureError
 from kfac_np.matrices import DenseMatrix, FlattenedMatrix
 from kfac_np.statistics import AffineStatistics, Scale
@@ -104,7 +104,7 @@ class FullMatrix(Curvature):
                 raise CurvatureError(
                     f"layer {path}: FullMatrix expected affine statistics, got {type(s).__name__}"
                 )
-            require_vectors(s, "FullMatrix")
+            require_vectors(s, f"layer {path}: FullMatrix")
         size = sum(s.a.shape[-1] * s.g.shape[-1] for _, s in blocks)
         if size > self.max_parameters:
             raise CurvatureError(
@@ -124,6 +124,7 @@ class FullMatrix(Curvature):
         damping: float,
         previous: dict[str, Factors] | None = None,
     ) -> tuple[dict[str, Factors], list[LadderEvent]]:
+        require_damping(damping)
         ladder = Ladder("full")
         old = previous["full"]["inverse"] if previous else None
         inverse = ladder.inverse("matrix", moments["full"]["matrix"], damping, old)

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-from kfac_np.backend import Array, Backend, array_namespace, eigh, second_moment
+from kfac_np.backend import Array, Backend, array_namespace, second_moment
 from kfac_np.curvature.base import Block, Factors, Moments
 from kfac_np.curvature.damping import DampingRule, pi_trace
 from kfac_np.curvature.ladder import Ladder
 from kfac_np.curvature.sharing import Sharing, expand
 from kfac_np.errors import FactorizationError
 from kfac_np.matrices import KroneckerMatrix
+from kfac_np.matrices.base import resolved_eigh
 from kfac_np.statistics import AffineStatistics, Scale
 
 __all__ = ["KFACBlock"]
@@ -90,18 +91,17 @@ class KFACBlock(Block):
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None
     ) -> Factors:
         try:
-            a, u_a = eigh(moments["A"])
-            g, u_g = eigh(moments["G"])
+            a, u_a = resolved_eigh(moments["A"])
+            g, u_g = resolved_eigh(moments["G"])
         except FactorizationError:
             return ladder.keep("A, G", previous, damping)
         xp = array_namespace(a)
-        values = xp.clip(g, min=0.0)[:, None] * xp.clip(a, min=0.0)[None, :] + damping
-        floor = float(xp.finfo(values.dtype).eps) * max(float(xp.max(values)), damping)
-        if not float(xp.min(values)) > floor:
-            floor = floor or 1.0  # a block that is zero altogether is taken as the identity
-            ladder.note("A, G", "eigenvalues clipped", floor)
-            values = xp.clip(values, min=floor)
-        return {"U_A": u_a, "U_G": u_g, "inverse_values": 1.0 / values}
+        values = xp.clip(g, min=0.0)[:, None] * xp.clip(a, min=0.0)[None, :]
+        return {
+            "U_A": u_a,
+            "U_G": u_g,
+            "inverse_values": ladder.reciprocal("A, G", values, damping),
+        }
 
     def solve(self, factors: Factors, v: Array) -> Array:
         if "U_A" in factors:

@@ -6,16 +6,26 @@ Each step down is recorded; nothing here ever returns NaN.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from kfac_np.backend import Array, Backend, array_namespace, eigh, spd_inverse, symmetrize
-from kfac_np.errors import FactorizationError
+from kfac_np.backend import (
+    Array,
+    Backend,
+    all_finite,
+    array_namespace,
+    eigh,
+    spd_inverse,
+    symmetrize,
+)
+from kfac_np.errors import FactorizationError, InputError
 
-__all__ = ["Ladder", "LadderEvent"]
+__all__ = ["Ladder", "LadderEvent", "require_damping"]
 
 _MORE = (10.0, 100.0)
+_DIGIT = 0.1  # relative error of an inverse that has one digit
 
 
 @final
@@ -96,10 +106,11 @@ class Ladder:
         FactorizationError
             `m` is not finite and there is no previous inverse.
         """
-        backend = Backend.of(m)
-        eye = backend.eye(m.shape[0])
+        eye = Backend.of(m).eye(m.shape[0])
+        if not all_finite(m):
+            return self.keep(factor, previous, float(damping))
         try:
-            return spd_inverse(m + damping * eye)
+            return _resolved_inverse(m + damping * eye)
         except FactorizationError:
             pass
         shift = self._usable(m, damping)
@@ -111,6 +122,44 @@ class Ladder:
             self.note(factor, rung, used)
             return inverse
         return self.keep(factor, previous, float(damping))
+
+    def reciprocal(self, factor: str, eigenvalues: Array, damping: float) -> Array:
+        """1 / (eigenvalues + damping), with least eigenvalues where there are none.
+
+        Parameters
+        ----------
+        factor : str
+            For the record.
+        eigenvalues : Array
+            Non-negative and finite; zero where rounding is all there is.
+        damping : float
+
+        Returns
+        -------
+        Array
+            Finite. Directions with neither curvature nor damping above rounding error get the
+            smallest eigenvalue that rounding allows; a matrix that is zero altogether is taken
+            as the identity.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> ladder = Ladder("0")
+        >>> ladder.reciprocal("diagonal", np.asarray([0.5, 0.0]), 0.5)
+        array([1., 2.])
+        >>> ladder.reciprocal("diagonal", np.zeros(2), 0.0), ladder.events[0].rung
+        (array([1., 1.]), 'eigenvalues clipped')
+        """
+        xp = array_namespace(eigenvalues)
+        values = eigenvalues + damping
+        tiny = float(xp.finfo(values.dtype).smallest_normal)  # 1 / tiny does not overflow
+        least = float(xp.finfo(values.dtype).eps) * float(xp.max(values))
+        lost = xp.logical_or(values <= tiny, (eigenvalues <= tiny) & (values <= least))
+        if bool(xp.any(lost)):
+            least = least if least > tiny else 1.0
+            self.note(factor, "eigenvalues clipped", least)
+            values = xp.where(lost, least, values)
+        return 1.0 / values
 
     def keep(self, factor: str, previous: Any, damping: float) -> Any:
         """The last rung: what was there before, or an error that names the layer."""
@@ -135,11 +184,11 @@ class Ladder:
         xp = array_namespace(m)
 
         def with_more(times: float) -> tuple[Array, float]:
-            return spd_inverse(m + times * shift * eye), times * shift
+            return _resolved_inverse(m + times * shift * eye), times * shift
 
         def in_double() -> tuple[Array, float]:
             wide = xp.astype(m, xp.float64) + shift * xp.astype(eye, xp.float64)
-            return xp.astype(spd_inverse(wide), m.dtype), shift
+            return xp.astype(_resolved_inverse(wide), m.dtype), shift
 
         def clipped() -> tuple[Array, float]:
             values, vectors = eigh(symmetrize(xp.astype(m, xp.float64)))
@@ -149,3 +198,32 @@ class Ladder:
 
         more = [("more damping", lambda times=times: with_more(times)) for times in _MORE]
         return [*more, ("float64", in_double), ("eigenvalues clipped", clipped)]
+
+
+def _resolved_inverse(m: Array) -> Array:
+    """`spd_inverse`, but refuse an inverse of which rounding has left no digit.
+
+    The smallest pivot relative to its diagonal entry is 1 / max_i m_ii (m⁻¹)_ii (in statistics,
+    the variance inflation), whatever the scales of the coordinates. Elimination leaves a rounding
+    error of some √n · eps there, so that a singular matrix may well pass for positive definite.
+    """
+    inverse = spd_inverse(m)
+    xp = array_namespace(m)
+    inflation = float(xp.max(xp.linalg.diagonal(m) * xp.linalg.diagonal(inverse)))
+    error = math.sqrt(m.shape[0]) * float(xp.finfo(m.dtype).eps)
+    if not inflation * error < _DIGIT:
+        raise FactorizationError(f"a {m.shape[0]}×{m.shape[0]} matrix is singular up to rounding")
+    return inverse
+
+
+def require_damping(damping: float) -> None:
+    """Raise `InputError` unless damping is a finite number >= 0.
+
+    Examples
+    --------
+    >>> require_damping(-1.0)
+    Traceback (most recent call last):
+    kfac_np.errors.InputError: damping: expected a finite number >= 0, got -1.0
+    """
+    if not (math.isfinite(damping) and damping >= 0):
+        raise InputError(f"damping: expected a finite number >= 0, got {damping}")
