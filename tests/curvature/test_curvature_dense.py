@@ -1,0 +1,155 @@
+"""Exact blocks, the full matrix and the diagonal against automatic differentiation."""
+
+from __future__ import annotations
+
+import autograd
+import numpy as np
+import pytest
+from cases import NETWORKS, NetworkCase, Problem, networks
+from curvature_cases import CURVATURES, FISHERS, dense, diagonal_blocks, estimate, supported
+from numerics import assert_close, host
+from references.dense import dense as reference_of
+from references.losses import term
+
+from kfac_np import trees
+from kfac_np.backend import Array, Backend, Rng, get_backend
+from kfac_np.curvature import (
+    BlockDiagonal,
+    DiagonalBlock,
+    ExactBlock,
+    FullMatrix,
+    KFACBlock,
+    expand,
+)
+from kfac_np.errors import CurvatureError
+from kfac_np.fisher import Exact, InputOnly, MonteCarlo
+from kfac_np.statistics import AffineStatistics, Scale
+
+BLOCKS, DIAGONAL = BlockDiagonal(ExactBlock()), BlockDiagonal(DiagonalBlock())
+SAMPLES = 2  # of FISHERS["monte carlo"]
+
+
+def expected_fisher(case: NetworkCase, problem: Problem, fisher: str) -> np.ndarray:
+    """The full matrix, parameters in the order of `trees.ravel`."""
+    reference = reference_of(case)
+    if fisher == "exact":
+        return reference.fisher
+    if fisher == "empirical":
+        return reference.empirical
+    return monte_carlo(case, problem)
+
+
+def monte_carlo(case: NetworkCase, problem: Problem) -> np.ndarray:
+    """(1/M) Σ_n w_n (1/K) Σ_k u uᵀ, u = Σ_s J_nsᵀ ∇ℓ(z_ns, t̃_nsk), with the targets drawn there.
+
+    Samples of one example's positions are independent of zero mean, so that the squares of their
+    sums are unbiased: positions are carried back together.
+    """
+    reference = reference_of(case)
+    n, positions = case.shape[0], reference.terms // case.shape[0]
+    weights = reference.weights[::positions]
+    z = problem.objective.network.forward(problem.params, problem.x)[0]
+    total = 0.0
+    for k in range(SAMPLES):
+        drawn = host(case.loss.sample_targets(Rng(0).child(k), z))
+        drawn = drawn.reshape(reference.terms, *drawn.shape[z.ndim - 1 :])
+        loss = autograd.grad(lambda zm, tm: term(case.loss, zm, tm))
+        g = [loss(zm, tm) for zm, tm in zip(reference.outputs, drawn, strict=True)]
+        u = np.einsum("mcp,mc->mp", reference.jacobians, np.stack(g))
+        u = u.reshape(n, positions, -1).sum(1)
+        total = total + np.einsum("n,np,nq->pq", weights, u, u) / SAMPLES
+    return total / reference.terms
+
+
+@pytest.mark.parametrize("fisher", FISHERS)
+@pytest.mark.parametrize("case", NETWORKS, ids=str)
+def test_full_matrix_blocks_and_diagonal(backend: Backend, case: NetworkCase, fisher: str):
+    problem = case.build(backend)
+    e = problem.evaluate()
+    expected = expected_fisher(case, problem, fisher)
+    assert_close(dense(FullMatrix(), e, FISHERS[fisher]), expected)
+    blocks = diagonal_blocks(expected, e.params)
+    assert_close(dense(BLOCKS, e, FISHERS[fisher]), blocks)
+    assert_close(dense(DIAGONAL, e, FISHERS[fisher]), np.diag(np.diag(expected)))
+
+
+@pytest.mark.parametrize("case", NETWORKS, ids=str)
+def test_all_columns_at_once_or_one_at_a_time(backend: Backend, case: NetworkCase):
+    """A budget of one byte carries back one column at a time: the moments are the same sums."""
+    e = case.build(backend).evaluate()
+    assert len(list(Exact(budget_bytes=1).vectors(e, Rng(0)))) == case.output_shape[-1] * (
+        case.terms // case.shape[0]
+    )
+    for name in ("kfac", "kfac reduce", "diagonal", "exact blocks", "full"):
+        if supported(CURVATURES[name], case):
+            whole = estimate(CURVATURES[name].curvature, e, Exact())
+            chunks = estimate(CURVATURES[name].curvature, e, Exact(budget_bytes=1))
+            assert_close(trees.ravel(chunks), trees.ravel(whole), 1e-14)
+
+
+def test_inputs_are_formed_once_however_many_chunks(backend: Backend):
+    calls = []
+
+    def counting(s: AffineStatistics, scale: Scale) -> tuple[Array, Array]:
+        calls.append(s.num_vectors)
+        return expand(s, scale)
+
+    e = networks(name="dense_alone")[0].build(backend).evaluate()
+    estimate(BlockDiagonal(KFACBlock(sharing=counting)), e, Exact(budget_bytes=1))
+    assert calls == [1, 1, 1], "once for A, once for each of two columns"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tanh_squared", "relu_softmax", "logistic_sigmoid", "gelu_poisson", "positions_mixed_softmax"],
+)
+@pytest.mark.parametrize("kind", ["full", "diagonal", "kfac"])
+def test_monte_carlo_is_unbiased(name: str, kind: str):
+    """The mean of n estimates is normal around the exact Fisher, of the estimates' own deviation.
+
+    Five standard deviations; on NumPy alone, since targets are drawn on the host: that backends
+    agree is another law's business.
+    """
+    e = networks(name=name)[0].build(get_backend("numpy", "float64")).evaluate()
+    curvature, n = CURVATURES[kind].curvature, 300
+    exact = np.asarray(trees.ravel(estimate(curvature, e, Exact())))
+    draws = [trees.ravel(estimate(curvature, e, MonteCarlo(1), seed)) for seed in range(n)]
+    sigma = np.std(draws, axis=0) / np.sqrt(n)
+    assert np.all(np.abs(np.mean(draws, axis=0) - exact) <= 5 * sigma + 1e-12)
+    # Enough draws to tell: the deviation allowed is a fraction of the whole.
+    assert 5 * np.linalg.norm(sigma) < 0.7 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("case", networks(weighted=False), ids=str)
+def test_input_only_gives_kfac_with_g_the_identity(backend: Backend, case: NetworkCase):
+    e = case.build(backend).evaluate()
+    curvature = BlockDiagonal()
+    moments, exact = estimate(curvature, e, InputOnly()), estimate(curvature, e, Exact())
+    for path, p in trees.items(e.params):
+        np.testing.assert_array_equal(host(moments[path]["G"]), np.eye(p.shape[0]))
+        np.testing.assert_array_equal(host(moments[path]["A"]), host(exact[path]["A"]))
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "exact blocks", "full"])
+def test_input_only_is_refused_by_all_others(backend: Backend, kind: str):
+    e = networks(name="tanh_squared")[0].build(backend).evaluate()
+    match = "layer 0: .*expected a Fisher type with vectors, got InputOnly"
+    with pytest.raises(CurvatureError, match=match):
+        estimate(CURVATURES[kind].curvature, e, InputOnly())
+
+
+@pytest.mark.parametrize("case", [c for c in NETWORKS if c.terms > c.shape[0]], ids=str)
+def test_reduce_is_refused_for_a_loss_at_every_position(backend: Backend, case: NetworkCase):
+    e = case.build(backend).evaluate()
+    terms = case.terms // case.shape[0]
+    match = f"layer 0: reduce: expected one loss term an example, got {terms}; .* use expand"
+    for fisher in (*FISHERS.values(), InputOnly()):
+        with pytest.raises(CurvatureError, match=match):
+            estimate(CURVATURES["kfac reduce"].curvature, e, fisher)
+
+
+def test_a_full_matrix_too_large_is_refused_before_it_is_formed(backend: Backend):
+    e = networks(name="tanh_squared")[0].build(backend).evaluate()
+    with pytest.raises(CurvatureError, match="expected at most 25 parameters, got 26"):
+        estimate(FullMatrix(max_parameters=25), e)
+    assert dense(FullMatrix(max_parameters=26), e).shape == (26, 26)
