@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import AVAILABLE
+
+from kfac_np.cli.arguments import make_parser
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
@@ -88,3 +91,38 @@ def test_example(path: Path, tmp_path: Path):
     # A script leaves nothing behind but what it was asked for.
     left = [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")]
     assert left == [option for option in options if "." in option]
+
+
+def readme_blocks(language: str) -> list[str]:
+    """The blocks of code in one language."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.S | re.M)
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+def test_readme(name: str, tmp_path: Path):
+    # In a process of its own, as a newcomer would: on each backend by changing one line.
+    program, line = readme_blocks("python")
+    assert program.count('get_backend("numpy")') == 1
+    assert line.strip() == 'backend = get_backend("cupy")'
+    assert len(program.splitlines()) <= 25
+    script = tmp_path / "readme.py"
+    script.write_text(program.replace('"numpy"', f'"{name}"'), encoding="utf-8")
+    lines = run([str(script)], tmp_path).splitlines()
+    assert len(lines) == 6
+    last = re.fullmatch(r"step 60: loss (\S+), λ \S+, (\d+) of 297 test images wrong", lines[-1])
+    assert last is not None, lines[-1]
+    assert float(last[1]) < 0.1
+    assert int(last[2]) < 45
+
+
+def test_readme_commands_are_understood():
+    commands = [
+        line.split("#")[0].split()[1:]
+        for block in readme_blocks("sh")
+        for line in block.splitlines()
+        if line.startswith("kfac-np ")
+    ]
+    assert len(commands) >= 5
+    for words in commands:
+        make_parser().parse_args(words)
