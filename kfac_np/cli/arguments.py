@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any, NoReturn, final
 
-from kfac_np import __version__
 from kfac_np.errors import ConfigError
 from kfac_np.training.config import read_table
 from kfac_np.training.presets import complete, set_optimizer, variants
-from kfac_np.training.settings import assign, merge, parse_assignment
+from kfac_np.training.tables import assign, merge, parse_assignment
 
 __all__ = ["make_parser", "table_from"]
 
@@ -66,7 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
     3
     """
     parser = _Parser(prog="kfac-np", description="Train networks with K-FAC, SGD or Adam.")
-    parser.add_argument("--version", action="version", version=f"kfac_np {__version__}")
+    parser.add_argument("--version", action="version", version=f"kfac_np {_version()}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def add(name: str, summary: str) -> argparse.ArgumentParser:
@@ -192,6 +192,13 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="if DIR's newest checkpoint is damaged, resume from the one before",
     )
+
+
+def _version() -> str:
+    try:
+        return metadata.version("kfac_np")
+    except metadata.PackageNotFoundError:  # run from its source, not installed
+        return "(not installed)"
 
 
 def _sizes(text: str) -> list[int]:

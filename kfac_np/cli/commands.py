@@ -14,7 +14,8 @@ from kfac_np.errors import CheckpointError, ConfigError, DivergenceError, Factor
 from kfac_np.optimizers import KFAC
 from kfac_np.training import checkpoint, plots
 from kfac_np.training.config import Config, from_table, to_table, toml
-from kfac_np.training.run import CHECKPOINTS, Experiment, new_directory, read_config, run
+from kfac_np.training.experiment import Experiment
+from kfac_np.training.run import CHECKPOINTS, new_directory, read_config, run
 
 __all__ = ["describe", "extended", "factors", "only_resuming", "show", "train"]
 

@@ -17,12 +17,13 @@ from kfac_np.errors import ConfigError, DivergenceError, FactorizationError
 from kfac_np.training import plots
 from kfac_np.training.config import Config, from_table, read_table, to_table, toml, write
 from kfac_np.training.data import Dataset
+from kfac_np.training.experiment import Experiment
 from kfac_np.training.files import write_text
 from kfac_np.training.loop import Position
 from kfac_np.training.metrics import reconstruct
 from kfac_np.training.records import to_json
-from kfac_np.training.run import CONFIG, SUMMARY, Experiment, read_config, run
-from kfac_np.training.settings import merge
+from kfac_np.training.run import CONFIG, SUMMARY, read_config, run
+from kfac_np.training.tables import merge
 
 __all__ = ["compare", "configs_of"]
 

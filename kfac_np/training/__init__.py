@@ -1,1 +1,30 @@
-"""Training: data, models by name, the loop, checkpoints, run directories and pictures."""
+"""Training: data, models by name, the loop, checkpoints, run directories and pictures.
+
+`train` is the loop alone; `run` keeps a directory as well, and can resume it bit for bit.
+"""
+
+from kfac_np.training.config import Config, from_table, to_table
+from kfac_np.training.experiment import Experiment
+from kfac_np.training.loop import Position, Step, Supply, start, train
+from kfac_np.training.metrics import Metrics, evaluate, reconstruct
+from kfac_np.training.models import autoencoder, mlp
+from kfac_np.training.run import Observer, run
+
+__all__ = [
+    "Config",
+    "Experiment",
+    "Metrics",
+    "Observer",
+    "Position",
+    "Step",
+    "Supply",
+    "autoencoder",
+    "evaluate",
+    "from_table",
+    "mlp",
+    "reconstruct",
+    "run",
+    "start",
+    "to_table",
+    "train",
+]

@@ -92,6 +92,12 @@ def load(
     ------
     CheckpointError
         The file is absent, truncated, altered, not a checkpoint, or of a newer version.
+
+    Examples
+    --------
+    >>> load("no/such/file.npz")
+    Traceback (most recent call last):
+    kfac_np.errors.CheckpointError: no/such/file.npz: expected a checkpoint, found no such file
     """
     path = Path(path)
     manifest, text, arrays, digest = _read(path)
@@ -193,6 +199,15 @@ def load_latest(
     ------
     CheckpointError
         There is none, or none that can be read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     _ = save_step(directory, 5, {"w": 1})
+    ...     path, tree, metadata = load_latest(directory)
+    >>> path.name, tree, metadata
+    ('step-000000000005.npz', {'w': 1}, {'step': 5})
     """
     found = checkpoints(directory)[::-1]
     if not found:

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from kfac_np.errors import ConfigError
-from kfac_np.training.settings import merge
+from kfac_np.training.tables import Table, merge
 
 __all__ = ["complete", "set_optimizer", "variants"]
-
-Table = dict[str, Any]
 
 
 def complete(table: Mapping[str, Any]) -> Table:

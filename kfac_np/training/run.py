@@ -6,7 +6,6 @@ from its last checkpoint to the same numbers as if it had not been.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import os
@@ -17,100 +16,27 @@ from typing import Any, final
 
 import numpy as np
 
-from kfac_np.backend import Array, Backend, get_backend
 from kfac_np.errors import CheckpointError, ConfigError, KfacError
-from kfac_np.optimizers import Optimizer
 from kfac_np.training import checkpoint
 from kfac_np.training.config import Config, from_table, read_table, to_table, write
-from kfac_np.training.data import Dataset
+from kfac_np.training.experiment import Experiment
 from kfac_np.training.files import write_text
-from kfac_np.training.loop import Position, Step, Supply, start, train
-from kfac_np.training.metrics import Metrics, Task, evaluate
+from kfac_np.training.loop import Position, Step, train
 from kfac_np.training.records import append_record, cut_after, read_records, sync, to_json
-from kfac_np.trees import Tree
 
-__all__ = ["Experiment", "Observer", "new_directory", "read_config", "run"]
+__all__ = ["Observer", "new_directory", "read_config", "run"]
 
 CONFIG, METRICS, EVALUATIONS = "config.toml", "metrics.jsonl", "evaluations.jsonl"
 CHECKPOINTS, SUMMARY = "checkpoints", "summary.json"
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class Experiment:
-    """What a configuration names, made: data on the device, optimiser, evaluation sets.
-
-    Attributes
-    ----------
-    config : Config
-    dataset : Dataset
-    backend : Backend
-    optimizer : Optimizer
-        With the real objective.
-    supply : Supply
-    task : {"reconstruction", "classification"}
-    test : pair of Array
-        Inputs and targets of the test set.
-
-    Examples
-    --------
-    >>> from kfac_np.training.config import from_table
-    >>> table = {"data": {"name": "digits"}, "model": {"sizes": [8]}, "run": {"steps": 1}}
-    >>> Experiment.of(from_table(table)).supply.x.shape
-    (1500, 64)
-    """
-
-    config: Config
-    dataset: Dataset
-    backend: Backend
-    optimizer: Optimizer
-    supply: Supply
-    task: Task
-    test: tuple[Array, Array]
-
-    @classmethod
-    def of(cls, config: Config, dataset: Dataset | None = None) -> Experiment:
-        """Make everything; `dataset` may be given if it is loaded already."""
-        backend = get_backend(config.backend.name, config.backend.dtype)
-        dataset = config.data.load() if dataset is None else dataset
-        task = config.model.task
-        objective = config.model.objective(dataset)
-        x, test_x = backend.asarray(dataset.x_train), backend.asarray(dataset.x_test)
-        t, test_t = x, test_x
-        if task == "classification":
-            t, test_t = backend.asarray(dataset.t_train), backend.asarray(dataset.t_test)
-        return cls(
-            config,
-            dataset,
-            backend,
-            dataclasses.replace(config.optimizer, objective=objective),
-            Supply(x, t, config.batch, config.seed),
-            task,
-            (test_x, test_t),
-        )
-
-    @property
-    def evaluation_examples(self) -> int:
-        """Number of training examples that evaluations use."""
-        return min(self.config.run.evaluation_examples, self.supply.x.shape[0])
-
-    def start(self) -> Position:
-        """The position before the first step."""
-        return start(self.optimizer, self.backend, self.config.seed)
-
-    def evaluate(self, params: Tree) -> Metrics:
-        """Metrics on the fixed part of the training set."""
-        rows = slice(0, self.evaluation_examples)
-        x, t = self.supply.x[rows, ...], self.supply.t[rows, ...]
-        return evaluate(self.optimizer.objective, params, x, t, self.task)
-
-    def evaluate_test(self, params: Tree) -> Metrics:
-        """Metrics on the test set."""
-        return evaluate(self.optimizer.objective, params, *self.test, self.task)
-
-
 def _nothing(_: Any) -> None:
     """Watch, and do nothing."""
+
+
+def _never() -> bool:
+    """Go on to the end."""
+    return False
 
 
 @final
@@ -135,7 +61,7 @@ class Observer:
 
     stepped: Callable[[Step], None] = _nothing
     evaluated: Callable[[Mapping[str, Any]], None] = _nothing
-    should_stop: Callable[[], bool] = lambda: False
+    should_stop: Callable[[], bool] = _never
 
 
 def run(

@@ -8,22 +8,27 @@ classes (a slot), the table's key ``name`` says which; `Choices` lists them.
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-import tomllib
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from kfac_np.errors import ConfigError
+from kfac_np.training.annotations import (
+    Choices,
+    accepts,
+    describe_expected,
+    holds,
+    is_mapping,
+    is_settable,
+    is_union,
+    listed,
+    name_in,
+    tuple_items,
+)
+from kfac_np.training.tables import Table
 
-__all__ = ["Choices", "assign", "build", "dump", "merge", "parse_assignment"]
-
-Choices = Mapping[Any, Mapping[str, Any]]
-"""For each slot, by its annotation: what it may hold, classes and plain functions, by name."""
-
-Table = dict[str, Any]
+__all__ = ["build", "dump"]
 
 
 def build(
@@ -75,15 +80,15 @@ def build(
     choices = choices or {}
     if annotation in choices:
         return _build_slot(annotation, value, choices, path, default, given)
-    if _is_union(annotation):
+    if is_union(annotation):
         return _build_union(annotation, value, choices, path, default, given)
     if dataclasses.is_dataclass(annotation):
         return _build_dataclass(annotation, value, choices, path, default, given)  # type: ignore[arg-type]
     if typing.get_origin(annotation) is tuple:
         return _build_tuple(annotation, value, choices, path, given)
-    if _is_mapping(annotation):
+    if is_mapping(annotation):
         return _build_mapping(annotation, value, choices, path, default, given)
-    if _accepts(annotation, value):
+    if accepts(annotation, value):
         return float(value) if annotation is float else value
     raise _mismatch(annotation, value, choices, path)
 
@@ -103,22 +108,22 @@ def dump(annotation: Any, value: Any, choices: Choices | None = None) -> Any:
     """
     choices = choices or {}
     if annotation in choices:
-        name = _name_in(choices[annotation], value)
+        name = name_in(choices[annotation], value)
         if not dataclasses.is_dataclass(value):
             return name
         return {"name": name, **_dump_fields(value, choices)}
     if value is None:
         return "none"
-    if _is_union(annotation):
+    if is_union(annotation):
         member = _member_holding(annotation, value, choices)
         return dump(member, value, choices)
     if dataclasses.is_dataclass(annotation):
         return _dump_fields(value, choices)
-    if _is_mapping(annotation):
+    if is_mapping(annotation):
         item = typing.get_args(annotation)[1]
         return {k: dump(item, v, choices) for k, v in value.items()}
     if isinstance(value, tuple):
-        items = _tuple_items(annotation, len(value))
+        items = tuple_items(annotation, len(value))
         return [dump(a, v, choices) for a, v in zip(items, value, strict=True)]
     return value
 
@@ -128,65 +133,8 @@ def _dump_fields(value: Any, choices: Choices) -> Table:
     return {
         f.name: dump(hints[f.name], getattr(value, f.name), choices)
         for f in dataclasses.fields(value)
-        if f.init and _is_settable(hints[f.name], choices)
+        if f.init and is_settable(hints[f.name], choices)
     }
-
-
-def merge(base: Table, override: Mapping[str, Any]) -> Table:
-    """Lay `override` over `base`, table by table.
-
-    A table that names another class replaces the one below it: its options would not fit.
-
-    Examples
-    --------
-    >>> merge({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}})
-    {'a': {'x': 1, 'y': 3}}
-    >>> merge({"a": {"name": "kfac", "y": 2}}, {"a": {"name": "sgd"}})
-    {'a': {'name': 'sgd'}}
-    """
-    if "name" in override and "name" in base and override["name"] != base["name"]:
-        return dict(override)
-    merged = dict(base)
-    for key, value in override.items():
-        below = merged.get(key)
-        if isinstance(value, Mapping):
-            below = {"name": below} if isinstance(below, str) else below
-            merged[key] = merge(below if isinstance(below, dict) else {}, value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def assign(table: Mapping[str, Any], path: str, value: Any) -> Table:
-    """Return `table` with the option at a dotted path set.
-
-    Examples
-    --------
-    >>> assign({"optimizer": {"name": "kfac"}}, "optimizer.damping.initial", 10)
-    {'optimizer': {'name': 'kfac', 'damping': {'initial': 10}}}
-    """
-    nested: Any = value
-    for key in reversed(path.split(".")):
-        nested = {key: nested}
-    return merge(dict(table), nested)
-
-
-def parse_assignment(text: str) -> Table:
-    """Turn ``path.to.option=value`` into a nested table; the value is TOML, or a plain string.
-
-    Examples
-    --------
-    >>> parse_assignment("optimizer.rate=1e-3"), parse_assignment("optimizer.name=sgd")
-    ({'optimizer': {'rate': 0.001}}, {'optimizer': {'name': 'sgd'}})
-    """
-    path, equals, value = (part.strip() for part in text.partition("="))
-    for candidate in (value, json.dumps(value)):
-        if equals and "\n" not in text:
-            try:
-                return tomllib.loads(f"{path} = {candidate}")
-            except tomllib.TOMLDecodeError:
-                continue
-    raise ConfigError(f"--set: expected path.to.option=value, got {text!r}")
 
 
 def _build_slot(
@@ -202,12 +150,12 @@ def _build_slot(
     if not isinstance(table, Mapping):
         raise _mismatch(slot, value, choices, path)
     table = dict(table)
-    default_name = None if default is None else _name_in(names, default)
+    default_name = None if default is None else name_in(names, default)
     name = table.pop("name", default_name)
     if name is None:
         raise ConfigError(f"{path or 'table'}: expected a name, one of {', '.join(names)}")
     if not isinstance(name, str) or name not in names:
-        raise ConfigError(f"{_dot(path, 'name')}: expected {_list(names)}, got {name!r}")
+        raise ConfigError(f"{_dot(path, 'name')}: expected {listed(names)}, got {name!r}")
     choice = names[name]
     if not dataclasses.is_dataclass(choice):
         if table:
@@ -230,10 +178,10 @@ def _build_dataclass(
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     arguments = {name: v for name, v in (given or {}).items() if name in fields}
-    settable = [n for n in fields if n not in arguments and _is_settable(hints[n], choices)]
+    settable = [n for n in fields if n not in arguments and is_settable(hints[n], choices)]
     for key in value:
         if key not in settable:
-            expected = _list(settable) if settable else "none: it has no options"
+            expected = listed(settable) if settable else "none: it has no options"
             raise ConfigError(
                 f"{path or 'configuration'}: unknown option {key!r}, expected {expected}"
             )
@@ -247,20 +195,14 @@ def _build_dataclass(
                 hints[name], value[name], choices, path=_dot(path, name), default=start, given=given
             )
         elif inherited is dataclasses.MISSING:
-            raise ConfigError(
-                f"{_dot(path, name)}: expected {_expected(hints[name], choices)}, got nothing"
-            )
+            expected = describe_expected(hints[name], choices)
+            raise ConfigError(f"{_dot(path, name)}: expected {expected}, got nothing")
         else:
             arguments[name] = inherited
     try:
         return cls(**arguments)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{path or 'configuration'}: {error}") from error
-
-
-def _has_default(field: dataclasses.Field[Any]) -> bool:
-    missing = dataclasses.MISSING
-    return field.default is not missing or field.default_factory is not missing
 
 
 def _default_of(field: dataclasses.Field[Any]) -> Any:
@@ -280,7 +222,7 @@ def _build_union(
     members = typing.get_args(annotation)
     if value == "none" and types.NoneType in members:
         return None
-    simple = [m for m in members if m not in choices and _accepts(m, value)]
+    simple = [m for m in members if m not in choices and accepts(m, value)]
     if simple:  # an integer is also a number: take the member that changes nothing
         exact = [m for m in simple if m is type(value)]
         return build((exact or simple)[0], value, choices, path=path)
@@ -298,7 +240,7 @@ def _build_union(
     if not structured:
         raise _mismatch(annotation, value, choices, path)
     holder = structured[0]
-    fits = default is not None and _holds(holder, default, choices)
+    fits = default is not None and holds(holder, default, choices)
     return build(holder, value, choices, path=path, default=default if fits else None, given=given)
 
 
@@ -307,7 +249,7 @@ def _build_tuple(
 ) -> Any:
     if not isinstance(value, list | tuple):
         raise _mismatch(annotation, value, choices, path)
-    items = _tuple_items(annotation, len(value))
+    items = tuple_items(annotation, len(value))
     if len(items) != len(value):
         raise _mismatch(annotation, value, choices, path)
     return tuple(
@@ -334,96 +276,19 @@ def _build_mapping(
     return built
 
 
-def _tuple_items(annotation: Any, length: int) -> tuple[Any, ...]:
-    arguments = typing.get_args(annotation)
-    return arguments[:1] * length if arguments[-1:] == (...,) else arguments
-
-
-def _accepts(annotation: Any, value: Any) -> bool:
-    """Tell whether a plain TOML value is one of a plain annotation."""
-    if typing.get_origin(annotation) is Literal:
-        return value in typing.get_args(annotation) and not isinstance(value, bool)
-    if annotation is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return annotation in (bool, int, str) and type(value) is annotation
-
-
-def _holds(annotation: Any, value: Any, choices: Choices) -> bool:
-    if annotation in choices:
-        return any(c is value or c is type(value) for c in choices[annotation].values())
-    if dataclasses.is_dataclass(annotation) or annotation is types.NoneType:
-        return isinstance(value, annotation)  # type: ignore[arg-type]
-    if typing.get_origin(annotation) is tuple:
-        return isinstance(value, tuple)
-    return _accepts(annotation, value)
-
-
 def _member_holding(annotation: Any, value: Any, choices: Choices) -> Any:
     for member in typing.get_args(annotation):
-        if _holds(member, value, choices):
+        if holds(member, value, choices):
             return member
-    raise ConfigError(f"no name is known for {value!r} where {_expected(annotation, choices)} goes")
-
-
-def _name_in(names: Mapping[str, Any], value: Any) -> str:
-    for name, choice in names.items():
-        if choice is value or choice is type(value):
-            return name
-    raise ConfigError(f"no name is known for {value!r}; known are {', '.join(names)}")
-
-
-def _is_union(annotation: Any) -> bool:
-    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
-
-
-def _is_mapping(annotation: Any) -> bool:
-    return typing.get_origin(annotation) in (Mapping, dict)
-
-
-def _is_settable(annotation: Any, choices: Choices) -> bool:
-    """Tell whether a configuration can set such a field (a network, for example, it cannot)."""
-    if annotation in choices:
-        return True
-    if dataclasses.is_dataclass(annotation):
-        hints = typing.get_type_hints(annotation)
-        needed = [f for f in dataclasses.fields(annotation) if f.init and not _has_default(f)]
-        return all(_is_settable(hints[f.name], choices) for f in needed)
-    arguments = typing.get_args(annotation)
-    if _is_union(annotation) or typing.get_origin(annotation) is tuple:
-        return all(_is_settable(m, choices) for m in arguments if m is not ...)
-    if _is_mapping(annotation):
-        return _is_settable(arguments[1], choices)
-    plain = (bool, int, float, str, types.NoneType)
-    return annotation in plain or typing.get_origin(annotation) is Literal
-
-
-def _expected(annotation: Any, choices: Choices) -> str:
-    """Say in words what a place of the configuration takes."""
-    if annotation in choices:
-        return _list(choices[annotation])
-    if _is_union(annotation):
-        return " or ".join(_expected(m, choices) for m in typing.get_args(annotation))
-    if typing.get_origin(annotation) is Literal:
-        return _list(typing.get_args(annotation))
-    if typing.get_origin(annotation) is tuple:
-        items = typing.get_args(annotation)
-        if items[-1:] == (...,):
-            return f"a list, each entry {_expected(items[0], choices)}"
-        return f"a list of {len(items)} entries"
-    if dataclasses.is_dataclass(annotation) or _is_mapping(annotation):
-        return "a table"
-    words = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
-    return words.get(annotation, "'none'")
+    raise ConfigError(
+        f"no name is known for {value!r} where {describe_expected(annotation, choices)} goes"
+    )
 
 
 def _mismatch(annotation: Any, value: Any, choices: Choices, path: str) -> ConfigError:
-    came = "nan" if isinstance(value, float) and math.isnan(value) else repr(value)
-    return ConfigError(f"{path or 'value'}: expected {_expected(annotation, choices)}, got {came}")
-
-
-def _list(names: Any) -> str:
-    *most, last = [str(n) for n in names]
-    return f"{', '.join(most)} or {last}" if most else last
+    return ConfigError(
+        f"{path or 'value'}: expected {describe_expected(annotation, choices)}, got {value!r}"
+    )
 
 
 def _dot(path: str, name: str) -> str:

@@ -13,7 +13,6 @@ from kfac_np import curvature, fisher, optimizers
 from kfac_np.errors import ConfigError
 from kfac_np.training.config import (
     RunSettings,
-    choices,
     from_table,
     read_table,
     to_table,
@@ -21,8 +20,9 @@ from kfac_np.training.config import (
     write,
 )
 from kfac_np.training.data import GrowingBatch
+from kfac_np.training.parts import choices
 from kfac_np.training.presets import complete, set_optimizer, variants
-from kfac_np.training.settings import assign
+from kfac_np.training.tables import assign
 
 
 def table(**changes: Any) -> dict[str, Any]:

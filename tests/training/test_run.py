@@ -14,9 +14,10 @@ from kfac_np import trees
 from kfac_np.errors import CheckpointError, ConfigError, DivergenceError
 from kfac_np.training import checkpoint
 from kfac_np.training.config import from_table, read_table
+from kfac_np.training.experiment import Experiment
 from kfac_np.training.loop import Position, Step
 from kfac_np.training.records import read_records
-from kfac_np.training.run import Experiment, Observer, new_directory, read_config, run
+from kfac_np.training.run import Observer, new_directory, read_config, run
 
 KFAC = {
     "name": "kfac",

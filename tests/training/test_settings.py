@@ -12,7 +12,8 @@ import pytest
 import tomli_w
 
 from kfac_np.errors import ConfigError
-from kfac_np.training.settings import assign, build, dump, merge, parse_assignment
+from kfac_np.training.settings import build, dump
+from kfac_np.training.tables import assign, merge, parse_assignment
 
 
 class Rule:
