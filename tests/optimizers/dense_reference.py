@@ -245,6 +245,7 @@ class Published:
         self.theta, self.average = theta, theta
         self.damping = lambda0
         self.gamma = math.sqrt(lambda0 + eta)
+        self.bounds = 0.0, math.inf  # the paper has none
         self.moments: list[HostArray] = []
         self.inverse: HostArray | None = None
         self.delta0: HostArray | None = None
@@ -282,7 +283,8 @@ class Published:
 
         # §6.6: three values of γ every T₂ = 20 steps.
         omega2 = math.sqrt(19 / 20) ** 20
-        trials = [self.gamma, omega2 * self.gamma, self.gamma / omega2]
+        low, high = self.bounds
+        trials = [self.gamma, max(omega2 * self.gamma, low), min(self.gamma / omega2, high)]
         best: Any = None
         for gamma in trials if k % 20 == 0 else trials[:1]:
             inverse = self.inverse

@@ -1,12 +1,13 @@
 """The K-FAC optimiser against algorithm 2 written out densely, step by step.
 
 Rounding is amplified: α and μ come from ratios of small numbers, and the dynamics are sensitive.
-60 steps multiply it by up to a million in the runs chosen here, and `TOLERANCE` leaves room for
+45 steps multiply it by up to a million in the runs chosen here, and `TOLERANCE` leaves room for
 another library's rounding; a wrong constant shows in the second digit.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -31,7 +32,7 @@ from kfac_np.fisher import MonteCarlo
 from kfac_np.optimizers import KFAC, LevenbergMarquardt, StepReport, published
 from kfac_np.training.data import GrowingBatch
 
-STEPS = 60
+STEPS = 45
 TOLERANCE = 1e-6
 CURVATURES: dict[type[KroneckerFactored], Curvature] = {
     KroneckerFactored: BlockDiagonal(KFACBlock()),
@@ -47,16 +48,20 @@ class Run:
     case: Case
     lambda0: float
     approximation: type[KroneckerFactored] = KroneckerFactored
+    bounded: bool = False
 
     def __str__(self) -> str:
         kind = "" if self.approximation is KroneckerFactored else f"-{self.approximation.__name__}"
+        kind += "-bounded" if self.bounded else ""
         return f"{self.case}-{self.lambda0:g}{kind}"
 
     @functools.cache  # noqa: B019 - the table lives as long as the tests
     def reference(self) -> list[Record]:
-        """60 steps of the dense reference."""
+        """All steps of the dense reference."""
         c = self.case
         dense = Published(c.net, c.host()[0], c.sampler, self.lambda0, self.approximation)
+        if self.bounded:
+            dense.bounds = math.sqrt(1e-5), 1.0
         return [dense.step(*c.batch_at(k)) for k in range(1, STEPS + 1)]
 
     def optimizer(self) -> KFAC:
@@ -66,6 +71,8 @@ class Run:
             changes["damping"] = LevenbergMarquardt(self.lambda0)
         if self.approximation is not KroneckerFactored:
             changes["curvature"] = CURVATURES[self.approximation]
+        if self.bounded:
+            return KFAC(self.case.objective, **changes)
         return published(self.case.objective, **changes)
 
 
@@ -84,6 +91,9 @@ RUNS = [
     Run(case("growing_softmax"), 1),
     Run(case("logistic_sigmoid"), 1, ExactlyDamped),
     Run(case("weighted_sigmoid"), 1, Whole),
+    Run(case("tanh_squared"), 150, bounded=True),
+    Run(case("logistic_sigmoid"), 1, bounded=True),
+    Run(case("positions_squared"), 1e-5, bounded=True),
 ]
 
 
@@ -130,13 +140,14 @@ def test_runs_visit_every_branch() -> None:
         records = run.reference()
         damping |= {np.sign(r.next_damping - r.damping) for r in records if r.rho is not None}
         gamma |= {np.sign(b.gamma - a.gamma) for a, b in itertools.pairwise(records)}
-        searched = [k for k in range(2, STEPS + 1) if records[k - 1].gamma != records[k - 2].gamma]
-        assert set(searched) <= {20, 40, 60}
-        assert [r for r in records if r.refreshed] == [
-            records[k - 1] for k in (1, 2, 3, 20, 40, 60)
-        ]
-        assert sum(r.rho is not None for r in records) == 12
+        changed = [k for k in range(2, STEPS + 1) if records[k - 1].gamma != records[k - 2].gamma]
+        assert set(changed) <= {20, 40}
+        refreshed = [k for k, r in enumerate(records, start=1) if r.refreshed]
+        assert refreshed == [1, 2, 3, 20, 40]
+        assert sum(r.rho is not None for r in records) == 9
     assert damping == gamma == {-1, 0, 1}
+    bounded = [r.gamma for run in RUNS if run.bounded for r in run.reference()]
+    assert {1.0, math.sqrt(1e-5)} <= set(bounded)
     sizes = [r.batch_size for r in Run(case("growing_softmax"), 1).reference()]
     assert len(set(sizes)) > 20
     assert max(sizes) == sizes[39] == sizes[-1] == 96 > sizes[38] > sizes[0] == 16
@@ -172,7 +183,10 @@ def test_default_targets_are_the_documented_stream(name: str, backend: Backend) 
 def test_published_constants() -> None:
     """As numbers, where a change of a default would be seen at once."""
     kfac = published(case("tanh_squared").objective)
-    assert kfac == KFAC(case("tanh_squared").objective)
+    assert (kfac.gamma.minimum, kfac.gamma.maximum) == (0, math.inf)
+    defaults = KFAC(case("tanh_squared").objective)
+    assert dataclasses.replace(defaults, gamma=kfac.gamma) == kfac
+    assert (defaults.gamma.minimum, defaults.gamma.maximum) == (math.sqrt(1e-5), 1)
     assert kfac.l2 == 1e-5
     assert (kfac.damping.initial, kfac.damping.interval) == (150, 5)
     assert kfac.damping.update(1.0, 0.7501) == pytest.approx(0.95**5)

@@ -98,6 +98,10 @@ def test_gamma_search_candidates() -> None:
     assert search.candidates(2, 5.0, 9.0) == (5.0, 1.25, 20.0)
     assert search.candidates(2, None, 9.0) == (3.0, 0.75, 12.0)
     assert CoupledGamma().candidates(2, 5.0, 9.0) == (3.0,)
+    bounded = GammaSearch(interval=1, decay=0.5, minimum=0.1, maximum=2.0)
+    assert bounded.candidates(1, 1.5, 9.0) == (1.5, 0.75, 2.0)
+    assert bounded.candidates(1, 0.15, 9.0) == (0.15, 0.1, 0.3)
+    assert bounded.candidates(1, None, 9.0) == (3.0, 1.5, 2.0)  # γ itself may be out of bounds
 
 
 WRONG: list[tuple[Any, dict[str, Any], str]] = [
@@ -140,6 +144,11 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     ),
     (GammaSearch, {"interval": 0}, "GammaSearch interval: expected a whole number > 0, got 0"),
     (GammaSearch, {"decay": 0.0}, r"GammaSearch decay: expected \(0, 1\), got 0.0"),
+    (
+        GammaSearch,
+        {"minimum": 2.0, "maximum": 1.0},
+        "GammaSearch: expected 0 <= minimum <= maximum, got 2.0 and 1.0",
+    ),
     (ConstantDamping, {"value": -1e-9}, "ConstantDamping value: expected a number >= 0, got -1e-0"),
     (FixedRate, {"rate": 0.0}, "FixedRate rate: expected a number > 0, got 0.0"),
     (FixedRate, {"rate": "fast"}, "FixedRate rate: expected a number > 0, got 'fast'"),
