@@ -45,6 +45,7 @@ class Dense:
 
     Attributes
     ----------
+    case : NetworkCase
     value : float
     outputs : array, shape (M, C)
     weights : array, shape (M,)
@@ -55,6 +56,7 @@ class Dense:
     hessian : array, shape (P, P)
     """
 
+    case: NetworkCase
     value: float
     outputs: HostArray
     weights: HostArray
@@ -80,10 +82,21 @@ class Dense:
         g = self.output_gradients
         return self.curvature(g[:, :, None] * g[:, None, :])
 
+    def output_gradients_at(self, targets: HostArray) -> HostArray:
+        """∂ℓ/∂z of each term at other targets, shape (M, C)."""
+        rows = term_targets(self.case, targets)
+        gradient = autograd.grad(functools.partial(term, self.case.loss))
+        return np.stack([gradient(*row) for row in zip(self.outputs, rows, strict=True)])
+
     def curvature(self, inner: HostArray) -> HostArray:
         """(1/M) Σ w J^T B J for matrices B (M, C, C) of the terms."""
         j = self.jacobians
         return np.einsum("m,mcp,mcd,mdq->pq", self.weights, j, inner, j, optimize=True) / self.terms
+
+
+def term_targets(case: NetworkCase, t: HostArray) -> HostArray:
+    """Targets with the terms on the first axis: (M,) class numbers or (M, C)."""
+    return t.reshape(case.terms, *t.shape[len(case.output_shape) - 1 :])
 
 
 @functools.cache
@@ -92,7 +105,7 @@ def dense(case: NetworkCase) -> Dense:
     params, x, t, weights = case.host()
     theta = vector(params)
     c = case.output_shape[-1]
-    targets = np.asarray(t).reshape(case.terms, *np.shape(t)[len(case.output_shape) - 1 :])
+    targets = term_targets(case, t)
     w = np.ones(case.shape[0]) if weights is None else weights
     w = np.repeat(w, case.terms // case.shape[0])
 
@@ -108,6 +121,7 @@ def dense(case: NetworkCase) -> Dense:
     rows = [(z[m], targets[m]) for m in range(case.terms)]
     loss = functools.partial(term, case.loss)
     return Dense(
+        case=case,
         value=float(objective(theta)),
         outputs=z,
         weights=w,
