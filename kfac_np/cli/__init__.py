@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from kfac_np.cli.arguments import make_parser
 from kfac_np.cli.commands import describe, factors, train
-from kfac_np.cli.compare import compare
+from kfac_np.cli.comparison import compare
 from kfac_np.errors import CheckpointError, ConfigError, DataError, InputError, KfacError
 
 __all__ = ["main"]

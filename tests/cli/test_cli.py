@@ -7,14 +7,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kfac_np.cli import main
+from kfac_np.cli.commands import show
+from kfac_np.cli.progress import interruptible
 from kfac_np.errors import ConfigError
 from kfac_np.training import checkpoint
 from kfac_np.training.config import from_table, read_table
@@ -313,6 +318,89 @@ def test_a_progress_bar_on_a_terminal(
     for budget in (["--steps", "3"], ["--seconds", "0.01"]):
         assert main(["train", *SMALL, *budget, "--out", str(tmp_path)]) == 0
         assert "100%" in capsys.readouterr().err
+
+
+def test_a_second_interrupt_stops_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with interruptible() as interrupted:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert "interrupt again" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_only_the_main_thread_hears_interrupts() -> None:
+    heard: list[bool] = []
+
+    def listen() -> None:
+        with interruptible() as interrupted:
+            heard.append(interrupted())
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert heard == [False]
+
+
+def test_an_interrupted_comparison_stops_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def at_once() -> Iterator[Callable[[], bool]]:
+        yield lambda: True
+
+    monkeypatch.setattr("kfac_np.cli.comparison.interruptible", at_once)
+    words = ["compare", *SMALL, "--optimizers", "sgd,adam", "--steps", "4", "--out", str(tmp_path)]
+    assert main(words) == 130
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert {label: s["status"] for label, s in summary.items()} == {"sgd": "interrupted"}
+    monkeypatch.undo()
+    assert main(["compare", "--resume", str(tmp_path)]) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [s["steps"] for s in summary.values()] == [4, 4]
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with subprocess.Popen(
+        [sys.executable, "-m", "kfac_np", "describe", *SMALL],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        os.close(writer)
+        _, errors = process.communicate()
+    assert (process.returncode, errors) == (1, "")
+
+
+def test_the_version_of_a_source_tree(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == "kfac_np (not installed)\n"
+
+
+def test_a_figure_that_does_not_exist_is_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
+    show(
+        {
+            "sgd": {
+                "steps": 1,
+                "seconds": 0.1,
+                "training_loss": None,
+                "status": "failed",
+                "parameters": "current",
+                "test": {},
+            }
+        }
+    )
+    assert capsys.readouterr().out.splitlines()[1].split() == ["sgd", "1", "0.1", "-", "failed"]
 
 
 def wait_for_lines(path: Path, number: int, process: subprocess.Popen[str]) -> None:

@@ -259,6 +259,17 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert os.listdir(tmp_path) == ["a.npz"]
 
 
+def test_where_directories_cannot_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "open", refuse)  # as on Windows
+    checkpoint.save(tmp_path / "a.npz", (1,))
+    assert checkpoint.load(tmp_path / "a.npz")[0] == (1,)
+
+
 def test_killed_while_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     program = f"""
         import itertools, numpy as np

@@ -145,6 +145,7 @@ def test_the_seed_is_one_unless_said_otherwise() -> None:
         ({"optimizer": {"rate": 1}}, "optimizer: unknown option 'rate', expected curvature"),
         ({"optimizer": {"damping": {"initial": -1}}}, "optimizer.damping: LevenbergMarquardt"),
         ({"optimizer": {"step_rule": "fixed-rate"}}, "optimizer: KFAC"),
+        ({"optimizer": {"refresh": 3}}, "optimizer.refresh: expected a table, got 3"),
         ({"batch": {"size": 0}}, "batch: ConstantBatch: expected size >= 1, got 0"),
         ({"batch": 3}, "batch: expected constant or growing, got 3"),
         ({"backend": {"name": "jax"}}, "backend.name: expected numpy, cupy, torch"),

@@ -73,6 +73,7 @@ class Optimizer:
     label: str | None = None
     pieces: tuple[tuple[int, float], ...] = ()
     overrides: Mapping[str, Rule] = field(default_factory=dict)
+    chosen: tuple[int, ...] | None = None
 
 
 CHOICES = {
@@ -130,6 +131,7 @@ def test_lists() -> None:
         {"rate": 0.1},
         {"rate": {"name": "cosine", "steps": 3}, "averaging": "none", "damping": "fixed"},
         {"rate": 1.0, "overrides": {"0.1": "fixed", "2": {"name": "adaptive", "period": 1}}},
+        {"rate": 1.0, "chosen": [3, 4]},
         {"rate": 1e-300, "pi": "norm", "sizes": [], "label": "é", "pieces": [[1, 0.1]]},
     ],
 )
@@ -158,6 +160,8 @@ def test_what_is_written_rebuilds_the_same_object(table: dict[str, Any]) -> None
         ({"rate": 1.0, "sizes": [3, "a"]}, r"optimizer.sizes\[1\]: expected an integer, got 'a'"),
         ({"rate": 1.0, "damping": {"limits": [1]}}, "limits: expected a list of 2 entries"),
         ({"rate": 1.0, "averaging": 3}, "optimizer.averaging: expected a table or 'none', got 3"),
+        ({"rate": {"name": "cosine", "steps": [3]}}, "optimizer.rate.steps: expected an integer"),
+        ({"rate": 1.0, "chosen": 3}, "optimizer.chosen: expected a list, each entry an integer or"),
         ({"rate": 1.0, "damping": 3}, "optimizer.damping: expected fixed or adaptive, got 3"),
         ({"rate": 1.0, "damping": "lm"}, "damping.name: expected fixed or adaptive, got 'lm'"),
         ({"rate": 1.0, "damping": {"name": 3}}, "damping.name: expected fixed or adaptive, got 3"),
