@@ -1,6 +1,6 @@
 """Curvature approximations: moments (every step), factorise (now and then), solve (every step)."""
 
-from kfac_np.curvature.base import Block, Curvature
+from kfac_np.curvature.base import Block, Curvature, Factors, Moments
 from kfac_np.curvature.block_diagonal import BlockDiagonal
 from kfac_np.curvature.damping import (
     DampingRule,
@@ -14,7 +14,7 @@ from kfac_np.curvature.describe import describe
 from kfac_np.curvature.diagonal import DiagonalBlock
 from kfac_np.curvature.exact import ExactBlock, FullMatrix
 from kfac_np.curvature.kfac import KFACBlock
-from kfac_np.curvature.ladder import LadderEvent
+from kfac_np.curvature.ladder import Ladder, LadderEvent
 from kfac_np.curvature.sharing import expand, reduce
 
 __all__ = [
@@ -24,9 +24,12 @@ __all__ = [
     "DampingRule",
     "DiagonalBlock",
     "ExactBlock",
+    "Factors",
     "FullMatrix",
     "KFACBlock",
+    "Ladder",
     "LadderEvent",
+    "Moments",
     "describe",
     "expand",
     "no_pi",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kfac_np.backend import Array, array_namespace, spectral_norm
+from kfac_np.backend import Array, all_finite, array_namespace, spectral_norm
 
 __all__ = ["DampingRule", "no_pi", "pi_frobenius", "pi_spectral", "pi_trace", "plain"]
 
@@ -53,8 +53,10 @@ def pi_frobenius(A: Array, G: Array, gamma: float) -> tuple[Array, Array]:
     )
 
 
-def pi_spectral(A: Array, G: Array, gamma: float) -> tuple[Array, Array]:
+def pi_spectral(A: Array, G: Array, gamma: float) -> tuple[Array | float, Array | float]:
     """γ_A = π γ, γ_G = γ / π, π² = ‖A‖₂ / ‖G‖₂ (two eigendecompositions).
+
+    Where a factor is not finite and has no eigenvalues, π = 1.
 
     Examples
     --------
@@ -63,6 +65,8 @@ def pi_spectral(A: Array, G: Array, gamma: float) -> tuple[Array, Array]:
     >>> round(float(a), 12), round(float(g), 12)
     (0.2, 0.05)
     """
+    if not all_finite(A, G):
+        return gamma, gamma
     return _split(spectral_norm(A), spectral_norm(G), gamma)
 
 
