@@ -1,0 +1,230 @@
+"""Affine invariance: the same function learns the same, however its layers are parameterised.
+
+A network s_i = W̄_i ā_{i-1}, a_i = φ(s_i), computes the same function as one whose layers see
+transformed inputs Ω_i ā_i and make transformed outputs, s_i = Φ_i s†_i, with weights to match:
+W̄_i = Φ_i W̄†_i Ω_{i-1}. Undamped K-FAC then changes both functions alike [Martens & Grosse 2015,
+§10, Theorem 1]; gradient descent does not.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import pytest
+from cases import class_targets, real_targets
+from curvature_cases import CURVATURES
+from numerics import assert_close, frobenius_distance, host
+
+from kfac_np import trees
+from kfac_np.backend import Array, Backend, Rng, array_namespace
+from kfac_np.curvature import BlockDiagonal, Curvature, KFACBlock
+from kfac_np.fisher import Empirical, Exact, FisherType, InputOnly, MonteCarlo
+from kfac_np.layers import Dense, Layer, Sequential, Tanh
+from kfac_np.losses import Loss, PoissonLogRate, SoftmaxCrossEntropy, SquaredError
+from kfac_np.objective import Objective
+from kfac_np.trees import Tree
+
+HostArray = np.ndarray[Any, Any]
+WIDTHS = (3, 4, 3, 2)
+N, STEPS = 30, 4
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Fixed(Layer):
+    """y = M x + c on the last axis, with nothing to learn; `homogeneous` is [M c; 0 1]."""
+
+    homogeneous: HostArray
+
+    def _matrix(self, x: Array) -> Array:
+        xp = array_namespace(x)
+        return xp.asarray(self.homogeneous[:-1].tolist(), dtype=x.dtype, device=x.device)
+
+    def init(self, rng: Rng, backend: Backend) -> Tree:
+        return ()
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape
+
+    def forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:
+        m = self._matrix(x)
+        return x @ m[:, :-1].T + m[:, -1], ()
+
+    def backward(
+        self, params: Tree, cache: Tree, g: Array, wrt_input: bool = True
+    ) -> tuple[Array | None, Tree]:
+        return g @ self._matrix(g)[:, :-1], ()
+
+    def jvp(self, params: Tree, cache: Tree, dx: Array | None, dparams: Tree) -> Array | None:
+        return None if dx is None else dx @ self._matrix(dx)[:, :-1].T
+
+
+def affine(n: int, seed: int, kind: str = "affine") -> HostArray:
+    """An invertible affine map in homogeneous coordinates, condition number about 10."""
+    rng = np.random.default_rng(seed)
+    m = np.eye(n + 1)
+    if kind == "none":
+        return m
+    u, v = (np.linalg.qr(rng.standard_normal((n, n)))[0] for _ in range(2))
+    m[:n, :n] = u @ np.diag(np.geomspace(0.3, 3.0, n)) @ v
+    m[:n, n] = rng.standard_normal(n)
+    return m
+
+
+def original(*, bias: bool = True) -> tuple[Sequential, list[HostArray]]:
+    """The plain network, and its weights."""
+    rng = np.random.default_rng(0)
+    layers: list[Layer] = []
+    weights = []
+    for i, o in itertools.pairwise(WIDTHS):
+        layers += [Dense(i, o, bias=bias), Tanh()]
+        weights.append(rng.standard_normal((o, i + bias)) / np.sqrt(i))
+    return Sequential(*layers[:-1]), weights
+
+
+def transformed(
+    weights: list[HostArray], omega: str = "affine", phi: str = "affine"
+) -> tuple[Sequential, list[HostArray]]:
+    """Ω, dense, Φ, tanh, ... with weights to match: the same function."""
+    layers: list[Layer] = []
+    matched = []
+    for i, w in enumerate(weights):
+        d_out, d_in = w.shape[0], w.shape[1] - 1
+        before, after = affine(d_in, 10 + i, omega), affine(d_out, 20 + i, phi)
+        # s = Φ s† + c with Φ s† = w ā - c; the constant goes into the bias.
+        shifted = w.copy()
+        shifted[:, -1] -= after[:-1, -1]
+        w_matched = np.linalg.inv(after[:-1, :-1]) @ shifted @ np.linalg.inv(before)
+        layers += [Fixed(before), Dense(d_in, d_out), Fixed(after), Tanh()]
+        matched.append(w_matched)
+    return Sequential(*layers[:-1]), matched
+
+
+Direction = Callable[[Any], Tree]
+"""An evaluation -> a descent direction."""
+
+
+def natural(curvature: Curvature, fisher: FisherType, damping: float = 0.0) -> Direction:
+    def direction(e: Any) -> Tree:
+        moments = curvature.estimate(e, fisher, Rng(5))
+        factors, events = curvature.factorise(moments, damping)
+        assert not events, "invariance is for invertible factors"
+        return curvature.solve(factors, e.gradient())
+
+    return direction
+
+
+def train(
+    backend: Backend,
+    network: tuple[Sequential, list[HostArray]],
+    loss: Loss,
+    direction: Direction,
+    rate: float,
+) -> list[HostArray]:
+    """Outputs on inputs that were not trained on, after each of a few steps."""
+    layers, weights = network
+    rng = np.random.default_rng(3)
+    x, unseen = (backend.asarray(rng.standard_normal((n, WIDTHS[0]))) for n in (N, 7))
+    targets = class_targets if isinstance(loss, SoftmaxCrossEntropy) else real_targets
+    t = backend.asarray(np.abs(targets(rng, (N, WIDTHS[-1]))))
+    given = iter(weights)
+    start = layers.init(Rng(0), backend)
+    params = trees.tree_map(lambda _: backend.asarray(next(given)), start)
+    objective, outputs = Objective(layers, loss), []
+    for _ in range(STEPS):
+        step = direction(objective.evaluate(params, x, t))
+        params = trees.axpy(-rate, step, params)
+        outputs.append(host(layers.forward(params, unseen)[0]))
+    return outputs
+
+
+def drift(
+    backend: Backend,
+    direction: Direction,
+    *,
+    loss: Loss | None = None,
+    rate: float = 0.02,
+    omega: str = "affine",
+    phi: str = "affine",
+) -> float:
+    """Relative difference of two parameterisations of one function after the last step."""
+    loss = loss or SquaredError()
+    network, weights = original()
+    first = train(backend, (network, weights), loss, direction, rate)
+    second = train(backend, transformed(weights, omega, phi), loss, direction, rate)
+    moved = np.max(np.abs(first[-1] - first[0]))
+    assert moved > 0.001, "an optimiser that stands still is invariant to everything"
+    return frobenius_distance(second[-1], first[-1])
+
+
+def test_the_two_networks_are_one_function(backend: Backend):
+    network, weights = original()
+    still = trees.zeros_like
+    first = train(backend, (network, weights), SquaredError(), lambda e: still(e.params), 1.0)
+    other = train(backend, transformed(weights), SquaredError(), lambda e: still(e.params), 1.0)
+    assert_close(other[0], first[0])
+    assert frobenius_distance(transformed(weights)[1][0], weights[0]) > 0.5
+
+
+@pytest.mark.parametrize("fisher", [Exact(), Empirical(), MonteCarlo(3)], ids=repr)
+@pytest.mark.parametrize("loss", [SquaredError(), PoissonLogRate()], ids=repr)
+@pytest.mark.parametrize("name", ["kfac", "kfac exactly damped"])
+def test_kfac_is_invariant(backend: Backend, name: str, loss: Loss, fisher: FisherType):
+    """To 1e-12: inverses of factors of condition 1e3 lose three digits of sixteen."""
+    direction = natural(CURVATURES[name].curvature, fisher)
+    assert drift(backend, direction, loss=loss) <= 1e-12
+
+
+def test_invariance_of_the_exact_blocks_and_the_full_matrix(backend: Backend):
+    """What K-FAC approximates is invariant too, to what its condition leaves of the digits.
+
+    It is 1e6 for blocks, and 1e9 for the full matrix, whose steps are long, too, for so few data.
+    """
+    assert drift(backend, natural(CURVATURES["exact blocks"].curvature, Exact())) <= 1e-10
+    full = natural(CURVATURES["full"].curvature, Exact())
+    assert drift(backend, full, rate=0.002) <= 1e-7
+
+
+def test_invariance_to_transformed_inputs_alone(backend: Backend):
+    """Without G (input-only) the update is invariant to Ω, and to Φ it is not."""
+    direction = natural(BlockDiagonal(), InputOnly())
+    assert drift(backend, direction, phi="none") <= 1e-12
+    assert drift(backend, direction, omega="none") >= 0.2
+
+
+def test_gradient_descent_fails_the_same_test(backend: Backend):
+    for omega, phi in (("affine", "none"), ("none", "affine"), ("affine", "affine")):
+        assert drift(backend, lambda e: e.gradient(), omega=omega, phi=phi) >= 0.15
+
+
+def test_the_diagonal_fails_the_same_test(backend: Backend):
+    assert drift(backend, natural(CURVATURES["diagonal"].curvature, Exact())) >= 0.05
+
+
+@pytest.mark.parametrize("block", [KFACBlock(), KFACBlock(exact_damping=True)], ids=repr)
+def test_damping_breaks_invariance(backend: Backend, block: KFACBlock):
+    """λI is the same in all coordinates, and they are not: a stated price."""
+    assert drift(backend, natural(BlockDiagonal(block), Exact(), damping=0.1)) >= 0.03
+
+
+def test_invariance_with_shared_weights(backend: Backend):
+    """KFC: pointwise affine maps, the same at every position [Grosse & Martens 2016]."""
+    network, weights = original()
+    other, matched = transformed(weights)
+    rng = np.random.default_rng(4)
+    x = backend.asarray(rng.standard_normal((10, 4, WIDTHS[0])))
+    t = backend.asarray(rng.standard_normal((10, 4, WIDTHS[-1])))
+    outputs = []
+    for layers, start in ((network, weights), (other, matched)):
+        given = iter(start)
+        params = trees.tree_map(
+            lambda _, given=given: backend.asarray(next(given)), layers.init(Rng(0), backend)
+        )
+        e = Objective(layers, SquaredError()).evaluate(params, x, t)
+        step = natural(BlockDiagonal(), Exact())(e)
+        outputs.append(host(layers.forward(trees.axpy(-0.3, step, params), x)[0]))
+    assert_close(outputs[1], outputs[0])
