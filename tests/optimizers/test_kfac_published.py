@@ -91,9 +91,9 @@ RUNS = [
     Run(case("growing_softmax"), 1),
     Run(case("logistic_sigmoid"), 1, ExactlyDamped),
     Run(case("weighted_sigmoid"), 1, Whole),
-    Run(case("tanh_squared"), 150, bounded=True),
-    Run(case("logistic_sigmoid"), 1, bounded=True),
-    Run(case("positions_squared"), 1e-5, bounded=True),
+    Run(case("relu_softmax"), 150, bounded=True),
+    Run(case("growing_softmax"), 0.3, bounded=True),
+    Run(case("linear_squared"), 1e-5, bounded=True),
 ]
 
 
