@@ -7,6 +7,7 @@ from typing import Any, final
 import numpy as np
 
 from kfac_np.backend.array import Array, Backend
+from kfac_np.errors import InputError
 
 __all__ = ["Rng"]
 
@@ -25,7 +26,12 @@ class Rng:
     seed : int
         Non-negative.
     *keys : int or str
-        The path from the seed to this stream.
+        The path from the seed to this stream; integers are non-negative.
+
+    Raises
+    ------
+    InputError
+        A negative seed or key.
 
     Examples
     --------
@@ -37,10 +43,10 @@ class Rng:
     def __init__(self, seed: int, *keys: int | str) -> None:
         self.seed = int(seed)
         self.keys = keys
-        words = [self.seed]
-        for key in keys:
-            words.extend([len(key), *key.encode()] if isinstance(key, str) else [int(key)])
-        self._generator = np.random.default_rng(np.random.SeedSequence(words))
+        if negative := [k for k in (self.seed, *keys) if not isinstance(k, str) and k < 0]:
+            raise InputError(f"Rng: expected a non-negative seed and keys, got {negative[0]}")
+        words = tuple(word for key in keys for word in _words(key))
+        self._generator = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=words))
 
     def child(self, *keys: int | str) -> Rng:
         """Return the independent stream further down the path.
@@ -86,7 +92,7 @@ class Rng:
         >>> Rng(0).poisson(np.zeros(2), get_backend())
         array([0., 0.], dtype=float32)
         """
-        return backend.asarray(self._generator.poisson(rate).astype(np.float64))
+        return backend.asarray(np.asarray(self._generator.poisson(rate), dtype=np.float64))
 
     def permutation(self, n: int) -> np.ndarray[Any, Any]:
         """Draw a permutation of 0..n-1 (on the host).
@@ -107,3 +113,17 @@ class Rng:
         array([5, 5])
         """
         return self._generator.integers(low, high, shape)
+
+
+def _words(key: int | str) -> list[int]:
+    """A key as 32-bit words: its kind, its length, itself.
+
+    Different paths then never spell the same words, as (2**32,) and (0, 1), or ("a",) and
+    (1, 97), otherwise would.
+    """
+    if isinstance(key, str):
+        letters = key.encode()
+        return [1, len(letters), *letters]
+    number = int(key)
+    parts = [(number >> shift) % 2**32 for shift in range(0, max(number.bit_length(), 1), 32)]
+    return [0, len(parts), *parts]
