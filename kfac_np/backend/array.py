@@ -158,7 +158,7 @@ class Backend:
             host = host.copy()  # torch warns about memory it could corrupt
         if dtype is None:
             return self.xp.asarray(host, device=self.device)
-        if self.xp is array_api_compat.numpy or array_api_compat.is_cupy_namespace(self.xp):
+        if _makes_arrays_in_one_go(self.xp):
             return self.xp.asarray(host, dtype=dtype, device=self.device)
         return self.xp.astype(self.xp.asarray(host, device=self.device), dtype)
 
@@ -192,6 +192,11 @@ class Backend:
                [0., 1.]], dtype=float32)
         """
         return self.xp.eye(n, dtype=self.dtype, device=self.device)
+
+
+def _makes_arrays_in_one_go(xp: Any) -> bool:
+    """Whether `asarray` converts the dtype and moves to the device, both at once."""
+    return array_api_compat.is_numpy_namespace(xp) or array_api_compat.is_cupy_namespace(xp)
 
 
 _MODULES = {

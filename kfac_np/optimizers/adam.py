@@ -17,7 +17,7 @@ from kfac_np.optimizers.base import (
     apply_update,
     check_params,
 )
-from kfac_np.optimizers.schedules import Schedule, require_positive, value_at
+from kfac_np.optimizers.schedules import Schedule, require_positive, require_rate, value_at
 from kfac_np.trees import Tree
 
 __all__ = ["Adam", "AdamState"]
@@ -81,8 +81,7 @@ class Adam(Optimizer):
     averaging: IterateAverage | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rate, Schedule):
-            require_positive("Adam rate", self.rate)
+        require_rate("Adam rate", self.rate)
         for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
             if not 0.0 <= beta < 1.0:
                 raise ConfigError(f"Adam {name}: expected 0 <= {name} < 1, got {beta!r}")

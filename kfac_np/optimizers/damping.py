@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.errors import ConfigError
-from kfac_np.optimizers.schedules import Schedule, require_positive, require_whole, value_at
+from kfac_np.optimizers.schedules import (
+    Schedule,
+    require_positive,
+    require_rate,
+    require_whole,
+    value_at,
+)
 
 __all__ = [
     "ConstantDamping",
@@ -57,8 +63,7 @@ class ConstantDamping(DampingPolicy):
     value: float | Schedule = 1e-3
 
     def __post_init__(self) -> None:
-        if not isinstance(self.value, Schedule):
-            require_positive("ConstantDamping value", self.value, zero=True)
+        require_rate("ConstantDamping value", self.value, zero=True)
 
     def at(self, k: int, current: float | None) -> float:
         return value_at(self.value, k)
@@ -81,7 +86,8 @@ class LevenbergMarquardt(DampingPolicy):
     Parameters
     ----------
     initial : float
-        λ₀; the published value is 150.
+        λ₀. The published 150 suits autoencoders, whose loss sums over many pixels; for
+        classification 1 is nearer the mark.
     decay : float
         ω₁ for one step, in (0, 1).
     interval : int

@@ -8,8 +8,14 @@ from typing import ClassVar, final
 
 from kfac_np import trees
 from kfac_np.backend import Array, Rng, all_finite
-from kfac_np.curvature import BlockDiagonal, Curvature, KFACBlock, LadderEvent
-from kfac_np.curvature.base import Factors, Moments
+from kfac_np.curvature import (
+    BlockDiagonal,
+    Curvature,
+    Factors,
+    KFACBlock,
+    LadderEvent,
+    Moments,
+)
 from kfac_np.errors import ConfigError, DivergenceError
 from kfac_np.fisher import FisherType, MonteCarlo
 from kfac_np.objective import Evaluation
@@ -75,9 +81,10 @@ class KFACState(State):
 class KFAC(Optimizer):
     """δ = αΔ + μδ₀, Δ = -F̂(γ)⁻¹ ∇h: natural gradient by Kronecker-factored curvature.
 
-    h(θ) = loss + (η/2)‖θ‖². The defaults are those of the paper, but for the bounds on γ, which
-    its text does not have and its companion code does; `kfac_np.optimizers.published` follows the
-    text. Every part can be replaced.
+    h(θ) = loss + (η/2)‖θ‖². The defaults are those of the paper, but for two things that its text
+    does not have and its companion code does: bounds on γ, and an average of the iterates that
+    starts as a plain mean. `kfac_np.optimizers.published` follows the text. Every part can be
+    replaced.
 
     Parameters
     ----------
@@ -135,7 +142,7 @@ class KFAC(Optimizer):
     gamma: GammaPolicy = GammaSearch(minimum=1e-5**0.5, maximum=1.0)
     moving_average: MovingAverage = MovingAverage()
     refresh: Refresh = Refresh()
-    averaging: IterateAverage | None = IterateAverage()
+    averaging: IterateAverage | None = IterateAverage(warm_up=True)
     statistics_fraction: float = 1 / 8
     l2: float = 1e-5
     seed: int = 0

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from kfac_np.objective import Objective
+from kfac_np.optimizers.averaging import IterateAverage
 from kfac_np.optimizers.damping import ConstantDamping, CoupledGamma, GammaSearch
 from kfac_np.optimizers.kfac import KFAC
 from kfac_np.optimizers.schedules import Schedule
@@ -29,7 +30,7 @@ def published(objective: Objective, **changes: Any) -> KFAC:
     >>> kfac.damping.initial, kfac.refresh.interval, kfac.statistics_fraction
     (150.0, 20, 0.125)
     """
-    return replace(KFAC(objective, gamma=GammaSearch()), **changes)
+    return replace(KFAC(objective, gamma=GammaSearch(), averaging=IterateAverage()), **changes)
 
 
 def practical(

@@ -75,6 +75,24 @@ def require_whole(name: str, value: int, *, zero: bool = False) -> None:
         )
 
 
+def require_rate(name: str, value: float | Schedule, *, zero: bool = False) -> None:
+    """Raise `ConfigError` unless `value` is a schedule or what `require_positive` asks for.
+
+    Examples
+    --------
+    >>> require_rate("rate", lambda k: 1.0 / k)
+    Traceback (most recent call last):
+    kfac_np.errors.ConfigError: rate: expected a number > 0 or a Schedule, got a function
+    """
+    if callable(value) and not isinstance(value, Schedule):
+        raise ConfigError(
+            f"{name}: expected a number {'>=' if zero else '>'} 0 or a Schedule, "
+            f"got a {type(value).__name__}"
+        )
+    if not isinstance(value, Schedule):
+        require_positive(name, value, zero=zero)
+
+
 @final
 @dataclass(frozen=True)
 class Constant(Schedule):

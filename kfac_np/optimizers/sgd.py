@@ -17,7 +17,7 @@ from kfac_np.optimizers.base import (
     apply_update,
     check_params,
 )
-from kfac_np.optimizers.schedules import Schedule, require_positive, value_at
+from kfac_np.optimizers.schedules import Schedule, require_positive, require_rate, value_at
 from kfac_np.trees import Tree
 
 __all__ = ["SGD", "SGDState"]
@@ -83,8 +83,7 @@ class SGD(Optimizer):
     averaging: IterateAverage | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rate, Schedule):
-            require_positive("SGD rate", self.rate)
+        require_rate("SGD rate", self.rate)
         if not 0.0 <= self.momentum < 1.0:
             raise ConfigError(f"SGD momentum: expected 0 <= momentum < 1, got {self.momentum!r}")
         require_positive("SGD l2", self.l2, zero=True)

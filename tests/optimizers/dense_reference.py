@@ -246,6 +246,7 @@ class Published:
         self.damping = lambda0
         self.gamma = math.sqrt(lambda0 + eta)
         self.bounds = 0.0, math.inf  # the paper has none
+        self.warm_up = False  # nor a first phase of the average
         self.moments: list[HostArray] = []
         self.inverse: HostArray | None = None
         self.delta0: HostArray | None = None
@@ -254,6 +255,11 @@ class Published:
     def h(self, theta: HostArray, x: HostArray, t: HostArray, w: HostArray) -> float:
         """Loss plus the ℓ2 term."""
         return float(self.net.value(theta, x, t, w)) + 0.5 * self.eta * float(theta @ theta)
+
+    def averaged(self, theta: HostArray) -> HostArray:
+        """θ̄ after this step: ξ = 0.99 of the old, or of the mean of all as long as they are few."""
+        xi = min(1 - 1 / self.k, 0.99) if self.warm_up else 0.99
+        return xi * self.average + (1 - xi) * theta
 
     def gradient_h(self, x: HostArray, t: HostArray, w: HostArray) -> HostArray:
         return grad(self.net.value)(self.theta, x, t, w) + self.eta * self.theta
@@ -313,7 +319,7 @@ class Published:
                 next_damping = self.damping / omega1
         record = Record(
             theta=self.theta + delta,
-            average=0.99 * self.average + 0.01 * (self.theta + delta),
+            average=self.averaged(self.theta + delta),
             loss=float(self.net.value(self.theta, x, t, w)),
             objective=before,
             damping=self.damping,
@@ -351,6 +357,7 @@ class Practical(Published):
         super().__init__(net, theta, sampler, start, eta=eta, tau1=1.0, tau2=1.0)
         self.rate, self.momentum, self.clip, self.given = rate, momentum, clip, damping
         self.refresh = refresh
+        self.warm_up = True
 
     def step(self, x: HostArray, t: HostArray, w: HostArray | None = None) -> Record:
         self.k += 1
@@ -390,7 +397,7 @@ class Practical(Published):
                 next_damping = self.damping / omega1
         record = Record(
             theta=self.theta + delta,
-            average=0.99 * self.average + 0.01 * (self.theta + delta),
+            average=self.averaged(self.theta + delta),
             loss=float(self.net.value(self.theta, x, t, w)),
             objective=before,
             damping=self.damping,

@@ -29,7 +29,7 @@ from optimizer_cases import Case, case, flat
 from kfac_np.backend import Backend, Rng, get_backend, to_numpy
 from kfac_np.curvature import BlockDiagonal, Curvature, FullMatrix, KFACBlock
 from kfac_np.fisher import MonteCarlo
-from kfac_np.optimizers import KFAC, LevenbergMarquardt, StepReport, published
+from kfac_np.optimizers import KFAC, IterateAverage, LevenbergMarquardt, StepReport, published
 from kfac_np.training.data import GrowingBatch
 
 STEPS = 45
@@ -61,7 +61,7 @@ class Run:
         c = self.case
         dense = Published(c.net, c.host()[0], c.sampler, self.lambda0, self.approximation)
         if self.bounded:
-            dense.bounds = math.sqrt(1e-5), 1.0
+            dense.bounds, dense.warm_up = (math.sqrt(1e-5), 1.0), True
         return [dense.step(*c.batch_at(k)) for k in range(1, STEPS + 1)]
 
     def optimizer(self) -> KFAC:
@@ -185,7 +185,9 @@ def test_published_constants() -> None:
     kfac = published(case("tanh_squared").objective)
     assert (kfac.gamma.minimum, kfac.gamma.maximum) == (0, math.inf)
     defaults = KFAC(case("tanh_squared").objective)
-    assert dataclasses.replace(defaults, gamma=kfac.gamma) == kfac
+    changes = {"gamma": kfac.gamma, "averaging": kfac.averaging}
+    assert dataclasses.replace(defaults, **changes) == kfac
+    assert defaults.averaging == IterateAverage(0.99, warm_up=True)
     assert (defaults.gamma.minimum, defaults.gamma.maximum) == (math.sqrt(1e-5), 1)
     assert kfac.l2 == 1e-5
     assert (kfac.damping.initial, kfac.damping.interval) == (150, 5)
