@@ -1,0 +1,92 @@
+"""Nothing between a forward pass and a product waits for the device.
+
+On a GPU every conversion of an array to a Python number stops the host until all work queued so
+far is done. array_api_strict can be made to raise there instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import array_api_strict
+import pytest
+from cases import LAYERS, LOSSES, NETWORKS, LayerCase, LossCase, NetworkCase
+
+from kfac_np import products, trees
+from kfac_np.backend import Backend, Rng, get_backend
+from kfac_np.fisher import Empirical, Exact, InputOnly, MonteCarlo
+from kfac_np.losses import PoissonLogRate
+
+CONVERSIONS = ("__bool__", "__float__", "__int__", "__index__", "__complex__")
+
+
+@contextmanager
+def no_sync() -> Iterator[None]:
+    """Within it, making a Python number of an array is an error."""
+
+    def wait(self, *_):
+        raise AssertionError("the host waits for the device")
+
+    array = type(array_api_strict.zeros(1))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in CONVERSIONS:
+            patch.setattr(array, name, wait)
+        yield
+
+
+@pytest.fixture(scope="module")
+def strict() -> Backend:
+    device = array_api_strict.Device("device1")
+    return get_backend("array_api_strict", "float64", device)
+
+
+def test_it_is_noticed(strict: Backend):
+    one = strict.ones(())
+    assert float(one) == 1.0
+    with no_sync():
+        for convert in (bool, float, int):
+            with pytest.raises(AssertionError, match="the host waits"):
+                convert(one)
+    assert bool(one)
+
+
+@pytest.mark.parametrize("case", LAYERS, ids=str)
+def test_layers(case: LayerCase, strict: Backend):
+    params, x = case.build(strict)
+    with no_sync():
+        y, cache = case.layer.forward(params, x)
+        _, statistics = case.layer.backward(params, cache, y)
+        trees.tree_map(lambda s: (s.gradient(), s.per_example()), statistics)
+        case.layer.jvp(params, cache, x, params)
+        case.layer.backward_jvp(params, cache, y, x, params, y)
+
+
+@pytest.mark.parametrize("case", LOSSES, ids=str)
+def test_losses(case: LossCase, strict: Backend):
+    z, t = case.build(strict)
+    with no_sync():
+        case.loss.value(z, t)
+        case.loss.gradient(z, t)
+        case.loss.hessian_product(z, z)
+        case.loss.fisher_factor(z, 0, 1)
+        if not isinstance(case.loss, PoissonLogRate):  # counts are drawn on the host
+            case.loss.sample_targets(Rng(0), z)
+
+
+@pytest.mark.parametrize("case", NETWORKS, ids=str)
+def test_networks(case: NetworkCase, strict: Backend):
+    # Checking the batch waits, once; what follows from it does not.
+    e, v = case.build(strict).evaluate(), case.tangent(strict)
+    sampled = [] if isinstance(case.loss, PoissonLogRate) else [MonteCarlo(2)]
+    with no_sync():
+        e.gradient()
+        e.take(1).gradient()
+        products.ggn_product(e, v)
+        products.hessian_product(e, v)
+        products.quadratic_forms(e, [v, v])
+        for fisher in (Empirical(), *sampled):
+            products.fisher_product(e, v, fisher)
+        for fisher in (Exact(1), Exact(), Empirical(), InputOnly(), *sampled):
+            for _ in fisher.statistics(e, Rng(0)):
+                pass
