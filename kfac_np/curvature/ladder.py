@@ -172,11 +172,15 @@ class Ladder:
         return previous
 
     def _usable(self, m: Array, damping: Array | float) -> float:
-        """The damping to multiply: rounding error of the mean diagonal at least."""
+        """The damping to multiply: rounding error of the mean diagonal at least.
+
+        A matrix so small that this has no inverse is taken as zero, and its scale as 1.
+        """
         xp = array_namespace(m)
-        mean = float(xp.mean(xp.abs(xp.linalg.diagonal(m))))
-        floor = float(xp.finfo(m.dtype).eps) * (mean if mean > 0 else 1.0)
-        return max(float(damping), floor)
+        info = xp.finfo(m.dtype)
+        eps, tiny = float(info.eps), float(info.smallest_normal)
+        floor = eps * float(xp.mean(xp.abs(xp.linalg.diagonal(m))))
+        return max(float(damping), floor if floor > tiny else eps)
 
     def _rungs(
         self, m: Array, eye: Array, shift: float
@@ -207,13 +211,20 @@ def _resolved_inverse(m: Array) -> Array:
     the variance inflation), whatever the scales of the coordinates. Elimination leaves a rounding
     error of some √n · eps there, so that a singular matrix may well pass for positive definite.
     """
-    inverse = spd_inverse(m)
-    xp = array_namespace(m)
-    inflation = float(xp.max(xp.linalg.diagonal(m) * xp.linalg.diagonal(inverse)))
-    error = math.sqrt(m.shape[0]) * float(xp.finfo(m.dtype).eps)
-    if not inflation * error < _DIGIT:
-        raise FactorizationError(f"a {m.shape[0]}×{m.shape[0]} matrix is singular up to rounding")
-    return inverse
+    n, xp = m.shape[0], array_namespace(m)
+    info, diagonal = xp.finfo(m.dtype), xp.linalg.diagonal(m)
+    if not float(xp.min(diagonal)) > 0:
+        raise FactorizationError(f"a {n}×{n} matrix is not positive definite")
+    # Coordinates of size about 1: powers of two round nothing, and nothing overflows on the way.
+    unit = 2.0 ** xp.floor(-0.5 * xp.log2(diagonal))
+    inverse = spd_inverse(m * unit[:, None] * unit[None, :])
+    inflation = xp.linalg.diagonal(inverse) * (diagonal * unit * unit)
+    if not float(xp.max(inflation)) * math.sqrt(n) * float(info.eps) < _DIGIT:
+        raise FactorizationError(f"a {n}×{n} matrix is singular up to rounding")
+    wide = xp.astype(inflation, xp.float64) / xp.astype(diagonal, xp.float64)  # its diagonal
+    if not float(xp.max(wide)) < 0.5 * float(info.max):
+        raise FactorizationError(f"the inverse of a {n}×{n} matrix overflows")
+    return inverse * unit[:, None] * unit[None, :]
 
 
 def require_damping(damping: float) -> None:
