@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -49,12 +49,17 @@ class BlockDiagonal(Curvature):
     def block_of(self, path: str) -> Block:
         return self.overrides.get(path, self.block)
 
+    def require_paths(self, paths: Iterable[str]) -> None:
+        """Raise `CurvatureError` if `overrides` names a path that is not among `paths`."""
+        known = list(paths)
+        if unknown := sorted(self.overrides.keys() - set(known)):
+            raise CurvatureError(
+                f"overrides: expected paths among {', '.join(known)}; got {', '.join(unknown)}"
+            )
+
     def input_moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
         found = dict(trees.items(statistics))
-        if unknown := sorted(self.overrides.keys() - found.keys()):
-            raise CurvatureError(
-                f"overrides: expected paths among {', '.join(found)}; got {', '.join(unknown)}"
-            )
+        self.require_paths(found)
         for path, s in found.items():
             if not self.block_of(path).supports(s):
                 raise CurvatureError(

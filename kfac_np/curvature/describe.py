@@ -6,6 +6,7 @@ import math
 
 from kfac_np import trees
 from kfac_np.curvature.base import Curvature
+from kfac_np.curvature.block_diagonal import BlockDiagonal
 from kfac_np.layers import Layer, Residual, Sequential
 from kfac_np.trees import Tree
 
@@ -35,6 +36,8 @@ def describe(
     ------
     ShapeError
         The network does not accept such inputs.
+    CurvatureError
+        A block is meant for a parameter that is not there.
 
     Examples
     --------
@@ -49,6 +52,8 @@ def describe(
     total              23                                     448        336
     """
     network.output_shape(input_shape)
+    if isinstance(curvature, BlockDiagonal):
+        curvature.require_paths(path for path, _ in trees.items(params))
     rows = [("path", "layer", "parameters", "block", "factors", "factorise", "solve")]
     totals = [0, 0, 0]
     for path, p in trees.items(params):
