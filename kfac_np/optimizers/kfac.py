@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from kfac_np import trees
-from kfac_np.backend import Array, Rng, all_finite
+from kfac_np.backend import Array, Rng, all_finite, array_namespace
 from kfac_np.curvature import (
     BlockDiagonal,
     Curvature,
@@ -16,7 +16,7 @@ from kfac_np.curvature import (
     LadderEvent,
     Moments,
 )
-from kfac_np.errors import ConfigError, DivergenceError
+from kfac_np.errors import ConfigError, DivergenceError, InputError
 from kfac_np.fisher import FisherType, MonteCarlo
 from kfac_np.objective import Evaluation
 from kfac_np.optimizers.averaging import IterateAverage, MovingAverage
@@ -103,7 +103,8 @@ class KFAC(Optimizer):
     refresh : Refresh
     averaging : IterateAverage or None
     statistics_fraction : float
-        τ₁, the fraction of the mini-batch that the statistics use.
+        τ₁, the fraction of the mini-batch that the statistics use: its first examples, so that
+        the batch should be shuffled.
     l2 : float
         η.
     seed : int
@@ -172,7 +173,7 @@ class KFAC(Optimizer):
         damping = self.damping.at(k, state.damping)
 
         trials = self._trials(state, moments, h.gradient, damping, k)
-        model = LocalModel(e.take(_part(e, self.step_rule.fraction)), h.gradient, damping + self.l2)
+        model = LocalModel(_part(e, self.step_rule.fraction), h.gradient, damping + self.l2)
         proposals = [trial.proposal for trial in trials]
         choice = self.step_rule.choose(
             k, model, proposals, state.update, lambda v: self._curvature_norm(moments, v)
@@ -189,8 +190,9 @@ class KFAC(Optimizer):
         if self.damping.measures(k):
             decrease = model.decrease(update) if decrease is None else decrease
             value = self.objective.value(params, x, t, weights) + l2_term(params, self.l2)
-            rho = (value - h.value) / decrease if decrease else math.nan
-            next_damping = self.damping.update(damping, rho)
+            if decrease:  # where there is nothing to gain, 0/0 says nothing about λ
+                rho = (value - h.value) / decrease
+                next_damping = self.damping.update(damping, rho)
             if not math.isfinite(value):  # not a place to go to
                 events.append(LadderEvent("all", "update", "update rejected", damping))
                 params, update, norm = state.params, None, 0.0
@@ -222,18 +224,23 @@ class KFAC(Optimizer):
         self, e: Evaluation, old: dict[str, Moments], k: int
     ) -> tuple[dict[str, Moments], list[LadderEvent]]:
         """Statistics of part of the mini-batch, put into the moving averages."""
-        part = e.take(_part(e, self.statistics_fraction))
+        part = _part(e, self.statistics_fraction)
         rng = Rng(self.seed).child("targets", k)
         new = self.curvature.estimate(part, self.fisher, rng)
-        if not old:
-            return new, []
-        epsilon = self.moving_average.epsilon(k)
         events: list[LadderEvent] = []
         if not all_finite(*trees.leaves(new)):
             for path, m in new.items():
                 if not all_finite(*m.values()):
                     events.append(LadderEvent(path, ", ".join(m), "moments rejected", 0.0))
-                    new[path] = old[path]
+            if not old:
+                raise DivergenceError(
+                    f"step {k}: layer {events[0].layer}: the moments {events[0].factor} are not "
+                    "finite, and there are no earlier ones to keep; scale the data"
+                )
+            new |= {event.layer: old[event.layer] for event in events}
+        if not old:
+            return new, events
+        epsilon = self.moving_average.epsilon(k)
         mixed = trees.tree_map(lambda m, n: epsilon * m + (1.0 - epsilon) * n, old, new)
         return mixed, events
 
@@ -280,5 +287,14 @@ class _Trial:
     events: list[LadderEvent]
 
 
-def _part(e: Evaluation, fraction: float) -> int:
-    return max(1, math.ceil(fraction * e.scale.examples))
+def _part(e: Evaluation, fraction: float) -> Evaluation:
+    """The first examples of a mini-batch, of which some must count."""
+    examples = e.scale.examples
+    part = e.take(max(1, math.ceil(fraction * examples)))
+    w = part.scale.weights
+    if w is not None and not float(array_namespace(w).max(w)) > 0.0:
+        raise InputError(
+            f"weights: expected a positive weight among the first {part.scale.examples} of "
+            f"{examples} examples, which the curvature is taken from; shuffle the batch"
+        )
+    return part

@@ -10,7 +10,7 @@ from typing import final
 
 from kfac_np import trees
 from kfac_np.backend import array_namespace, to_numpy
-from kfac_np.errors import ConfigError
+from kfac_np.errors import ConfigError, DivergenceError
 from kfac_np.objective import Evaluation
 from kfac_np.optimizers.schedules import Schedule, require_positive, require_rate, value_at
 from kfac_np.products import quadratic_forms
@@ -137,6 +137,11 @@ class StepRule(ABC):
             δ₀, the previous update.
         curvature_norm : callable
             v ↦ vᵀ F̂ v with the approximate curvature, undamped.
+
+        Raises
+        ------
+        DivergenceError
+            There is no finite choice.
         """
 
 
@@ -146,7 +151,8 @@ class QuadraticModel(StepRule):
     """(α, μ) minimise the quadratic model with the exact Fisher; of several proposals the best.
 
     Solves the 2×2 system [Δᵀ B Δ, Δᵀ B δ₀; ·, δ₀ᵀ B δ₀] (α, μ)ᵀ = -(∇hᵀΔ, ∇hᵀδ₀) with
-    B = F + (λ + η) I. Where Δ and δ₀ are parallel to rounding error, μ = 0.
+    B = F + (λ + η) I. Where Δ and δ₀ are parallel to rounding error, μ = 0. A proposal along which
+    the model overflows is left out; if there is no other, that is a `DivergenceError`.
 
     Parameters
     ----------
@@ -187,14 +193,20 @@ class QuadraticModel(StepRule):
         last = len(vectors) - 1
         best: Choice | None = None
         for i in range(len(proposals)):
+            if not (math.isfinite(bend[i][i]) and math.isfinite(slope[i])):
+                continue
             alpha, mu = _minimise(bend[i][i], slope[i], None, rounding)
             if previous is not None:
                 other = (bend[last][last], bend[i][last], slope[last])
                 alpha, mu = _minimise(bend[i][i], slope[i], other, rounding)
-            decrease = 0.5 * (alpha * slope[i] + (mu * slope[last] if previous is not None else 0))
+            decrease = 0.5 * (alpha * slope[i] + (mu * slope[last] if mu else 0.0))
             if best is None or best.decrease is None or decrease < best.decrease:
                 best = Choice(i, alpha, mu, decrease)
-        assert best is not None, "at least one proposal"
+        if best is None:
+            raise DivergenceError(
+                f"step {k}: the quadratic model is not finite along the proposed update; the "
+                "parameters are unchanged. Use more damping, or scale the data"
+            )
         return best
 
 
