@@ -71,7 +71,7 @@ class Run:
             changes["damping"] = LevenbergMarquardt(self.lambda0)
         if self.approximation is not KroneckerFactored:
             changes["curvature"] = CURVATURES[self.approximation]
-        if self.bounded:
+        if self.bounded:  # the defaults
             return KFAC(self.case.objective, **changes)
         return published(self.case.objective, **changes)
 

@@ -152,6 +152,11 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (ConstantDamping, {"value": -1e-9}, "ConstantDamping value: expected a number >= 0, got -1e-0"),
     (FixedRate, {"rate": 0.0}, "FixedRate rate: expected a number > 0, got 0.0"),
     (FixedRate, {"rate": "fast"}, "FixedRate rate: expected a number > 0, got 'fast'"),
+    (
+        FixedRate,
+        {"rate": lambda k: 0.1},
+        "FixedRate rate: expected a number > 0 or a Schedule, got a function",
+    ),
     (FixedRate, {"momentum": 1.0}, r"FixedRate momentum: expected \[0, 1\), got 1.0"),
     (FixedRate, {"kl_clip": 0.0}, "FixedRate kl_clip: expected a number > 0, got 0.0"),
     (FixedRate, {"fraction": 1.5}, r"FixedRate fraction: expected a number in \(0, 1\], got 1.5"),

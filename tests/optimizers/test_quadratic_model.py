@@ -1,0 +1,410 @@
+"""The local model M(δ), the α and μ that minimise it, the reduction ratio, and invariance."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import pytest
+from dense_reference import HostArray
+from optimizer_cases import CASES, LOSSES, Case, case, flat
+
+from kfac_np import trees
+from kfac_np.backend import Array, Backend, Rng, array_namespace, get_backend
+from kfac_np.errors import DivergenceError
+from kfac_np.fisher import Exact, MonteCarlo
+from kfac_np.layers import Dense, Layer, Sequential, Tanh
+from kfac_np.losses import Loss, SquaredError
+from kfac_np.objective import Objective
+from kfac_np.optimizers import (
+    KFAC,
+    SGD,
+    ConstantDamping,
+    CoupledGamma,
+    FixedRate,
+    LevenbergMarquardt,
+    Optimizer,
+    QuadraticModel,
+    Refresh,
+    practical,
+    published,
+)
+from kfac_np.optimizers.step_rules import LocalModel
+from kfac_np.trees import Tree
+
+NUMPY = get_backend("numpy", "float64")
+
+
+def refuse_curvature(v: Tree) -> float:
+    raise AssertionError("the approximate curvature is not needed")
+
+
+def model_on(c: Case, backend: Backend, damping: float) -> tuple[LocalModel, HostArray, HostArray]:
+    """The library's local model at θ₀, and B = F + damping · I and the gradient, dense."""
+    x, t, weights = c.batch_on(backend, 1)
+    e = c.objective.evaluate(c.params(backend), x, t, weights)
+    model = LocalModel(e, e.gradient(), damping)
+    F = c.net.fisher(c.host()[0], *c.batch_at(1))
+    return model, F + damping * np.eye(len(F)), flat(model.gradient)
+
+
+def directions(c: Case, count: int) -> list[HostArray]:
+    return list(np.random.default_rng(c.seed + 1).standard_normal((count, c.net.num_parameters)))
+
+
+@pytest.mark.parametrize("c", CASES, ids=str)
+def test_model_agrees_with_the_dense_one(c: Case, backend: Backend) -> None:
+    model, B, slope = model_on(c, backend, damping=0.37)
+    V = directions(c, 3)
+    bend, along = model.bend_and_slope([c.to_tree(backend, v) for v in V])
+    assert np.asarray(bend) == pytest.approx(np.stack(V) @ B @ np.stack(V).T)
+    assert along == pytest.approx([slope @ v for v in V])
+    for v in V:
+        expected = 0.5 * v @ B @ v + slope @ v
+        assert model.decrease(c.to_tree(backend, v)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("c", CASES, ids=str)
+def test_alpha_and_mu_minimise(c: Case, backend: Backend) -> None:
+    """M rises whichever of the two is moved, and its value is the reported one."""
+    model, B, slope = model_on(c, backend, damping=0.02)
+    delta, previous = directions(c, 2)
+    trees_ = [c.to_tree(backend, v) for v in (delta, previous)]
+    choice = QuadraticModel().choose(2, model, trees_[:1], trees_[1], refuse_curvature)
+
+    def M(alpha: float, mu: float) -> float:
+        v = alpha * delta + mu * previous
+        return float(0.5 * v @ B @ v + slope @ v)
+
+    least = M(choice.alpha, choice.mu)
+    assert choice.decrease == pytest.approx(least)
+    assert least < 0
+    for shift in (1e-3, -1e-3):
+        assert M(choice.alpha + shift, choice.mu) > least
+        assert M(choice.alpha, choice.mu + shift) > least
+        assert M(choice.alpha + shift, choice.mu - shift) > least
+
+    alone = QuadraticModel().choose(1, model, trees_[:1], None, refuse_curvature)
+    assert alone.alpha == pytest.approx(-(slope @ delta) / (delta @ B @ delta))
+    assert (alone.mu, alone.decrease) == (0, pytest.approx(M(alone.alpha, 0)))
+    assert least < M(alone.alpha, 0)
+
+
+def test_best_of_several_proposals(backend: Backend) -> None:
+    c = case("tanh_squared")
+    model, B, slope = model_on(c, backend, damping=0.02)
+    *proposals, previous = directions(c, 6)
+    proposals[3] = -np.linalg.solve(B, slope)
+    choice = QuadraticModel().choose(
+        1,
+        model,
+        [c.to_tree(backend, v) for v in proposals],
+        c.to_tree(backend, previous),
+        refuse_curvature,
+    )
+    assert choice.index == 3
+    assert choice.alpha == pytest.approx(1)
+    assert choice.mu == pytest.approx(0, abs=1e-9)
+    assert choice.decrease == pytest.approx(-0.5 * slope @ np.linalg.solve(B, slope))
+
+
+@pytest.mark.parametrize("factor", [1.0, -3.0, 1e-8, 1e8])
+def test_previous_update_parallel_to_the_proposal(factor: float, backend: Backend) -> None:
+    """The 2×2 system is singular: μ = 0, and α as if the proposal were alone."""
+    c = case("tanh_squared")
+    model, B, slope = model_on(c, backend, damping=0.02)
+    (delta,) = directions(c, 1)
+    proposal = c.to_tree(backend, delta)
+    choice = QuadraticModel().choose(
+        2, model, [proposal], c.to_tree(backend, factor * delta), refuse_curvature
+    )
+    assert choice.mu == 0
+    assert choice.alpha == pytest.approx(-(slope @ delta) / (delta @ B @ delta))
+
+
+@pytest.mark.parametrize("apart", [1e-1, 1e-3, 1e-5, 1e-7, 1e-9, 1e-12])
+def test_nearly_parallel_is_never_worse_than_alone(apart: float, backend: Backend) -> None:
+    c = case("tanh_squared")
+    model, B, slope = model_on(c, backend, damping=0.02)
+    delta, other = directions(c, 2)
+    previous = delta + apart * other
+    choice = QuadraticModel().choose(
+        2, model, [c.to_tree(backend, delta)], c.to_tree(backend, previous), refuse_curvature
+    )
+    v = choice.alpha * delta + choice.mu * previous
+    alone = -0.5 * (slope @ delta) ** 2 / (delta @ B @ delta)
+    assert 0.5 * v @ B @ v + slope @ v <= alone * (1 - 1e-6)
+
+
+@pytest.mark.parametrize("previous_too", [False, True])
+def test_nothing_to_gain(previous_too: bool, backend: Backend) -> None:
+    """A zero proposal (the gradient is zero): α = 0, and nothing is divided by zero."""
+    c = case("tanh_squared")
+    model, _, _ = model_on(c, backend, damping=0.0)
+    zero = trees.zeros_like(model.gradient)
+    still = dataclasses.replace(model, gradient=zero)
+    previous = c.to_tree(backend, directions(c, 1)[0]) if previous_too else None
+    choice = QuadraticModel().choose(2, still, [zero], previous, refuse_curvature)
+    assert (choice.alpha, choice.mu, choice.decrease) == (0, 0, 0)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, besides the error
+def test_overflowing_proposals_are_left_out(backend: Backend) -> None:
+    """One that the model cannot judge is not taken; if there is no other, that is an error."""
+    c = case("tanh_squared")
+    model, B, slope = model_on(c, backend, damping=0.02)
+    (delta,) = directions(c, 1)
+    huge, sound = c.to_tree(backend, 1e200 * delta), c.to_tree(backend, delta)
+    choice = QuadraticModel().choose(1, model, [huge, sound], None, refuse_curvature)
+    assert choice.index == 1
+    assert choice.alpha == pytest.approx(-(slope @ delta) / (delta @ B @ delta))
+    with pytest.raises(DivergenceError, match="step 7: the quadratic model is not finite"):
+        QuadraticModel().choose(7, model, [huge], sound, refuse_curvature)
+
+
+# --------------------------------------------------------------------------- reduction ratio
+
+
+def least_squares(seed: int = 0) -> tuple[Objective, Tree, HostArray, HostArray]:
+    draws = np.random.default_rng(seed)
+    x, t = draws.standard_normal((40, 4)), draws.standard_normal((40, 3))
+    return Objective(Dense(4, 3), SquaredError()), draws.standard_normal((3, 5)), x, t
+
+
+@pytest.mark.parametrize("fisher", [Exact(), MonteCarlo(1)])
+def test_model_of_a_quadratic_problem_is_exact(fisher: Any) -> None:
+    """One linear layer and squared error: F is the Hessian, so that ρ = 1 at every step."""
+    objective, W, x, t = least_squares()
+    kfac = KFAC(
+        objective,
+        fisher=fisher,
+        damping=LevenbergMarquardt(1e-13, interval=1),
+        step_rule=QuadraticModel(1.0),
+        l2=0.0,
+    )
+    state = kfac.init(W)
+    for _ in range(2):
+        state, report = kfac.step(state, x, t)
+        assert report.rho == pytest.approx(1, abs=1e-6)
+    assert state.damping < 1e-13
+
+
+@pytest.mark.parametrize("name", ["tanh_squared", "relu_softmax", "softplus_poisson"])
+def test_short_steps_are_predicted(name: str) -> None:
+    """ρ → 1 as the step becomes short, and the distance from 1 shrinks with its length."""
+    c = case(name)
+    off = []
+    for rate in (1e-3, 1e-4):
+        kfac = dataclasses.replace(
+            practical(c.objective, rate, kl_clip=None, momentum=0.0),
+            damping=LevenbergMarquardt(0.5, interval=1),
+        )
+        _, report = kfac.step(kfac.init(c.params(NUMPY)), *c.batch_on(NUMPY, 1))
+        off.append(abs((report.rho or 0) - 1))
+    assert off[0] < 0.02
+    assert off[1] == pytest.approx(off[0] / 10, rel=0.05)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_ratio_of_a_fixed_rate_step(momentum: float) -> None:
+    """ρ of the step really taken, momentum included, by the exact model on the whole batch."""
+    c = case("tanh_squared")
+    kfac = dataclasses.replace(
+        practical(c.objective, 0.3, kl_clip=1e-2, momentum=momentum),
+        damping=LevenbergMarquardt(0.1, interval=2),
+    )
+    before, _ = kfac.step(kfac.init(c.params(NUMPY)), *c.batch_on(NUMPY, 1))
+    after, report = kfac.step(before, *c.batch_on(NUMPY, 2))
+    theta, delta = flat(before.params), flat(after.params) - flat(before.params)
+    batch = c.batch_at(2)
+    B = c.net.fisher(theta, *batch) + (0.1 + 1e-5) * np.eye(len(theta))
+    slope = flat(c.objective.evaluate(before.params, *batch[:2]).gradient()) + 1e-5 * theta
+
+    def h(v: HostArray) -> float:
+        return float(c.net.value(v, *batch)) + 0.5e-5 * float(v @ v)
+
+    decrease = 0.5 * delta @ B @ delta + slope @ delta
+    assert report.model_decrease == pytest.approx(decrease)
+    assert report.rho == pytest.approx((h(theta + delta) - h(theta)) / decrease)
+
+
+# ------------------------------------------------------------------- exactness, in one step
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_one_step_solves_least_squares(bias: bool, backend: Backend) -> None:
+    """λ = η = 0 and the exact Fisher: K-FAC is exact for one layer, and α = 1."""
+    _, W, x, t = least_squares(1)
+    kfac = KFAC(
+        Objective(Dense(4, 3, bias=bias), SquaredError()),
+        fisher=Exact(),
+        statistics_fraction=1.0,
+        step_rule=QuadraticModel(1.0),
+        damping=ConstantDamping(0.0),
+        gamma=CoupledGamma(),
+        l2=0.0,
+    )
+    start = kfac.init(backend.asarray(W if bias else W[:, :4]))
+    state, report = kfac.step(start, backend.asarray(x), backend.asarray(t))
+    inputs = np.concatenate([x, np.ones((40, 1))], axis=1) if bias else x
+    solution = np.linalg.lstsq(inputs, t, rcond=None)[0].T
+    assert flat(state.params) == pytest.approx(solution.ravel())
+    assert report.alpha == pytest.approx(1)
+    state, report = kfac.step(state, backend.asarray(x), backend.asarray(t))
+    assert flat(state.params) == pytest.approx(solution.ravel())
+
+
+def test_small_damping_nearly_solves_least_squares() -> None:
+    """As published but for λ₀ → 0: Monte-Carlo factors and a quarter of the batch for α, too."""
+    objective, W, x, t = least_squares(2)
+    kfac = published(objective, damping=LevenbergMarquardt(1e-10), statistics_fraction=1.0, l2=0.0)
+    state = kfac.init(W)
+    state, _ = kfac.step(state, x, t)
+    _, report = kfac.step(state, x, t)
+    inputs = np.concatenate([x, np.ones((40, 1))], axis=1)
+    best = 0.5 * np.linalg.lstsq(inputs, t, rcond=None)[1].sum() / 40
+    first = objective.value(W, x, t)
+    assert report.loss - best < 0.3 * (first - best)
+
+
+# ------------------------------------------------------------------------------- invariance
+
+
+@final
+@dataclass(frozen=True)
+class FixedAffine(Layer):
+    """y = M x + c, not trained: another coordinate system for the activations."""
+
+    matrix: tuple[tuple[float, ...], ...]
+    shift: tuple[float, ...]
+
+    def init(self, rng: Rng, backend: Backend) -> Tree:
+        return ()
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape
+
+    def _matrix(self, x: Array) -> Array:
+        return array_namespace(x).asarray(self.matrix, dtype=x.dtype, device=x.device)
+
+    def forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:
+        shift = array_namespace(x).asarray(self.shift, dtype=x.dtype, device=x.device)
+        return x @ self._matrix(x).T + shift, ()
+
+    def backward(
+        self, params: Tree, cache: Tree, g: Array, wrt_input: bool = True
+    ) -> tuple[Array | None, Tree]:
+        return (g @ self._matrix(g) if wrt_input else None), ()
+
+    def jvp(self, params: Tree, cache: Tree, dx: Array | None, dparams: Tree) -> Array | None:
+        return None if dx is None else dx @ self._matrix(dx).T
+
+    def backward_jvp(self, *arguments: Any) -> Any:
+        raise NotImplementedError
+
+    def take(self, cache: Tree, rows: slice) -> Tree:
+        return cache
+
+
+def affine_pair(loss: Loss) -> tuple[Objective, Tree, Objective, Tree]:
+    """A network, and the same function with every layer's inputs and outputs transformed.
+
+    Each layer sees Ω x + c in place of its inputs x, and gives Φ s + d in place of s; W is
+    changed to match.
+    """
+    draws = np.random.default_rng(3)
+    sizes = (3, 4, 2)
+    layers: list[Layer] = []
+    changed: list[Layer] = []
+    params: list[Tree] = []
+    changed_params: list[Tree] = []
+
+    def affine(n: int) -> tuple[HostArray, HostArray]:
+        return np.eye(n) + 0.5 * draws.standard_normal((n, n)), draws.standard_normal(n)
+
+    def fixed(M: HostArray, shift: HostArray) -> FixedAffine:
+        return FixedAffine(tuple(map(tuple, M.tolist())), tuple(shift.tolist()))
+
+    def homogeneous(M: HostArray, shift: HostArray) -> HostArray:
+        return np.block([[M, shift[:, None]], [np.zeros((1, len(M))), np.ones((1, 1))]])
+
+    for i, (m, n) in enumerate(itertools.pairwise(sizes)):
+        W = draws.standard_normal((n, m + 1))
+        (omega, c), (phi, d) = affine(m), affine(n)
+        inverse = np.linalg.inv(phi)
+        # Φ s + d = Φ W̄ x̄ + d with x̄ = Ω̄⁻¹ (Ωx + c, 1).
+        W_changed = phi @ W @ np.linalg.inv(homogeneous(omega, c))
+        W_changed[:, -1] += d
+        if i:
+            layers, changed = [*layers, Tanh()], [*changed, Tanh()]
+            params, changed_params = [*params, ()], [*changed_params, ()]
+        layers += [Dense(m, n)]
+        changed += [fixed(omega, c), Dense(m, n), fixed(inverse, -inverse @ d)]
+        params += [W]
+        changed_params += [(), W_changed, ()]
+    return (
+        Objective(Sequential(*layers), loss),
+        tuple(params),
+        Objective(Sequential(*changed), loss),
+        tuple(changed_params),
+    )
+
+
+UNDAMPED: dict[str, Any] = {
+    "damping": ConstantDamping(0.0),
+    "gamma": CoupledGamma(),
+    "l2": 0.0,
+    "statistics_fraction": 1.0,
+    "refresh": Refresh(4, first=2),
+    "averaging": None,
+}
+INVARIANT: dict[str, Callable[[Objective], Optimizer]] = {
+    "quadratic_model": lambda o: KFAC(o, fisher=Exact(), step_rule=QuadraticModel(1.0), **UNDAMPED),
+    "sampled_targets": lambda o: KFAC(o, step_rule=QuadraticModel(1.0), **UNDAMPED),
+    "fixed_rate": lambda o: KFAC(o, step_rule=FixedRate(0.1, 0.5), **UNDAMPED),
+    "kl_clip": lambda o: KFAC(o, step_rule=FixedRate(0.5, 0.5, kl_clip=1e-2), **UNDAMPED),
+}
+
+
+def outputs_along(optimizer: Optimizer, params: Tree, loss: str) -> list[HostArray]:
+    draws = np.random.default_rng(4)
+    x = draws.standard_normal((60, 3))
+    t = draws.standard_normal((60, 2)) if loss == "squared" else draws.random((60, 2))
+    state, outputs = optimizer.init(params), []
+    for _ in range(10):
+        state, _ = optimizer.step(state, x, t)
+        outputs.append(optimizer.objective.evaluate(state.params, x, t).outputs)
+    return outputs
+
+
+@pytest.mark.parametrize("name", INVARIANT)
+@pytest.mark.parametrize("loss", ["squared", "sigmoid"])
+def test_undamped_path_does_not_see_affine_changes(name: str, loss: str) -> None:
+    """[KFAC15 §10], for the whole optimiser: the same functions, step by step; SGD's are not."""
+    one, params, other, changed = affine_pair(LOSSES[loss])
+    path = outputs_along(INVARIANT[name](one), params, loss)
+    path_changed = outputs_along(INVARIANT[name](other), changed, loss)
+    for a, b in zip(path, path_changed, strict=True):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
+    sgd, sgd_changed = (
+        outputs_along(SGD(o, rate=0.01), p, loss) for o, p in ((one, params), (other, changed))
+    )
+    moved = float(np.max(np.abs(sgd[-1] - sgd[0])))
+    assert np.max(np.abs(sgd[-1] - sgd_changed[-1])) > 0.1 * moved
+
+
+def test_damping_ends_the_invariance() -> None:
+    """The test above can fail: with λ > 0 the same comparison finds a difference."""
+    one, params, other, changed = affine_pair(SquaredError())
+    damped = {**UNDAMPED, "damping": ConstantDamping(0.1)}
+    paths = [
+        outputs_along(
+            KFAC(o, fisher=Exact(), step_rule=QuadraticModel(1.0), **damped), p, "squared"
+        )
+        for o, p in ((one, params), (other, changed))
+    ]
+    assert np.max(np.abs(paths[0][-1] - paths[1][-1])) > 1e-3
