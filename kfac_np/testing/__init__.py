@@ -4,7 +4,16 @@ Each `check_...` raises `AssertionError` with a message that names the law, what
 what came; see docs/adding.md.
 """
 
+from kfac_np.testing.curvature import CURVATURE_LAWS, check_block, check_curvature
 from kfac_np.testing.layers import LAYER_LAWS, check_layer
 from kfac_np.testing.losses import LOSS_LAWS, check_loss
 
-__all__ = ["LAYER_LAWS", "LOSS_LAWS", "check_layer", "check_loss"]
+__all__ = [
+    "CURVATURE_LAWS",
+    "LAYER_LAWS",
+    "LOSS_LAWS",
+    "check_block",
+    "check_curvature",
+    "check_layer",
+    "check_loss",
+]
