@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from toys import MeanOverPositions, MixPositions
+from toys import MeanOverPositions, MixPositions, Scaling
 
 from kfac_np import trees
 from kfac_np.backend import Backend, Rng, get_backend
@@ -150,6 +150,10 @@ LAYERS: list[LayerCase] = [
     ),
     LayerCase("mix_positions", MixPositions(), (3, 4, 2)),
     LayerCase("mean_over_positions", MeanOverPositions(), (3, 4, 2)),
+    # Parameters in dicts, vectors and numbers.
+    LayerCase("scaling", Scaling(3), (4, 3)),
+    LayerCase("scaling_positions", Scaling(2), (3, 4, 2)),
+    LayerCase("scaling_in_sequential", Sequential(Tanh(), Scaling(3), Dense(3, 2)), (4, 3)),
 ]
 
 # ---------------------------------------------------------------------------------------- losses

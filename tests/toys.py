@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 from kfac_np.backend import Array, Backend, Rng, array_namespace
 from kfac_np.errors import ShapeError
@@ -96,6 +96,51 @@ class MeanOverPositions(LinearOverPositions):
         return ()
 
 
-def matrix_over_positions(layer: Any, positions: int) -> list[list[float]]:
-    """The matrix of a `LinearOverPositions`, for references."""
-    return layer.rows(positions)
+@final
+@dataclass(frozen=True, eq=False)
+class PerExample:
+    """Statistics that are the per-example gradients themselves, shape ([K,] N, *parameter)."""
+
+    u: Array
+    examples_axis: int
+
+    def gradient(self) -> Array:
+        return array_namespace(self.u).sum(self.u, axis=self.examples_axis)
+
+    def per_example(self) -> Array:
+        return self.u
+
+
+@final
+@dataclass(frozen=True)
+class Scaling(Layer):
+    """y = gain · scale · x on the last axis: parameters in a dict, a vector and a number."""
+
+    d: int
+
+    def init(self, rng: Rng, backend: Backend) -> Tree:
+        return {"scale": backend.ones((self.d,)), "gain": backend.ones(())}
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape
+
+    def forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:
+        return params["gain"] * params["scale"] * x, x
+
+    def backward(
+        self, params: Tree, cache: Tree, g: Array, wrt_input: bool = True
+    ) -> tuple[Array | None, Tree]:
+        scale, gain = params["scale"], params["gain"]
+        examples_axis = g.ndim - cache.ndim
+        xp, shared = array_namespace(g), tuple(range(examples_axis + 1, g.ndim - 1))
+        each = xp.sum(g * cache, axis=shared)  # over positions: ([K,] N, d)
+        statistics = {
+            "scale": PerExample(gain * each, examples_axis),
+            "gain": PerExample(xp.sum(scale * each, axis=-1), examples_axis),
+        }
+        return (gain * scale * g if wrt_input else None), statistics
+
+    def jvp(self, params: Tree, cache: Tree, dx: Array | None, dparams: Tree) -> Array:
+        scale, gain = params["scale"], params["gain"]
+        dy = (dparams["gain"] * scale + gain * dparams["scale"]) * cache
+        return dy if dx is None else dy + gain * scale * dx

@@ -96,17 +96,13 @@ def without_writing(call: Callable[..., Any], what: str, *arguments: Tree) -> An
 
 def random_like(rng: Rng, tree: Tree) -> Tree:
     """Standard normal numbers in the shape of a tree of arrays."""
-    return trees.map_named(
-        lambda path, x: rng.child(path).normal(x.shape, Backend.of(x)) if is_array(x) else x, tree
-    )
+    return trees.map_named(lambda path, x: rng.child(path).normal(x.shape, Backend.of(x)), tree)
 
 
 def single(tree: Tree) -> Tree:
     """The floating arrays of a tree in single precision."""
 
-    def leaf(x: Any) -> Any:
-        if not is_array(x):
-            return x
+    def leaf(x: Array) -> Array:
         xp = array_namespace(x)
         return xp.astype(x, xp.float32) if xp.isdtype(x.dtype, "real floating") else x
 

@@ -203,10 +203,6 @@ class _Subject:
         xp = array_namespace(self.dense)
         return float(xp.linalg.trace(self.dense)) / self.dense.shape[0] + 1e-3
 
-    def inverse(self, damping: float, v: Tree) -> Tree:
-        factors, _ = self.curvature.factorise(self.moments, damping)
-        return self.curvature.solve(factors, v)
-
 
 def places(s: _Subject) -> None:
     """Moments and factors are arrays where the parameters are; results have their structure."""

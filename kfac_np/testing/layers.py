@@ -305,7 +305,7 @@ def per_example(s: _Subject) -> None:
         each = trees.tree_map(lambda leaf: leaf.per_example(), statistics)
         require_close(
             "the sum of per-example gradients",
-            trees.tree_map(lambda u: array_namespace(u).sum(u, axis=-3), each),
+            trees.tree_map(lambda u, n=v.ndim - s.y.ndim: array_namespace(u).sum(u, axis=n), each),
             "the gradient",
             gradients(statistics),
             EXACT,

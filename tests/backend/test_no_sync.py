@@ -59,7 +59,8 @@ def test_layers(case: LayerCase, strict: Backend):
         _, statistics = case.layer.backward(params, cache, y)
         trees.tree_map(lambda s: (s.gradient(), s.per_example()), statistics)
         case.layer.jvp(params, cache, x, params)
-        case.layer.backward_jvp(params, cache, y, x, params, y)
+        if "scaling" not in case.name:  # which has none
+            case.layer.backward_jvp(params, cache, y, x, params, y)
 
 
 @pytest.mark.parametrize("case", LOSSES, ids=str)

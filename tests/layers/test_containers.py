@@ -27,6 +27,18 @@ def test_layers_draw_from_streams_of_their_own(backend: Backend, rng: Rng):
     assert not bool(xp.any(long[0][:, :3] == long[1][:, :3]))
 
 
+def test_representations_can_be_read():
+    net = Sequential(Flatten(), Dense(4, 3, bias=False), Residual(Sequential(Tanh(), Dense(3, 3))))
+    assert repr(net) == (
+        "Sequential(Flatten(), Dense(4, 3, bias=False), "
+        "Residual(inner=Sequential(Tanh(), Dense(3, 3))))"
+    )
+    assert (
+        eval(repr(net), {c.__name__: c for c in (Sequential, Flatten, Dense, Residual, Tanh)})
+        == net
+    )
+
+
 def test_empty_sequential():
     with pytest.raises(InputError, match="Sequential: expected at least one layer, got none"):
         Sequential()

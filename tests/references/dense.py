@@ -21,7 +21,9 @@ HostArray = np.ndarray[Any, Any]
 
 
 def vector(tree: Any) -> HostArray:
-    """A tree of tuples of host arrays as one vector."""
+    """A tree of tuples and dicts of host arrays as one vector."""
+    if isinstance(tree, dict):
+        tree = tuple(tree.values())
     if isinstance(tree, tuple):
         return np.concatenate([np.zeros(0), *(vector(branch) for branch in tree)])
     return np.ravel(tree)
@@ -29,6 +31,8 @@ def vector(tree: Any) -> HostArray:
 
 def unflatten(theta: Any, like: Any) -> Any:
     """The inverse of `vector`, also for the boxes that autograd follows."""
+    if isinstance(like, dict):
+        return dict(zip(like, unflatten(theta, tuple(like.values())), strict=True))
     if not isinstance(like, tuple):
         return theta.reshape(like.shape)
     branches, start = [], 0

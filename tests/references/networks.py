@@ -9,7 +9,7 @@ from typing import Any
 import autograd.numpy as anp
 import numpy as np
 from autograd.extend import defvjp, primitive
-from toys import LinearOverPositions
+from toys import LinearOverPositions, Scaling
 
 from kfac_np import layers
 
@@ -94,6 +94,11 @@ def _(layer: layers.SiLU, params: Any, x: Any) -> Any:
 @apply.register
 def _(layer: layers.GELU, params: Any, x: Any) -> Any:
     return 0.5 * x * (1.0 + erf(x / math.sqrt(2.0)))
+
+
+@apply.register
+def _(layer: Scaling, params: Any, x: Any) -> Any:
+    return params["gain"] * params["scale"] * x
 
 
 @apply.register

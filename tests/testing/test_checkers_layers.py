@@ -274,8 +274,9 @@ def test_errors_of_a_layer_pass_through():
         def backward(self, params, cache, g, wrt_input=True):
             raise ShapeError("Fails: something about shapes")
 
-    with pytest.raises(ShapeError, match="something about shapes"):
-        check_layer(Fails(), W, X)
+    for laws in (None, ["purity"]):
+        with pytest.raises(ShapeError, match="something about shapes"):
+            check_layer(Fails(), W, X, laws=laws)
 
 
 @pytest.mark.parametrize(
