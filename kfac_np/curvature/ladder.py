@@ -104,10 +104,10 @@ class Ladder:
         Raises
         ------
         FactorizationError
-            `m` is not finite and there is no previous inverse.
+            `m` or its damping is not finite and there is no previous inverse.
         """
         eye = Backend.of(m).eye(m.shape[0])
-        if not all_finite(m):
+        if not (all_finite(m) and math.isfinite(float(damping))):
             return self.keep(factor, previous, float(damping))
         try:
             return _resolved_inverse(m + damping * eye)
