@@ -87,13 +87,18 @@ def test_exact_damping_is_the_inverse_of_the_damped_product(backend, a, damping:
     assert_close(flat(actual), expected, 1e-12 + 1e-15 * condition)
 
 
+# The rules differ in what they add to the factors alone, which a few networks show.
+FEW = ("relu_softmax", "residual_nested", "mean_pooled", "positions_mixed_softmax")
+
+
 @pytest.mark.parametrize(
     ("name", "network"),
     [
         (name, case)
         for name, curvature in CURVATURES.items()
         for case in NETWORKS
-        if supported(curvature, case) and (name != "full" or len(case.shape) == 2)
+        if supported(curvature, case)
+        and (case.name in FEW or name in ("kfac", "kfac reduce", "diagonal", "exact blocks"))
     ],
     ids=str,
 )

@@ -69,9 +69,21 @@ def test_exact_damping_costs_more():
     assert line.split()[-2:] == ["648", "192"]  # 9 (4³ + 2³), 4 · 2 · 4 (2 + 4)
 
 
+def test_the_full_matrix_is_listed_by_its_diagonal_blocks():
+    lines = describe(NESTED, parameters(NESTED), FullMatrix(), (5,)).splitlines()
+    assert [line.split()[0] for line in lines[1:-1]] == ["0", "1.1", "1.2", "2.1.0"]
+    assert all("ExactBlock" in line for line in lines[1:-1])
+
+
 @pytest.mark.parametrize(
     ("width", "factorise", "solve"),
-    [(1, "18", "12"), (20, "34.5k", "34.4k"), (1000, "4.01G", "4.01G"), (20000, "32T", "32T")],
+    [
+        (1, "18", "12"),
+        (20, "34.5k", "34.4k"),
+        (1000, "4.01G", "4.01G"),
+        (20_000, "32T", "32T"),
+        (100_000, "4e+15", "4e+15"),
+    ],
 )
 def test_costs_are_short(width: int, factorise: str, solve: str):
     """2 (d_out³ + (d_in + 1)³) and 2 d_out (d_in + 1) (d_out + d_in + 1)."""

@@ -212,6 +212,17 @@ def test_every_other_curvature_keeps_its_inverse_too(backend, curvature, path, k
     np.testing.assert_array_equal(flat(trees.ravel(new)), flat(trees.ravel(old)))
 
 
+def test_a_rule_that_gives_no_number_ends_on_the_last_rung(backend: Backend):
+    block = KFACBlock(rule=lambda A, G, gamma: (np.nan, gamma))
+    moments = kronecker_moments(backend)
+    with pytest.raises(FactorizationError, match=r"layer 2\.1: factor A is not finite"):
+        BlockDiagonal(block).factorise(moments, 0.25)
+    old, _ = BlockDiagonal().factorise(moments, 0.25)
+    new, events = BlockDiagonal(block).factorise(moments, 0.25, old)
+    assert [(e.factor, e.rung) for e in events] == [("A", "kept the last inverse")]
+    np.testing.assert_array_equal(host(new["2.1"]["A_inverse"]), host(old["2.1"]["A_inverse"]))
+
+
 def test_events_read_well():
     event = LadderEvent("2.1", "A", "kept the last inverse", 0.25)
     assert str(event) == "2.1.A: kept the last inverse (damping 0.25)"
@@ -278,7 +289,7 @@ def test_the_solution_is_finite_at_every_damping(backend: Backend, name: str, pr
     gradient = e.gradient()
     for curvature in CURVATURES.values():
         moments = estimate(curvature.curvature, e, Exact())
-        for damping in (0.0, 1e-300, 1e-38, 1e-12, 1e-3, 1e30):
+        for damping in (0.0, 1e-300 if precision == "float64" else 1e-38, 1e-12, 1e30):
             factors, _ = curvature.curvature.factorise(moments, damping)
             solution = curvature.curvature.solve(factors, gradient)
             assert np.all(np.isfinite(flat(solution)))
