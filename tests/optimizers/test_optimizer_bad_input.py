@@ -35,6 +35,7 @@ from kfac_np.optimizers import (
     ConstantDamping,
     CoupledGamma,
     FixedRate,
+    GammaSearch,
     LevenbergMarquardt,
     Optimizer,
     QuadraticModel,
@@ -373,6 +374,29 @@ def test_first_moments_that_are_not_finite(backend: Backend) -> None:
     kfac = KFAC(SQUARED.objective, fisher=SpoiledVectors((1,)))
     with pytest.raises(DivergenceError, match="step 1: layer 0: the moments A, G are not finite"):
         kfac.step(kfac.init(SQUARED.params(backend)), *SQUARED.batch_on(backend, 1))
+
+
+@overflows
+def test_proposals_that_are_not_finite(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates for γ whose proposal overflows are passed over; if all do, that is an error."""
+    kfac = KFAC(SQUARED.objective, gamma=GammaSearch(interval=1, decay=0.5))
+    state = kfac.init(SQUARED.params(backend))
+    solve = BlockDiagonal.solve
+    calls: list[float] = []
+
+    def solve_at_last(self: BlockDiagonal, factors: Any, v: Tree) -> Tree:
+        calls.append(1.0)
+        return trees.scale(1.0 if len(calls) % 3 == 0 else math.inf, solve(self, factors, v))
+
+    monkeypatch.setattr(BlockDiagonal, "solve", solve_at_last)
+    after, report = kfac.step(state, *SQUARED.batch_on(backend, 1))
+    assert len(calls) == 3
+    assert report.gamma == kfac.gamma.candidates(1, None, 150 + 1e-5)[2]
+    assert np.isfinite(flat(after.params)).all()
+
+    monkeypatch.setattr(BlockDiagonal, "solve", lambda self, factors, v: trees.scale(math.inf, v))
+    with pytest.raises(DivergenceError, match="step 1: no proposal is finite for gamma in"):
+        kfac.step(state, *SQUARED.batch_on(backend, 1))
 
 
 @overflows

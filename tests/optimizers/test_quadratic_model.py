@@ -26,6 +26,7 @@ from kfac_np.optimizers import (
     ConstantDamping,
     CoupledGamma,
     FixedRate,
+    GammaSearch,
     LevenbergMarquardt,
     Optimizer,
     QuadraticModel,
@@ -408,3 +409,23 @@ def test_damping_ends_the_invariance() -> None:
         for o, p in ((one, params), (other, changed))
     ]
     assert np.max(np.abs(paths[0][-1] - paths[1][-1])) > 1e-3
+
+
+def test_a_search_between_refreshes_makes_factors_of_its_own(backend: Backend) -> None:
+    """The factors always belong to the γ that is reported, whatever the two intervals are."""
+    c = case("tanh_squared")
+    kfac = KFAC(
+        c.objective,
+        damping=LevenbergMarquardt(0.1),
+        gamma=GammaSearch(interval=2, decay=0.5),
+        refresh=Refresh(5, first=1),
+    )
+    state, gammas = kfac.init(c.params(backend)), set()
+    for k in range(1, 12):
+        state, report = kfac.step(state, *c.batch_on(backend, k))
+        assert bool(report.refreshed) == (k in (1, 2, 4, 5, 6, 8, 10))
+        gammas.add(report.gamma)
+        if report.refreshed:
+            factors, _ = kfac.curvature.factorise(state.moments, state.gamma**2)
+            assert flat(state.factors) == pytest.approx(flat(factors))
+    assert len(gammas) > 2

@@ -91,6 +91,12 @@ def test_levenberg_marquardt_borders() -> None:
     assert lm.update(2.0, 0.0) == 5.0
 
 
+def test_constant_damping() -> None:
+    assert ConstantDamping(0.1).at(3, 7.0) == ConstantDamping(0.1).update(0.1, rho=0.0) == 0.1
+    assert ConstantDamping(Inverse(6.0, halving=4)).at(5, 7.0) == 3.0
+    assert not any(ConstantDamping(0.1).measures(k) for k in range(1, 50))
+
+
 def test_gamma_search_candidates() -> None:
     search = GammaSearch(interval=2, decay=0.5)
     assert search.candidates(1, None, 9.0) == (3.0,)
