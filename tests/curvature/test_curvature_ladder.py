@@ -223,6 +223,23 @@ def test_a_rule_that_gives_no_number_ends_on_the_last_rung(backend: Backend):
     np.testing.assert_array_equal(host(new["2.1"]["A_inverse"]), host(old["2.1"]["A_inverse"]))
 
 
+def test_an_eigendecomposition_that_fails_ends_on_the_last_rung(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+):
+    """LAPACK may fail to converge, if never on a matrix that one could write down."""
+
+    def failing(m: Array):
+        raise FactorizationError("no convergence")
+
+    monkeypatch.setattr("kfac_np.curvature.ladder.eigh", failing)
+    indefinite = backend.asarray(np.diag([1.0, -1.0]))
+    kept, events = invert(indefinite, 1e-4, previous=backend.eye(2))
+    assert [e.rung for e in events] == ["kept the last inverse"]
+    np.testing.assert_array_equal(kept, np.eye(2))
+    with pytest.raises(FactorizationError, match="layer 2.1: factor A"):
+        invert(indefinite, 1e-4)
+
+
 def test_events_read_well():
     event = LadderEvent("2.1", "A", "kept the last inverse", 0.25)
     assert str(event) == "2.1.A: kept the last inverse (damping 0.25)"
