@@ -126,7 +126,8 @@ def _defaults(data: str, model: str, optimizer: str) -> Table:
 
     with S = 40 for curves (rates 0.005 to 0.1 and 0.0003 to 0.006) and S = 3 for digits (0.003 to
     0.3 and 0.001 to 0.02; on the labels, where all larger rates fit the training set, a middle
-    one). Images of other data sets have the rates of curves.
+    one). Images of other data sets have the rates of curves. The batches of K-FAC are the better
+    ones of constant (250, 500, 1000, 2000) and growing (300:1500, 500:2000) by the same rule.
     """
     digits = data == "digits"
     if model == "mlp":
@@ -139,9 +140,12 @@ def _defaults(data: str, model: str, optimizer: str) -> Table:
         sizes = [400, 200, 100, 50, 25, 6] if data == "curves" else [1000, 500, 250, 30]
         rates = {"sgd": 0.01, "adam": 3e-3}
     rate = {"rate": rates[optimizer]} if optimizer in rates else {}
+    # The statistics of K-FAC want more examples than a gradient does, and more as it converges.
+    batch: Table = {"name": "constant", "size": 100 if optimizer in rates else 500}
+    if optimizer == "kfac" and data == "curves":
+        batch = {"name": "growing", "first": 500, "full_at": 2000}
     return {
         "model": {"name": model, "sizes": sizes},
         "optimizer": {"name": optimizer, **rate},
-        # The statistics of K-FAC want more examples than a gradient does.
-        "batch": {"name": "constant", "size": 100 if optimizer in rates else 500},
+        "batch": batch,
     }
