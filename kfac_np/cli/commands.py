@@ -169,7 +169,7 @@ def show(summaries: dict[str, dict[str, Any]]) -> None:
     >>> show({"sgd": {"steps": 9, "seconds": 0.5, "training_loss": 2.5, "status": "finished",
     ...     "parameters": "current", "training_accuracy": 0.5, "test": {"accuracy": 0.25}}})
     run  steps  seconds  training loss  training accuracy  test accuracy  parameters
-    sgd      9      0.5          2.500              0.500          0.250     current
+    sgd      9      0.5            2.5                0.5           0.25     current
     """
     titles = {"training_loss": "training loss", "training_accuracy": "training accuracy"}
     titles["reconstruction_error"] = "squared error"
@@ -199,6 +199,4 @@ def _test_title(name: str) -> str:
 
 
 def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.2f}"
+    return "-" if value is None else f"{value:.4g}"
