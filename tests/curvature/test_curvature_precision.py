@@ -90,7 +90,7 @@ def ill_conditioned(n: int, condition: float, *, common: bool) -> np.ndarray:
 
 @pytest.mark.parametrize("common", [False, True], ids=["spread", "common direction"])
 @pytest.mark.parametrize("condition", [1e1, 1e2, 1e3, 1e4])
-@pytest.mark.parametrize("n", [10, 96])
+@pytest.mark.parametrize("n", [10, 96, 97, 300])
 def test_single_precision_inverse(backend: Backend, n: int, condition: float, common: bool):
     """‖M⁻¹ - exact‖_F ≤ 4 κ ε ‖exact‖_F: the inverse of a matrix that has been rounded once."""
     m = backend.xp.astype(
