@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
-from dense_reference import HostArray, Net, growing_batch_size, sample_targets
+from dense_net import HostArray, Net, sample_targets
+from dense_reference import growing_batch_size
 
 from kfac_np import trees
 from kfac_np.backend import Array, Backend, Rng, to_numpy

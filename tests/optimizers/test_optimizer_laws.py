@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import AVAILABLE, MAKERS
-from dense_reference import HostArray
+from dense_net import HostArray
 from optimizer_cases import Case, case, flat
 
 from kfac_np import trees

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from autograd import grad
-from dense_reference import HostArray
+from dense_net import HostArray
 from optimizer_cases import Case, case, flat
 
 from kfac_np.backend import Backend, get_backend
