@@ -29,6 +29,9 @@ def _array_api_strict() -> Backend:
 
 
 def _torch() -> Backend:
+    import torch
+
+    torch.set_num_threads(1)  # its threads would fight over the tiny matrices of the tests
     return get_backend("torch", "float64", "cpu")
 
 

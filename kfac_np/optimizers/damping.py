@@ -191,10 +191,10 @@ class GammaSearch(GammaPolicy):
     decay : float
         ω₂ for one step, in (0, 1); the published value is √(19/20).
     minimum, maximum : float
-        Candidates below or above are moved to these. The paper states no bounds; without an
-        upper one the search can drift away for good, since far above the factors' eigenvalues
-        F̂ ∝ I and every candidate is as good as any other. The companion code of the paper uses
-        1 (and √η below).
+        The smaller candidate is at least `minimum`, the larger one at most `maximum`; γ itself
+        stays a candidate. The paper states no bounds; without an upper one the search can drift
+        away for good, since far above the factors' eigenvalues F̂ ∝ I and every candidate is as
+        good as any other. The companion code of the paper uses 1 (and √η below).
 
     References
     ----------
