@@ -204,7 +204,7 @@ def to_table(config: Config) -> dict[str, Any]:
 
     Examples
     --------
-    >>> config = from_table({"model": {"sizes": [30, 6]}, "run": {"steps": 10}})
+    >>> config = from_table({"data": "digits", "run": {"steps": 10}})
     >>> table = to_table(config)
     >>> table["optimizer"]["damping"]["initial"], from_table(table) == config
     (150.0, True)
