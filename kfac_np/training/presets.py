@@ -119,18 +119,13 @@ def _named(table: Mapping[str, Any], key: str, default: str) -> Table:
 def _defaults(data: str, model: str, optimizer: str) -> Table:
     """Defaults that depend on what is trained with what.
 
-    Rates and batches of SGD and Adam are those with the least training loss after as many seconds
-    on one core as are given, in steps of about two and three, over batches of 50, 100 and 500:
-
-        kfac-np train --data DATA --optimizer NAME --rate RATE --batch-size SIZE --seconds S
-
-    with S = 40 for curves (rates 0.005 to 0.1 and 0.0003 to 0.006) and S = 3 for digits (0.003 to
+    Chosen by hand from runs of equal processor time with seed 0 (`benchmarks/sweep.py`), by the
+    training loss at their end. SGD and Adam: rates in steps of about two and three, batches of 50,
+    100 and 500; 40 s on curves (rates 0.005 to 0.1 and 0.0003 to 0.006), 2.5 s on digits (0.003 to
     0.3 and 0.001 to 0.02; on the labels, where all larger rates fit the training set, a middle
-    one). Images of other data sets have the rates of curves.
-
-    K-FAC's initial λ and batches on curves were chosen alike, after 25 and 40 seconds, from 150
-    (as published), 15, 1.5, 1, 0.1, 0.03, 0.01 and 0.003, and from 250, 500, 1000, 2000, 300:1500
-    and 500:2000; elsewhere its settings are the published ones.
+    one). Images of other data sets have the rates of curves. K-FAC on curves: 25 and 40 s, some
+    of the pairs of λ₀ in 150 (as published), 15, 1.5, 1, 0.1, 0.03, 0.01, 0.003 and batches of 250,
+    500, 1000, 2000, 300:1500, 500:2000; elsewhere its settings are the published ones.
     """
     digits = data == "digits"
     if model == "mlp":
