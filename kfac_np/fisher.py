@@ -73,8 +73,7 @@ class Exact(FisherType):
     budget_bytes: int = 2**28
 
     def __post_init__(self) -> None:
-        if self.budget_bytes < 1:
-            raise InputError(f"Exact: expected budget_bytes >= 1, got {self.budget_bytes}")
+        _require_count("Exact: expected budget_bytes", self.budget_bytes)
 
     def vectors(self, e: Evaluation, rng: Rng) -> Iterator[Array]:
         loss, z = e.objective.loss, e.outputs
@@ -113,8 +112,7 @@ class MonteCarlo(FisherType):
     samples: int = 1
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise InputError(f"MonteCarlo: expected samples >= 1, got {self.samples}")
+        _require_count("MonteCarlo: expected samples", self.samples)
 
     def vectors(self, e: Evaluation, rng: Rng) -> Iterator[Array]:
         loss, z = e.objective.loss, e.outputs
@@ -164,6 +162,11 @@ class InputOnly(FisherType):
     def vectors(self, e: Evaluation, rng: Rng) -> Iterator[Array]:
         xp, z = array_namespace(e.outputs), e.outputs
         yield xp.zeros((0, *z.shape), dtype=z.dtype, device=z.device)
+
+
+def _require_count(what: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{what} >= 1, got {value!r}")
 
 
 def _separate_positions(v: Array, at_once: int) -> Iterator[Array]:

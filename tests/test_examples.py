@@ -46,7 +46,7 @@ EXPECTED: dict[str, tuple[list[str], list[str]]] = {
         [],
         [
             r" +after 1 natural gradient step +\d\.\de-2\d",
-            r" +0\.001 +\d\.\d\de-07 +\d\.\d\de-07 +(0\.99|1\.00)\d\d",
+            r" +0\.001 +\d\.\d\de-0[67] +\d\.\d\de-0[67] +(0\.99|1\.00)\d\d",
             r" +K-FAC +\d\.\de-(0[89]|1\d)   of the movement",
         ],
     ),

@@ -243,5 +243,8 @@ def get_backend(name: str = "numpy", dtype: str = "float32", device: Any = None)
     except ImportError as error:
         extra = " (pip install 'kfac_np[cuda12x]' or 'kfac_np[cuda13x]')" if name == "cupy" else ""
         raise ConfigError(f"backend {name!r} is not installed{extra}: {error}") from error
-    sample = xp.zeros(1, dtype=getattr(xp, dtype), device=device)
+    try:
+        sample = xp.zeros(1, dtype=getattr(xp, dtype), device=device)
+    except Exception as error:  # every library refuses in its own way
+        raise ConfigError(f"device: {name} cannot make arrays on {device!r} ({error})") from error
     return Backend(xp, array_api_compat.device(sample), sample.dtype)

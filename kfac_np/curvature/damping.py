@@ -98,5 +98,6 @@ def _split(norm_a: Array, norm_g: Array, gamma: float) -> tuple[Array, Array]:
     xp = array_namespace(norm_a, norm_g)
     both = (norm_a > 0) & (norm_g > 0) & xp.isfinite(norm_a) & xp.isfinite(norm_g)
     one = xp.ones_like(norm_a)
-    pi = xp.sqrt(xp.where(both, norm_a, one) / xp.where(both, norm_g, one))
+    # roots first: the quotient of a large and a tiny norm would overflow
+    pi = xp.sqrt(xp.where(both, norm_a, one)) / xp.sqrt(xp.where(both, norm_g, one))
     return pi * gamma, gamma / pi

@@ -57,6 +57,11 @@ class KFACBlock(Block):
     rule: DampingRule = pi_trace
     exact_damping: bool = False
 
+    def __repr__(self) -> str:
+        names = [getattr(f, "__name__", repr(f)) for f in (self.sharing, self.rule)]
+        exact = ", exact_damping=True" if self.exact_damping else ""
+        return f"KFACBlock({', '.join(names)}{exact})"
+
     def supports(self, statistics: object) -> bool:
         return isinstance(statistics, AffineStatistics)
 

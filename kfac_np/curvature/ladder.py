@@ -166,7 +166,8 @@ class Ladder:
         if previous is None:
             raise FactorizationError(
                 f"layer {self.layer}: factor {factor} is not finite and there is no earlier "
-                "inverse to keep; look for NaN or Inf in the data or a diverging network"
+                "inverse to keep; look for NaN or Inf in the data, a diverging network, or numbers "
+                f"too large for the dtype (damping {damping:g})"
             )
         self.note(factor, "kept the last inverse", damping)
         return previous

@@ -8,6 +8,7 @@ from typing import ClassVar, final
 from kfac_np import trees
 from kfac_np.backend import Array, array_namespace
 from kfac_np.errors import ConfigError
+from kfac_np.objective import Objective
 from kfac_np.optimizers.averaging import IterateAverage
 from kfac_np.optimizers.base import (
     Optimizer,
@@ -16,8 +17,15 @@ from kfac_np.optimizers.base import (
     StepReport,
     apply_update,
     check_params,
+    require_part,
 )
-from kfac_np.optimizers.schedules import Schedule, require_positive, require_rate, value_at
+from kfac_np.optimizers.schedules import (
+    Schedule,
+    require_number,
+    require_positive,
+    require_rate,
+    value_at,
+)
 from kfac_np.trees import Tree
 
 __all__ = ["Adam", "AdamState"]
@@ -81,8 +89,11 @@ class Adam(Optimizer):
     averaging: IterateAverage | None = None
 
     def __post_init__(self) -> None:
+        require_part("Adam objective", self.objective, Objective)
+        require_part("Adam averaging", self.averaging, IterateAverage, optional=True)
         require_rate("Adam rate", self.rate)
         for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
+            require_number(f"Adam {name}", beta)
             if not 0.0 <= beta < 1.0:
                 raise ConfigError(f"Adam {name}: expected 0 <= {name} < 1, got {beta!r}")
         require_positive("Adam epsilon", self.epsilon)
@@ -96,6 +107,7 @@ class Adam(Optimizer):
     def step(
         self, state: AdamState, x: Array, t: Array, weights: Array | None = None
     ) -> tuple[AdamState, StepReport]:
+        self.check_state(state)
         k = state.step + 1
         e = self.objective.evaluate(state.params, x, t, weights)
         h = Regularized.of(e, self.l2, k)

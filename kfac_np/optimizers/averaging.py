@@ -7,6 +7,7 @@ from typing import final
 
 from kfac_np import trees
 from kfac_np.errors import ConfigError
+from kfac_np.optimizers.schedules import require_number
 from kfac_np.trees import Tree
 
 __all__ = ["IterateAverage", "MovingAverage"]
@@ -40,6 +41,7 @@ class IterateAverage:
     warm_up: bool = False
 
     def __post_init__(self) -> None:
+        require_number("IterateAverage decay", self.decay)
         if not 0.0 <= self.decay < 1.0:
             raise ConfigError(f"IterateAverage decay: expected 0 <= decay < 1, got {self.decay!r}")
 
@@ -67,6 +69,7 @@ class MovingAverage:
     decay: float = 0.95
 
     def __post_init__(self) -> None:
+        require_number("MovingAverage decay", self.decay)
         if not 0.0 <= self.decay < 1.0:
             raise ConfigError(f"MovingAverage decay: expected 0 <= decay < 1, got {self.decay!r}")
 

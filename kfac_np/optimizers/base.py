@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self, final
 from kfac_np import trees
 from kfac_np.backend import Array, all_finite, require_float, require_same_place
 from kfac_np.curvature import LadderEvent
-from kfac_np.errors import DivergenceError, InputError
+from kfac_np.errors import ConfigError, DivergenceError, InputError
 from kfac_np.objective import Evaluation, Objective
 from kfac_np.trees import Tree
 
@@ -163,6 +163,14 @@ class Optimizer(ABC):
             Loss, gradient or update are not finite.
         """
 
+    def check_state(self, state: object) -> None:
+        """Raise `InputError` unless `state` is one of this optimiser's."""
+        if not isinstance(state, self.state_type):
+            raise InputError(
+                f"state: expected a {self.state_type.__name__}, from {type(self).__name__}.init or "
+                f"an earlier step, got {type(state).__name__}"
+            )
+
     def state_to_tree(self, state: State) -> dict[str, Any]:
         """The state as nested dicts, tuples, arrays and plain numbers, for a checkpoint."""
         return {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
@@ -170,6 +178,23 @@ class Optimizer(ABC):
     def state_from_tree(self, tree: dict[str, Any]) -> Any:
         """The state that `state_to_tree` took apart; training goes on from it bit for bit."""
         return self.state_type(**tree)
+
+
+def require_part(name: str, value: object, kind: type, *, optional: bool = False) -> None:
+    """Raise `ConfigError` unless `value` is a `kind` (or None, if that may be).
+
+    Examples
+    --------
+    >>> require_part("KFAC averaging", 0.99, State, optional=True)
+    Traceback (most recent call last):
+    kfac_np.errors.ConfigError: KFAC averaging: expected a State or None, got 0.99
+    """
+    if not isinstance(value, kind) and not (optional and value is None):
+        article = "an" if kind.__name__[0] in "AEIO" else "a"
+        raise ConfigError(
+            f"{name}: expected {article} {kind.__name__}{' or None' if optional else ''}, "
+            f"got {value!r}"
+        )
 
 
 def check_params(params: Tree) -> None:
@@ -180,7 +205,7 @@ def check_params(params: Tree) -> None:
     >>> import numpy as np
     >>> check_params((np.ones(2), np.asarray([np.nan])))
     Traceback (most recent call last):
-    kfac_np.errors.InputError: params: expected finite values, got NaN or Inf
+    kfac_np.errors.InputError: parameter 1: expected finite values, got NaN or Inf
     """
     named = list(trees.items(params))
     if not named:
@@ -188,8 +213,8 @@ def check_params(params: Tree) -> None:
     for path, p in named:
         require_float(f"parameter {path}", p)
         require_same_place(f"parameter {path}", p, named[0][1])
-    if not all_finite(*(p for _, p in named)):
-        raise InputError("params: expected finite values, got NaN or Inf")
+        if not all_finite(p):
+            raise InputError(f"parameter {path}: expected finite values, got NaN or Inf")
 
 
 @final

@@ -10,6 +10,7 @@ from typing import final
 from kfac_np.errors import ConfigError
 from kfac_np.optimizers.schedules import (
     Schedule,
+    require_number,
     require_positive,
     require_rate,
     require_whole,
@@ -115,6 +116,8 @@ class LevenbergMarquardt(DampingPolicy):
     def __post_init__(self) -> None:
         require_positive("LevenbergMarquardt initial", self.initial)
         require_whole("LevenbergMarquardt interval", self.interval)
+        for name in ("decay", "minimum", "maximum"):
+            require_number(f"LevenbergMarquardt {name}", getattr(self, name))
         if not 0.0 < self.decay < 1.0:
             raise ConfigError(f"LevenbergMarquardt decay: expected (0, 1), got {self.decay!r}")
         if not 0.0 <= self.minimum <= self.initial <= self.maximum:
@@ -213,6 +216,8 @@ class GammaSearch(GammaPolicy):
 
     def __post_init__(self) -> None:
         require_whole("GammaSearch interval", self.interval)
+        for name in ("decay", "minimum", "maximum"):
+            require_number(f"GammaSearch {name}", getattr(self, name))
         if not 0.0 <= self.minimum <= self.maximum:
             raise ConfigError(
                 f"GammaSearch: expected 0 <= minimum <= maximum, got {self.minimum!r} and "

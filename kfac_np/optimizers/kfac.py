@@ -18,7 +18,7 @@ from kfac_np.curvature import (
 )
 from kfac_np.errors import ConfigError, DivergenceError, InputError
 from kfac_np.fisher import FisherType, MonteCarlo
-from kfac_np.objective import Evaluation
+from kfac_np.objective import Evaluation, Objective
 from kfac_np.optimizers.averaging import IterateAverage, MovingAverage
 from kfac_np.optimizers.base import (
     Optimizer,
@@ -28,6 +28,7 @@ from kfac_np.optimizers.base import (
     apply_update,
     check_params,
     l2_term,
+    require_part,
 )
 from kfac_np.optimizers.damping import (
     DampingPolicy,
@@ -149,6 +150,15 @@ class KFAC(Optimizer):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_part("KFAC objective", self.objective, Objective)
+        require_part("KFAC curvature", self.curvature, Curvature)
+        require_part("KFAC fisher", self.fisher, FisherType)
+        require_part("KFAC step_rule", self.step_rule, StepRule)
+        require_part("KFAC damping", self.damping, DampingPolicy)
+        require_part("KFAC gamma", self.gamma, GammaPolicy)
+        require_part("KFAC moving_average", self.moving_average, MovingAverage)
+        require_part("KFAC refresh", self.refresh, Refresh)
+        require_part("KFAC averaging", self.averaging, IterateAverage, optional=True)
         require_fraction("KFAC statistics_fraction", self.statistics_fraction)
         require_positive("KFAC l2", self.l2, zero=True)
         require_whole("KFAC seed", self.seed, zero=True)
@@ -166,6 +176,7 @@ class KFAC(Optimizer):
     def step(
         self, state: KFACState, x: Array, t: Array, weights: Array | None = None
     ) -> tuple[KFACState, StepReport]:
+        self.check_state(state)
         k = state.step + 1
         e = self.objective.evaluate(state.params, x, t, weights)
         h = Regularized.of(e, self.l2, k)

@@ -46,6 +46,19 @@ def value_at(value: float | Schedule, k: int) -> float:
     return value(k) if isinstance(value, Schedule) else float(value)
 
 
+def require_number(name: str, value: object) -> None:
+    """Raise `ConfigError` unless `value` is a number.
+
+    Examples
+    --------
+    >>> require_number("decay", None)
+    Traceback (most recent call last):
+    kfac_np.errors.ConfigError: decay: expected a number, got None
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{name}: expected a number, got {value!r}")
+
+
 def require_positive(name: str, value: float, *, zero: bool = False) -> None:
     """Raise `ConfigError` unless `value` is a positive (or zero, if allowed) finite number.
 
@@ -182,6 +195,7 @@ class Cosine(Schedule):
         require_positive("Cosine initial", self.initial)
         require_positive("Cosine steps", self.steps)
         require_positive("Cosine final", self.final, zero=True)
+        require_number("Cosine warmup", self.warmup)
         if not 0 <= self.warmup < self.steps:
             raise ConfigError(f"Cosine warmup: expected 0 <= warmup < steps, got {self.warmup}")
 

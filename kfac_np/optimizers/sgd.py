@@ -8,6 +8,7 @@ from typing import ClassVar, final
 from kfac_np import trees
 from kfac_np.backend import Array
 from kfac_np.errors import ConfigError
+from kfac_np.objective import Objective
 from kfac_np.optimizers.averaging import IterateAverage
 from kfac_np.optimizers.base import (
     Optimizer,
@@ -16,8 +17,15 @@ from kfac_np.optimizers.base import (
     StepReport,
     apply_update,
     check_params,
+    require_part,
 )
-from kfac_np.optimizers.schedules import Schedule, require_positive, require_rate, value_at
+from kfac_np.optimizers.schedules import (
+    Schedule,
+    require_number,
+    require_positive,
+    require_rate,
+    value_at,
+)
 from kfac_np.trees import Tree
 
 __all__ = ["SGD", "SGDState"]
@@ -83,7 +91,10 @@ class SGD(Optimizer):
     averaging: IterateAverage | None = None
 
     def __post_init__(self) -> None:
+        require_part("SGD objective", self.objective, Objective)
+        require_part("SGD averaging", self.averaging, IterateAverage, optional=True)
         require_rate("SGD rate", self.rate)
+        require_number("SGD momentum", self.momentum)
         if not 0.0 <= self.momentum < 1.0:
             raise ConfigError(f"SGD momentum: expected 0 <= momentum < 1, got {self.momentum!r}")
         require_positive("SGD l2", self.l2, zero=True)
@@ -95,6 +106,7 @@ class SGD(Optimizer):
     def step(
         self, state: SGDState, x: Array, t: Array, weights: Array | None = None
     ) -> tuple[SGDState, StepReport]:
+        self.check_state(state)
         k = state.step + 1
         e = self.objective.evaluate(state.params, x, t, weights)
         h = Regularized.of(e, self.l2, k)

@@ -12,7 +12,13 @@ from kfac_np import trees
 from kfac_np.backend import array_namespace, to_numpy
 from kfac_np.errors import ConfigError, DivergenceError
 from kfac_np.objective import Evaluation
-from kfac_np.optimizers.schedules import Schedule, require_positive, require_rate, value_at
+from kfac_np.optimizers.schedules import (
+    Schedule,
+    require_number,
+    require_positive,
+    require_rate,
+    value_at,
+)
 from kfac_np.products import quadratic_forms
 from kfac_np.trees import Tree
 
@@ -261,6 +267,8 @@ class FixedRate(StepRule):
 
     def __post_init__(self) -> None:
         require_rate("FixedRate rate", self.rate)
+        if not isinstance(self.momentum, Schedule):
+            require_number("FixedRate momentum", self.momentum)
         if not isinstance(self.momentum, Schedule) and not 0.0 <= self.momentum < 1.0:
             raise ConfigError(f"FixedRate momentum: expected [0, 1), got {self.momentum!r}")
         if self.kl_clip is not None:

@@ -243,3 +243,11 @@ def test_damping_that_makes_no_sense_is_refused(backend: Backend, name: str, dam
     moments = estimate(curvature, networks(name="dense_alone")[0].build(backend).evaluate())
     with pytest.raises(InputError, match=f"damping: expected a finite number >= 0, got {damping}"):
         curvature.factorise(moments, damping)
+
+
+def test_pi_of_factors_whose_quotient_overflows() -> None:
+    """In single precision 1 / 1e-40 is infinite, its root is not."""
+    tiny = np.float32(1e-40) * np.eye(2, dtype=np.float32)
+    damping_a, damping_g = pi_trace(np.eye(3, dtype=np.float32), tiny, 0.1)
+    assert 0.1 * float(damping_a) * float(damping_g) == pytest.approx(1e-3, rel=1e-4)
+    assert float(damping_a) == pytest.approx(1e19, rel=1e-2)

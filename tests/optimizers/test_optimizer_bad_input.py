@@ -15,6 +15,7 @@ from kfac_np import trees
 from kfac_np.backend import Array, Backend, get_backend, to_numpy
 from kfac_np.curvature import BlockDiagonal, KFACBlock
 from kfac_np.errors import (
+    ConfigError,
     CurvatureError,
     InputError,
     KfacError,
@@ -143,7 +144,7 @@ def test_arrays_are_never_moved(make: Callable[[Objective], Optimizer]) -> None:
     ("params", "message"),
     [
         ((), "at least one array"),
-        ((np.ones((4, 4)), (), np.full((2, 5), math.nan)), "params: expected finite values"),
+        ((np.ones((4, 4)), (), np.full((2, 5), math.nan)), "parameter .*: expected finite values"),
         ((np.ones((4, 4)), (), np.ones((2, 5), int)), "parameter 2: expected an array of floats"),
         ((np.ones((4, 4)), (), np.ones((2, 5), "f4")), "parameter 2: expected dtype float64"),
         ((np.ones((4, 4)), (), 1.0), "parameter 2: expected an array, got float"),
@@ -167,3 +168,29 @@ def test_curvature_that_names_no_layer() -> None:
     kfac = KFAC(SQUARED.objective, curvature=BlockDiagonal(overrides={"7": KFACBlock()}))
     with pytest.raises(CurvatureError, match="overrides: expected paths among 0, 2; got 7"):
         kfac.step(kfac.init(SQUARED.params(NUMPY)), *batch())
+
+
+@pytest.mark.parametrize(
+    "name", ["curvature", "fisher", "step_rule", "damping", "gamma", "refresh"]
+)
+def test_a_part_of_the_wrong_kind(name: str) -> None:
+    """A part is checked where it is given, not where a step first uses it."""
+    objective = case("tanh_squared").objective
+    with pytest.raises(ConfigError, match=f"KFAC {name}: expected an? .*, got 0.5"):
+        KFAC(objective, **{name: 0.5})
+
+
+@pytest.mark.parametrize("optimizer", [KFAC, SGD, Adam])
+def test_a_network_where_an_objective_belongs(optimizer: type) -> None:
+    """The commonest slip of all."""
+    network = case("tanh_squared").objective.network
+    with pytest.raises(ConfigError, match="objective: expected an Objective, got Sequential"):
+        optimizer(network)
+
+
+def test_a_state_of_another_optimizer() -> None:
+    """Said before anything happens."""
+    c = case("tanh_squared")
+    state = SGD(c.objective).init((np.ones((4, 4)), (), np.ones((2, 5))))
+    with pytest.raises(InputError, match=r"state: expected a KFACState, .* got SGDState"):
+        KFAC(c.objective).step(state, *c.batch_at(1)[:2])
