@@ -104,7 +104,8 @@ def configs_of(table: Mapping[str, Any], names: str | None = None) -> dict[str, 
     Raises
     ------
     ConfigError
-        As `from_table`; or there is no optimiser, or the same one twice.
+        As `from_table`; or there is no optimiser, or the same one twice, or a name that cannot
+        be that of a directory.
 
     Examples
     --------
@@ -121,8 +122,13 @@ def configs_of(table: Mapping[str, Any], names: str | None = None) -> dict[str, 
         raise ConfigError("optimizer: expected with train; compare has compare.NAME.optimizer")
     labels = list(own) if names is None else [name.strip() for name in names.split(",")]
     labels = labels or ["kfac", "sgd", "adam"]
-    if len(set(labels)) < len(labels) or not all(labels):
+    if len(set(labels)) < len(labels) or not all(map(str.strip, labels)):
         raise ConfigError(f"--optimizers: expected different names, got {','.join(labels)!r}")
+    if escaping := [n for n in labels if n in (".", "..") or set(n) & set("/\\\0")]:
+        raise ConfigError(
+            f"compare: expected names that can be directories, without separators, got "
+            f"{escaping[0]!r}"
+        )
     if unused := sorted(own.keys() - labels):
         raise ConfigError(f"compare: expected settings of {', '.join(labels)}; got {unused[0]!r}")
     common = {k: v for k, v in table.items() if k != "compare"}

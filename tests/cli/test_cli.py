@@ -139,6 +139,18 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert losses(f"{out}/slow") == losses(f"{out}2/slow") == losses(f"{out}3")
 
 
+@pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", "/x", ".", "..", "", " "])
+def test_names_of_a_comparison_stay_in_its_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(f"[compare.{json.dumps(name)}.optimizer]\nname = 'sgd'\n[run]\nsteps = 1\n")
+    words = ["compare", *SMALL, "--config", str(file), "--out", str(tmp_path / "o" / "run")]
+    assert main(words) == 2
+    assert "names" in capsys.readouterr().err
+    assert {p.name for p in tmp_path.iterdir()} == {"c.toml"}
+
+
 def test_compare_goes_on_when_one_diverges(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
