@@ -15,6 +15,7 @@ from kfac_np.optimizers import KFAC
 from kfac_np.training import checkpoint, plots
 from kfac_np.training.config import Config, from_table, to_table, toml
 from kfac_np.training.experiment import Experiment
+from kfac_np.training.lock import locked
 from kfac_np.training.run import CHECKPOINTS, new_directory, read_config, run
 
 __all__ = ["describe", "extended", "factors", "only_resuming", "show", "train"]
@@ -191,7 +192,8 @@ def show(summaries: dict[str, dict[str, Any]]) -> None:
 
 
 def _draw_curves(directory: Path, label: str) -> None:
-    plots.plot_curves(directory / "curves.png", plots.read_curves(directory, label))
+    with locked(directory):
+        plots.plot_curves(directory / "curves.png", plots.read_curves(directory, label))
 
 
 def _test_title(name: str) -> str:

@@ -19,6 +19,7 @@ from kfac_np.training.config import Config, from_table, read_table, to_table, to
 from kfac_np.training.data import Dataset
 from kfac_np.training.experiment import Experiment
 from kfac_np.training.files import write_text
+from kfac_np.training.lock import locked
 from kfac_np.training.loop import Position
 from kfac_np.training.metrics import reconstruct
 from kfac_np.training.records import to_json
@@ -61,34 +62,8 @@ def compare(flags: argparse.Namespace) -> int:
     directory = Path(flags.resume or flags.out or "runs/compare")
     if not flags.resume:
         make_room(directory)
-    write(directory / CONFIG, _shared_table(configs))
-    code = 0
-    summaries: dict[str, dict[str, Any]] = {}
-    pictures: dict[str, Any] = {}
-    for label, config in configs.items():
-        experiment = Experiment.of(config, datasets[label])
-        position, summary = _run(label, experiment, directory / label, flags)
-        summaries[label] = {"optimizer": label, **summary}
-        code = code if summary["status"] != "failed" else FAILED
-        if position is not None and experiment.task == "reconstruction":
-            pictures.setdefault("data", to_numpy(experiment.test[0][:_PICTURES, ...]))
-            params = position.parameters[summary["parameters"]]
-            images = reconstruct(
-                experiment.optimizer.objective, params, experiment.test[0][:_PICTURES, ...]
-            )
-            pictures[label] = to_numpy(images)
-        if summary["status"] == "interrupted":
-            code = INTERRUPTED
-            break
-    write_text(directory / SUMMARY, to_json(summaries, indent=2) + "\n")
-    curves = [c for label in summaries for c in plots.read_curves(directory / label, label)]
-    plots.plot_curves(directory / "curves.png", curves)
-    if pictures:
-        shape = next(iter(datasets.values())).image_shape
-        plots.plot_images(directory / "reconstructions.png", pictures, shape)
-    show(summaries)
-    print(f"Everything is in {directory}")
-    return code
+    with locked(directory):
+        return _compare(configs, datasets, directory, flags)
 
 
 def configs_of(table: Mapping[str, Any], names: str | None = None) -> dict[str, Config]:
@@ -139,6 +114,42 @@ def configs_of(table: Mapping[str, Any], names: str | None = None) -> dict[str, 
         with_name = merge({"optimizer": {"name": label}}, own.get(label, {}))
         configs[label] = from_table(merge(common, with_name))
     return configs
+
+
+def _compare(
+    configs: Mapping[str, Config],
+    datasets: Mapping[str, Dataset],
+    directory: Path,
+    flags: argparse.Namespace,
+) -> int:
+    write(directory / CONFIG, _shared_table(configs))
+    code = 0
+    summaries: dict[str, dict[str, Any]] = {}
+    pictures: dict[str, Any] = {}
+    for label, config in configs.items():
+        experiment = Experiment.of(config, datasets[label])
+        position, summary = _run(label, experiment, directory / label, flags)
+        summaries[label] = {"optimizer": label, **summary}
+        code = code if summary["status"] != "failed" else FAILED
+        if position is not None and experiment.task == "reconstruction":
+            pictures.setdefault("data", to_numpy(experiment.test[0][:_PICTURES, ...]))
+            params = position.parameters[summary["parameters"]]
+            images = reconstruct(
+                experiment.optimizer.objective, params, experiment.test[0][:_PICTURES, ...]
+            )
+            pictures[label] = to_numpy(images)
+        if summary["status"] == "interrupted":
+            code = INTERRUPTED
+            break
+    write_text(directory / SUMMARY, to_json(summaries, indent=2) + "\n")
+    curves = [c for label in summaries for c in plots.read_curves(directory / label, label)]
+    plots.plot_curves(directory / "curves.png", curves)
+    if pictures:
+        shape = next(iter(datasets.values())).image_shape
+        plots.plot_images(directory / "reconstructions.png", pictures, shape)
+    show(summaries)
+    print(f"Everything is in {directory}")
+    return code
 
 
 def _load(configs: Mapping[str, Config]) -> dict[str, Dataset]:

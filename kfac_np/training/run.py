@@ -6,6 +6,7 @@ from its last checkpoint to the same numbers as if it had not been.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -21,6 +22,7 @@ from kfac_np.training import checkpoint
 from kfac_np.training.config import Config, from_table, read_table, to_table, write
 from kfac_np.training.experiment import Experiment
 from kfac_np.training.files import write_text
+from kfac_np.training.lock import LOCK, locked
 from kfac_np.training.loop import Position, Step, train
 from kfac_np.training.records import append_record, cut_after, read_records, sync, to_json
 
@@ -97,6 +99,8 @@ def run(
     KfacError
         A step failed: the loss diverged, for example. The last good position has a checkpoint,
         and the summary says what happened.
+    ConfigError
+        Another run is writing to the directory.
 
     Examples
     --------
@@ -106,8 +110,9 @@ def run(
     ('finished', 2)
     """
     recorder = _Recorder(experiment, None if directory is None else Path(directory))
+    alone = contextlib.nullcontext() if directory is None else locked(directory)
     # What overflows is found and reported as a divergence: NumPy's warnings would say less.
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+    with alone, np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         return _run(experiment, recorder, resume, fall_back, observer or Observer())
 
 
@@ -153,7 +158,7 @@ def new_directory(directory: str | os.PathLike[str]) -> Path | None:
     Raises
     ------
     ConfigError
-        The directory holds something else, or cannot be made.
+        The directory holds something else, cannot be made, or another run is writing to it.
 
     Examples
     --------
@@ -168,15 +173,17 @@ def new_directory(directory: str | os.PathLike[str]) -> Path | None:
         old = None
         if directory.exists() and not directory.is_dir():
             raise ConfigError(f"{directory}: expected a directory, found a file")
-        if directory.is_dir() and any(directory.iterdir()):
+        if directory.is_dir() and any(p.name != LOCK for p in directory.iterdir()):
             if not (directory / CONFIG).exists():
                 raise ConfigError(
                     f"{directory}: expected a new or empty directory or an older run, found "
                     "other files"
                 )
             names = (f"{directory.name}.{number}" for number in itertools.count(1))
-            old = next(p for p in map(directory.with_name, names) if not p.exists())
-            directory.rename(old)
+            with locked(directory):
+                old = next(p for p in map(directory.with_name, names) if not p.exists())
+                directory.rename(old)
+                (old / LOCK).unlink(missing_ok=True)
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{directory}: cannot be used as a run directory ({error})") from error

@@ -23,6 +23,7 @@ from kfac_np.cli.progress import interruptible
 from kfac_np.errors import ConfigError
 from kfac_np.training import checkpoint
 from kfac_np.training.config import from_table, read_table
+from kfac_np.training.lock import locked
 from kfac_np.training.records import read_records
 
 SMALL = ["--data", "digits", "--n-train", "120", "--n-test", "40", "--sizes", "8,3"]
@@ -161,6 +162,17 @@ def test_compare_goes_on_when_one_diverges(
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [s["status"] for s in summary.values()] == ["failed", "finished"]
     assert "failed" in printed.out
+
+
+def test_commands_wait_for_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "run")
+    words = [*SMALL, "--steps", "1", "--out", out]
+    assert main(["compare", *words]) == 0
+    with locked(out):
+        for again in (["compare", *words], ["compare", "--resume", out], ["train", *words]):
+            assert main(again) == 2
+            assert f"error: another run is writing to {out}" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
 def test_compare_resumes(tmp_path: Path) -> None:

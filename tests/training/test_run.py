@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from kfac_np.errors import CheckpointError, ConfigError, DivergenceError
 from kfac_np.training import checkpoint
 from kfac_np.training.config import from_table, read_table
 from kfac_np.training.experiment import Experiment
+from kfac_np.training.lock import locked
 from kfac_np.training.loop import Position, Step
 from kfac_np.training.records import read_records
 from kfac_np.training.run import Observer, new_directory, read_config, run
@@ -311,3 +313,33 @@ def test_places_that_cannot_be_a_run_directory(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         new_directory(make(tmp_path / "place"))
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_two_runs_cannot_write_to_one_directory(tmp_path: Path, resume: bool) -> None:
+    place = tmp_path / "run"
+
+    def second(_: Step) -> None:
+        with pytest.raises(ConfigError, match="another run is writing to"):
+            run(experiment(), place, resume=resume)
+        with pytest.raises(ConfigError, match="another run is writing to"):
+            new_directory(place)
+
+    run(experiment(run={"steps": 2}), place, observer=Observer(stepped=second))
+    assert [r["step"] for r in read_records(place / "metrics.jsonl")] == [1, 2]
+    assert new_directory(place) == tmp_path / "run.1"
+    assert not list(tmp_path.rglob(".lock"))
+
+
+def test_the_lock_of_a_killed_run_is_no_obstacle(tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    place.mkdir()
+    (place / ".lock").touch()
+    assert new_directory(place) is None
+    run(experiment(run={"steps": 1}), place)
+
+
+def test_systems_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with locked(tmp_path), locked(tmp_path):
+        assert not list(tmp_path.iterdir())
