@@ -9,7 +9,7 @@ from typing import Any
 
 from kfac_np import curvature
 from kfac_np.cli.arguments import table_from
-from kfac_np.cli.progress import interruptible, observing, require_extras
+from kfac_np.cli.progress import announce_restart, interruptible, observing, require_extras
 from kfac_np.errors import CheckpointError, ConfigError, DivergenceError, FactorizationError
 from kfac_np.optimizers import KFAC
 from kfac_np.training import checkpoint, plots
@@ -46,7 +46,9 @@ def train(flags: argparse.Namespace) -> int:
     require_extras()
     experiment = Experiment.of(config)
     directory = Path(flags.resume or flags.out or "runs/train")
-    if not flags.resume:
+    if flags.resume:
+        announce_restart(directory)
+    else:
         make_room(directory)
     label = type(config.optimizer).__name__
     try:

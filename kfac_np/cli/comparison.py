@@ -12,7 +12,7 @@ from typing import Any
 from kfac_np.backend import to_numpy
 from kfac_np.cli.arguments import table_from
 from kfac_np.cli.commands import extended, make_room, only_resuming, show
-from kfac_np.cli.progress import interruptible, observing, require_extras
+from kfac_np.cli.progress import announce_restart, interruptible, observing, require_extras
 from kfac_np.errors import ConfigError, DivergenceError, FactorizationError
 from kfac_np.training import plots
 from kfac_np.training.config import Config, from_table, read_table, to_table, toml, write
@@ -168,6 +168,7 @@ def _run(
     resume = bool(flags.resume) and (directory / CONFIG).exists()
     if resume:
         read_config(directory)  # a damaged one is not to be written over
+        announce_restart(directory)
     settings = experiment.config.run
     try:
         with interruptible() as interrupted, observing(label, settings, interrupted) as observer:

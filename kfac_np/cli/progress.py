@@ -9,14 +9,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from kfac_np.errors import ConfigError
+from kfac_np.training import checkpoint
 from kfac_np.training.config import RunSettings
 from kfac_np.training.loop import Step
-from kfac_np.training.run import Observer
+from kfac_np.training.run import CHECKPOINTS, Observer
 
-__all__ = ["interruptible", "observing", "require_extras"]
+__all__ = ["announce_restart", "interruptible", "observing", "require_extras"]
 
 _SECONDS_BETWEEN_LINES = 2.0
 
@@ -32,6 +34,18 @@ def require_extras() -> None:
     missing = [names[module] for module in names if importlib.util.find_spec(module) is None]
     if missing:
         raise ConfigError(f"{', '.join(missing)} missing: pip install 'kfac_np[cli]'")
+
+
+def announce_restart(directory: Path) -> None:
+    """Say so where a run that is resumed has no checkpoint yet, and so begins again.
+
+    Examples
+    --------
+    >>> announce_restart(Path("no/such/run"))
+    No checkpoint in no/such/run: the run starts again from step 0
+    """
+    if checkpoint.latest(directory / CHECKPOINTS) is None:
+        print(f"No checkpoint in {directory}: the run starts again from step 0")
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -24,6 +26,7 @@ __all__ = [
     "Config",
     "DataSettings",
     "RunSettings",
+    "fingerprint",
     "from_table",
     "read_table",
     "to_table",
@@ -212,6 +215,20 @@ def to_table(config: Config) -> dict[str, Any]:
     table: dict[str, Any] = dump(Config, config, choices())
     plain = {k: v for k, v in table.items() if not isinstance(v, dict)}
     return {**plain, **{k: v for k, v in table.items() if isinstance(v, dict)}}
+
+
+def fingerprint(config: Config) -> str:
+    """Return a hash of all that a run may not change on its way: everything but its budget.
+
+    Examples
+    --------
+    >>> short, long = (from_table({"run": {"steps": n}}) for n in (10, 20))
+    >>> fingerprint(short) == fingerprint(long)
+    True
+    """
+    run = dataclasses.replace(config.run, steps=0, seconds=None)
+    table = to_table(dataclasses.replace(config, run=run))
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
 
 
 def read_table(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -102,8 +102,8 @@ class Position:
         }
 
     @classmethod
-    def from_tree(cls, tree: Any, optimizer: Optimizer) -> Position:
-        """Put a position together again.
+    def from_tree(cls, tree: Any, optimizer: Optimizer, where: str = "checkpoint") -> Position:
+        """Put a position together again; `where` it comes from is for messages.
 
         Raises
         ------
@@ -115,7 +115,7 @@ class Position:
             return cls(state, BatchState(**tree["batches"]), tree["seconds"])
         except (KeyError, TypeError, ValueError) as error:
             name = type(optimizer).__name__
-            raise CheckpointError(f"checkpoint: expected a state of {name} ({error})") from error
+            raise CheckpointError(f"{where}: expected a state of {name} ({error})") from error
 
 
 @final

@@ -19,7 +19,14 @@ import numpy as np
 
 from kfac_np.errors import CheckpointError, ConfigError, KfacError
 from kfac_np.training import checkpoint
-from kfac_np.training.config import Config, from_table, read_table, to_table, write
+from kfac_np.training.config import (
+    Config,
+    fingerprint,
+    from_table,
+    read_table,
+    to_table,
+    write,
+)
 from kfac_np.training.experiment import Experiment
 from kfac_np.training.files import write_text
 from kfac_np.training.lock import LOCK, locked
@@ -101,6 +108,9 @@ def run(
         and the summary says what happened.
     ConfigError
         Another run is writing to the directory.
+    CheckpointError
+        On resuming: the checkpoint is damaged, or of another configuration (the budget, steps
+        and seconds, may change).
 
     Examples
     --------
@@ -217,6 +227,7 @@ class _Recorder:
     def __init__(self, experiment: Experiment, directory: Path | None) -> None:
         self.experiment = experiment
         self.directory = directory
+        self.fingerprint = fingerprint(experiment.config)
         self.last_evaluation: dict[str, Any] | None = None
         self.last_saved: int | None = None
 
@@ -233,10 +244,16 @@ class _Recorder:
             raise ConfigError("resume: expected a run directory, got none")
         if checkpoint.latest(self.directory / CHECKPOINTS) is None:
             return self.begin()  # killed before the first checkpoint
-        path, tree, _ = checkpoint.load_latest(
+        path, tree, metadata = checkpoint.load_latest(
             self.directory / CHECKPOINTS, fall_back, self.experiment.backend
         )
-        position = Position.from_tree(tree, self.experiment.optimizer)
+        position = Position.from_tree(tree, self.experiment.optimizer, str(path))
+        # Checkpoints of older versions do not say what they were made with.
+        if metadata.get("configuration", self.fingerprint) != self.fingerprint:
+            raise CheckpointError(
+                f"{path}: expected the configuration that the run began with, got another one: "
+                f"has {self.directory / CONFIG} been edited?"
+            )
         write(self.directory / CONFIG, to_table(self.experiment.config))
         steps = [r["step"] for r in read_records(self.directory / METRICS)]
         if steps[: position.step] != list(range(1, position.step + 1)):
@@ -277,7 +294,7 @@ class _Recorder:
             self.directory / CHECKPOINTS,
             position.step,
             position.to_tree(self.experiment.optimizer),
-            {"seconds": position.seconds},
+            {"seconds": position.seconds, "configuration": self.fingerprint},
             keep=self.experiment.config.run.keep_checkpoints,
         )
         self.last_saved = position.step

@@ -84,6 +84,29 @@ def test_train_resumes_and_extends(tmp_path: Path, capsys: pytest.CaptureFixture
     )
 
 
+def test_a_run_without_a_checkpoint_says_that_it_starts_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *SMALL, "--steps", "2", "--out", str(tmp_path)]) == 0
+    assert main(["train", "--resume", str(tmp_path)]) == 0
+    assert "starts again" not in capsys.readouterr().out
+    for path in checkpoint.checkpoints(tmp_path / "checkpoints"):
+        path.unlink()
+    assert main(["train", "--resume", str(tmp_path)]) == 0
+    expected = f"No checkpoint in {tmp_path}: the run starts again from step 0"
+    assert expected in capsys.readouterr().out.splitlines()
+
+
+def test_an_edited_configuration_is_not_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *SMALL, "--steps", "2", "--out", str(tmp_path)]) == 0
+    file = tmp_path / "config.toml"
+    file.write_text(file.read_text().replace("n_train = 120", "n_train = 110"))
+    assert main(["train", "--resume", str(tmp_path), "--steps", "3"]) == 2
+    assert f"has {file} been edited?" in capsys.readouterr().err
+
+
 def test_flags_file_and_set_lie_over_each_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

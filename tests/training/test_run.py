@@ -213,10 +213,24 @@ def test_missing_records_are_an_error(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_optimiser_is_refused(tmp_path: Path) -> None:
     run(experiment(optimizer="sgd"), tmp_path)
-    with pytest.raises(CheckpointError, match="expected a state of KFAC"):
+    with pytest.raises(CheckpointError, match=r"step-0*23\.npz: expected a state of KFAC"):
         run(experiment(), tmp_path, resume=True)
     with pytest.raises(CheckpointError, match="expected a state of Adam"):
         Position.from_tree(3, experiment(optimizer="adam").optimizer)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"seed": 1}, {"batch": {"name": "constant", "size": 30}}, {"backend": {"dtype": "float64"}}],
+)
+def test_only_the_budget_of_a_run_may_change(tmp_path: Path, changes: dict[str, Any]) -> None:
+    run(experiment(run={"steps": 2}), tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(CheckpointError, match=r"the configuration that the run began with.*edited"):
+        run(experiment(run={"steps": 3}, **changes), tmp_path, resume=True)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert run(experiment(run={"steps": 3}), tmp_path, resume=True)[0].step == 3
+    assert run(experiment(run={"seconds": 1e-9}), tmp_path, resume=True)[0].step == 3
 
 
 def test_resuming_needs_a_directory() -> None:
