@@ -19,7 +19,7 @@ _EPILOG = """\
 Every setting is reachable: in TOML (--config), or as --set PATH=VALUE, for example
   --set optimizer.damping.initial=10 --set optimizer.refresh.interval=5
   --set optimizer.fisher=exact --set optimizer.averaging=none
-  --set optimizer.rate='{name="cosine", initial=0.1, steps=1000}'
+  --optimizer sgd --set optimizer.rate='{name="cosine", initial=0.1, steps=1000}'
 --print-config shows all of them with their values; an unknown one lists its neighbours.
 
 Exit codes: 0 success; 1 the run failed (it diverged, say); 2 bad usage, configuration, data or
@@ -93,7 +93,8 @@ def make_parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--optimizers",
         metavar="A,B,...",
-        help=f"among {', '.join(names)} (default kfac,sgd,adam); a name of your own needs "
+        help=f"among {', '.join(names)} (default kfac,sgd,adam; or, if the configuration has "
+        "compare.NAME, just the names it has); a name of your own needs "
         "--set compare.NAME.optimizer.name=..., and compare.NAME.PATH sets options of one",
     )
     _add_running(compare)
@@ -105,8 +106,8 @@ def make_parser() -> argparse.ArgumentParser:
     describe.set_defaults(command="describe")
 
     factors = add("factors", "draw a K-FAC run's Kronecker factors and their spectra")
-    factors.add_argument("directory", metavar="RUN_DIR")
-    factors.add_argument("--out", metavar="FILE", help="default RUN_DIR/factors.png")
+    factors.add_argument("directory", type=_path, metavar="RUN_DIR")
+    factors.add_argument("--out", type=_path, metavar="FILE", help="default RUN_DIR/factors.png")
     factors.set_defaults(command="factors")
     return parser
 
@@ -156,7 +157,7 @@ def _add_problem(parser: argparse.ArgumentParser) -> None:
     add("--backend", metavar="NAME", help="numpy (default), cupy, torch, array_api_strict")
     add("--dtype", metavar="TYPE", help="float32 (default) or float64")
     add("--seed", type=int, metavar="N", help="of parameters, batches and sampled targets")
-    add("--config", metavar="FILE", help="TOML file; flags go over it")
+    add("--config", type=_path, metavar="FILE", help="TOML file; flags go over it")
     add("--set", action="append", default=[], metavar="PATH=VALUE", help="set any option")
     add("--print-config", action="store_true", help="print the effective configuration and stop")
 
@@ -179,10 +180,11 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     add("--seconds", type=float, metavar="X", help="stop after X seconds of optimisation")
     add("--evaluations", type=int, metavar="N", help="evaluate N times on the way (25)")
     add("--evaluation-examples", type=int, metavar="N", help="on the first N examples (2000)")
-    add("--out", metavar="DIR", help="run directory; an older run there is moved aside")
+    add("--out", type=_path, metavar="DIR", help="run directory; an older run there is moved aside")
     add("--checkpoint-every", type=int, metavar="N", help="steps (default: only at the end)")
     add(
         "--resume",
+        type=_path,
         metavar="DIR",
         help="go on with the run in DIR, bit for bit; other options "
         "than --steps and --seconds cannot be changed",
@@ -199,6 +201,12 @@ def _version() -> str:
         return metadata.version("kfac_np")
     except metadata.PackageNotFoundError:  # run from its source, not installed
         return "(not installed)"
+
+
+def _path(text: str) -> str:
+    if not text:  # a shell variable that is not set, say
+        raise argparse.ArgumentTypeError("expected a path, got ''")
+    return text
 
 
 def _sizes(text: str) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from kfac_np.training.config import Config, from_table, to_table, toml
 from kfac_np.training.experiment import Experiment
 from kfac_np.training.lock import locked
 from kfac_np.training.run import CHECKPOINTS, new_directory, read_config, run
+from kfac_np.training.tables import merge
 
-__all__ = ["describe", "extended", "factors", "only_resuming", "show", "train"]
+__all__ = ["describe", "extended", "factors", "has_budget", "only_resuming", "show", "train"]
 
 INTERRUPTED = 130
+_NO_STEPS = {"run": {"steps": 0}}
 
 
 def train(flags: argparse.Namespace) -> int:
@@ -35,11 +38,14 @@ def train(flags: argparse.Namespace) -> int:
     ...
     0
     """
+    only_resuming(flags)
     if flags.resume:
-        only_resuming(flags)
         config = extended(read_config(flags.resume), flags)
     else:
-        config = from_table(table_from(flags))
+        table = table_from(flags)
+        if flags.print_config and not has_budget(table):
+            return _print_without_budget(table)
+        config = from_table(table)
     if flags.print_config:
         print(toml(to_table(config)), end="")
         return 0
@@ -81,7 +87,10 @@ def describe(flags: argparse.Namespace) -> int:
     0
     """
     table = table_from(flags)
-    config = from_table({**table, "run": {"steps": 0, **table.get("run", {})}})
+    without_budget = not has_budget(table)
+    if flags.print_config and without_budget:
+        return _print_without_budget(table)
+    config = from_table(merge(table, _NO_STEPS) if without_budget else table)
     if flags.print_config:
         print(toml(to_table(config)), end="")
         return 0
@@ -135,13 +144,17 @@ def make_room(directory: Path) -> None:
 
 
 def only_resuming(flags: argparse.Namespace) -> None:
-    """Raise `ConfigError` if a resumed run is asked to become another one.
+    """Raise `ConfigError` if a resumed run is to become another one, or a new one to fall back.
 
     Examples
     --------
     >>> from kfac_np.cli.arguments import make_parser
     >>> only_resuming(make_parser().parse_args(["train", "--resume", "a", "--steps", "9"]))
     """
+    if not flags.resume:
+        if flags.fall_back:
+            raise ConfigError("--fall-back: expected with --resume DIR")
+        return
     fixed = {k for k, v in vars(flags).items() if v not in (None, False, [])}
     allowed = {"command", "resume", "fall_back", "steps", "seconds", "debug", "print_config"}
     if changed := sorted(fixed - allowed):
@@ -191,6 +204,27 @@ def show(summaries: dict[str, dict[str, Any]]) -> None:
     for row in rows:
         cells = [cell.rjust(w) for cell, w in zip(row, widths, strict=True)]
         print("  ".join([row[0].ljust(widths[0]), *cells[1:]]))
+
+
+def has_budget(table: Mapping[str, Any]) -> bool:
+    """Tell whether a configuration says how long to train.
+
+    Examples
+    --------
+    >>> has_budget({"run": {"steps": 3}}), has_budget({"run": {"evaluations": 3}})
+    (True, False)
+    """
+    settings = table.get("run", {})
+    if not isinstance(settings, Mapping):
+        return True  # what it is instead is for `from_table` to say
+    return any(settings.get(name, "none") != "none" for name in ("steps", "seconds"))
+
+
+def _print_without_budget(table: dict[str, Any]) -> int:
+    """Print all settings but the budget, which is still to be chosen."""
+    shown = to_table(from_table(merge(table, _NO_STEPS)))
+    print(toml(merge(shown, {"run": {"steps": "none"}})), end="")
+    return 0
 
 
 def _draw_curves(directory: Path, label: str) -> None:

@@ -45,9 +45,13 @@ def compare(flags: argparse.Namespace) -> int:
     ...
     0
     """
+    only_resuming(flags)
     if flags.resume:
-        only_resuming(flags)
         table = read_table(Path(flags.resume) / CONFIG)
+        if "compare" not in table:
+            raise ConfigError(
+                f"{flags.resume}: expected a comparison, found a single run; use train --resume"
+            )
     else:
         table = table_from(flags)
     configs = {

@@ -60,29 +60,35 @@ def to_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
-def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_records(path: str | os.PathLike[str], until: int | None = None) -> list[dict[str, Any]]:
     """Read the records of a file of JSON lines; a last line that was cut off is left out.
+
+    Parameters
+    ----------
+    path : path
+    until : int, optional
+        Last step that is wanted: lines after it are left out unread.
 
     Raises
     ------
     CheckpointError
-        A line before the last one is not a record.
+        A line before the last wanted one is not a record.
 
     Examples
     --------
     >>> read_records("no/such/file.jsonl")
     []
     """
-    return [json.loads(line) for line in _whole_lines(Path(path))]
+    return [json.loads(line) for line in _whole_lines(Path(path), until)]
 
 
 def cut_after(path: str | os.PathLike[str], step: int) -> None:
-    r"""Drop records of later steps and a half-written last line; the file is replaced as a whole.
+    r"""Drop what comes after a step, damaged or not; the file is replaced as a whole.
 
     Raises
     ------
     CheckpointError
-        A line before the last one is not a record.
+        A line before the last wanted one is not a record.
 
     Examples
     --------
@@ -97,24 +103,36 @@ def cut_after(path: str | os.PathLike[str], step: int) -> None:
     path = Path(path)
     if not path.exists():
         return
-    kept = b"".join(line for line in _whole_lines(path) if json.loads(line)["step"] <= step)
+    kept = b"".join(_whole_lines(path, step))
     write_atomically(path, lambda file: file.write(kept))
 
 
-def _whole_lines(path: Path) -> list[bytes]:
+def _whole_lines(path: Path, until: int | None = None) -> list[bytes]:
     if not path.exists():
         return []
     lines = path.read_bytes().splitlines(keepends=True)
     if lines and not lines[-1].endswith(b"\n"):
         lines.pop()
-    for number, line in enumerate(lines, start=1):
-        try:
-            valid = isinstance(json.loads(line)["step"], int)
-        except (ValueError, TypeError, KeyError):
-            valid = False
-        if not valid:
-            raise CheckpointError(f"{path}, line {number}: expected a JSON object with a step")
-    return lines
+    steps = [_step_of(line) for line in lines]
+    if until is not None:
+        wanted = [n for n, step in enumerate(steps) if step is not None and step <= until]
+        steps = steps[: wanted[-1] + 1] if wanted else []
+    if None in steps:
+        number = steps.index(None) + 1
+        raise CheckpointError(f"{path}, line {number}: expected a JSON object with a step")
+    return [
+        line
+        for line, step in zip(lines, steps, strict=False)
+        if until is None or (step is not None and step <= until)
+    ]
+
+
+def _step_of(line: bytes) -> int | None:
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return step if isinstance(step, int) else None
 
 
 def _finite(value: Any) -> Any:

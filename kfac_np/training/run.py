@@ -217,7 +217,13 @@ def read_config(directory: str | os.PathLike[str]) -> Config:
     path = Path(directory) / CONFIG
     if not path.exists():
         raise ConfigError(f"{directory}: expected a run directory, found no {CONFIG} in it")
-    return from_table(read_table(path))
+    table = read_table(path)
+    if "compare" in table:
+        raise ConfigError(
+            f"{directory}: expected the directory of one run, found a comparison; "
+            f"use {directory}/NAME, or compare --resume"
+        )
+    return from_table(table)
 
 
 @final
@@ -255,7 +261,7 @@ class _Recorder:
                 f"has {self.directory / CONFIG} been edited?"
             )
         write(self.directory / CONFIG, to_table(self.experiment.config))
-        steps = [r["step"] for r in read_records(self.directory / METRICS)]
+        steps = [r["step"] for r in read_records(self.directory / METRICS, position.step)]
         if steps[: position.step] != list(range(1, position.step + 1)):
             raise CheckpointError(
                 f"{self.directory / METRICS}: expected a record of each step up to "

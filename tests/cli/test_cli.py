@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -175,6 +176,42 @@ def test_names_of_a_comparison_stay_in_its_directory(
     assert {p.name for p in tmp_path.iterdir()} == {"c.toml"}
 
 
+def test_a_comparison_is_not_taken_for_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path)
+    words = [*SMALL, "--steps", "1", "--optimizers", "sgd", "--out", out]
+    assert main(["compare", *words]) == 0
+    for wrong in (["factors", out], ["train", "--resume", out]):
+        assert main(wrong) == 2
+        expected = f"expected the directory of one run, found a comparison; use {out}/NAME"
+        assert expected in capsys.readouterr().err
+    assert main(["compare", "--resume", f"{out}/sgd"]) == 2
+    assert "found a single run; use train --resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["train", "describe"])
+def test_print_config_needs_no_budget(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert main([name, "--print-config", "--data", "digits"]) == 0
+    shown = tmp_path / "shown.toml"
+    shown.write_text(capsys.readouterr().out)
+    assert read_table(shown)["run"]["steps"] == "none"
+    assert main(["train", "--config", str(shown), "--steps", "4", "--print-config"]) == 0
+    assert "steps = 4" in capsys.readouterr().out
+    assert main(["train", "--config", str(shown)]) == 2
+
+
+def test_the_examples_of_the_help_work(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    examples = capsys.readouterr().out.partition("for example\n")[2].partition("--print-config")[0]
+    assert "--optimizer sgd" in examples
+    for line in examples.splitlines():
+        assert main(["train", "--print-config", *shlex.split(line)]) == 0
+
+
 def test_compare_goes_on_when_one_diverges(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,6 +303,12 @@ def test_factors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--steps", "1", "--backend", "jax"], "backend.name: expected numpy, cupy"),
         (["train", "--steps", "1", "--rate", "-1"], "rate: expected a number > 0, got -1.0"),
         (["train", "--resume", "/no"], "/no: expected a run directory, found no config.toml"),
+        (["train", "--steps", "1", "--out", ""], "argument --out: expected a path, got ''"),
+        (["compare", "--out", ""], "argument --out: expected a path, got ''"),
+        (["train", "--resume", ""], "argument --resume: expected a path, got ''"),
+        (["train", "--steps", "1", "--fall-back"], "--fall-back: expected with --resume DIR"),
+        (["compare", "--fall-back"], "--fall-back: expected with --resume DIR"),
+        (["train", "--print-config", "--set", "run=3"], "run: expected a table"),
         (["compare", "--resume", "/no"], "expected a TOML file, found no such file"),
         (["compare", "--optimizers", "sgd,sgd"], "--optimizers: expected different names"),
         (["compare", "--optimizers", "sgd,"], "--optimizers: expected different names"),

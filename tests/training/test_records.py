@@ -48,6 +48,17 @@ def test_damage_elsewhere_is_an_error_that_names_the_line(tmp_path: Path, line: 
     path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl, line 2: expected a JSON object"):
         cut_after(path, 5)
+    cut_after(path, 2)
+    assert path.read_bytes() == b'{"step": 1}\n'
+
+
+@pytest.mark.parametrize("tail", [b'{"bad\n', b'{"bad', b'{"bad\n{"step": 4}\n', b"\xff\n\n"])
+def test_damage_after_the_last_wanted_step_is_dropped(tmp_path: Path, tail: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n{"step": 3}\n' + tail)
+    assert [r["step"] for r in read_records(path, until=2)] == [1, 2]
+    cut_after(path, 3)
+    assert [r["step"] for r in read_records(path)] == [1, 2, 3]
 
 
 def test_no_file_is_no_records(tmp_path: Path) -> None:
