@@ -1,11 +1,12 @@
 """The command line ``kfac-np``: train, compare, describe, factors.
 
 Exit codes: 0 success; 1 the run failed (it diverged, the disk is full, ...); 2 bad usage,
-configuration, data or checkpoint; 130 interrupted (the run has saved a checkpoint).
+configuration, data or checkpoint; 130 interrupted, 143 terminated (the run has saved a checkpoint).
 """
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -36,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ...
     0
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console without λ and × shows ? for them
+            stream.reconfigure(errors="replace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     commands = {"train": train, "compare": compare, "describe": describe, "factors": factors}

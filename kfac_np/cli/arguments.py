@@ -23,7 +23,7 @@ Every setting is reachable: in TOML (--config), or as --set PATH=VALUE, for exam
 --print-config shows all of them with their values; an unknown one lists its neighbours.
 
 Exit codes: 0 success; 1 the run failed (it diverged, say); 2 bad usage, configuration, data or
-checkpoint; 130 interrupted: the step is finished and a checkpoint saved."""
+checkpoint; 130 interrupted, 143 terminated: the step is finished and a checkpoint saved."""
 
 # Flags that stand for one option each.
 _PATHS = {

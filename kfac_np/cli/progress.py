@@ -21,6 +21,7 @@ from kfac_np.training.run import CHECKPOINTS, Observer
 __all__ = ["announce_restart", "interruptible", "observing", "require_extras"]
 
 _SECONDS_BETWEEN_LINES = 2.0
+TERMINATED = 143
 
 
 def require_extras() -> None:
@@ -148,9 +149,10 @@ def _losses(record: Mapping[str, Any]) -> str:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first interrupt (Ctrl-C) into a flag that is asked for after each step.
+    """Turn the first interrupt (Ctrl-C) or SIGTERM into a flag that is asked for after each step.
 
-    A second one interrupts at once.
+    A second one interrupts at once. After a SIGTERM the program exits with code 143 as soon as
+    the context ends.
 
     Examples
     --------
@@ -160,7 +162,11 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     """
     seen = threading.Event()
 
+    terminated = threading.Event()
+
     def note(number: int, frame: Any) -> None:
+        if number == signal.SIGTERM:
+            terminated.set()
         if seen.is_set():
             signal.default_int_handler(number, frame)
         seen.set()
@@ -169,8 +175,11 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield seen.is_set
         return
-    before = signal.signal(signal.SIGINT, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield seen.is_set
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if terminated.is_set():
+        raise SystemExit(TERMINATED)

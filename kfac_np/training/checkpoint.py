@@ -236,6 +236,8 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes, dict[str, _HostArray], byt
     # The parsers raise nearly anything on damaged bytes, down to MemoryError for a wild shape.
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
+        if "pickle" in reason:  # NumPy's guess, with the advice to trust the file
+            reason = "not a file of plain arrays"
         raise CheckpointError(f"{path}: not a checkpoint, or a damaged one ({reason})") from error
     return manifest, text, entries, digest
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-__all__ = ["write_atomically", "write_text"]
+__all__ = ["naming", "write_atomically", "write_text"]
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:
@@ -41,7 +42,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("wb") as file:
+        with naming(path), part.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -50,6 +51,27 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
         part.unlink(missing_ok=True)
         raise
     _sync_directory(path.parent)
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let errors of the system say which file they are about: those of a full disk do not.
+
+    Examples
+    --------
+    >>> with naming("a.txt"):
+    ...     raise OSError(28, "No space left on device")
+    Traceback (most recent call last):
+    OSError: [Errno 28] No space left on device: 'a.txt'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        if error.errno is None:
+            raise OSError(f"{path}: {error}") from error
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kfac_np.errors import CheckpointError
-from kfac_np.training.files import write_atomically
+from kfac_np.training.files import naming, write_atomically
 
 __all__ = ["append_record", "cut_after", "read_records", "sync", "to_json"]
 
@@ -33,7 +33,7 @@ def append_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> No
     ...     Path(f"{directory}/metrics.jsonl").read_text()
     '{"step": 1, "loss": null}\n'
     """
-    with Path(path).open("a", encoding="utf-8") as file:
+    with naming(path), Path(path).open("a", encoding="utf-8") as file:
         file.write(to_json(record) + "\n")
 
 

@@ -526,15 +526,32 @@ def test_killed_at_any_moment_and_resumed_it_is_the_same_run(tmp_path: Path) -> 
         assert len(first) > 40
 
 
-def test_an_interrupt_finishes_the_step_and_saves(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+)
+def test_an_interrupt_finishes_the_step_and_saves(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     words = ["train", *SMALL, "--steps", "1000000", "--out", str(tmp_path)]
     with command(words) as process:
         wait_for_lines(tmp_path / "metrics.jsonl", 5, process)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         printed, errors = process.communicate()
-    assert process.returncode == 130, errors
+    assert process.returncode == code, errors
     assert "finishing this step" in errors
     assert "Traceback" not in errors
-    assert "interrupted" in printed
+    assert ("interrupted" in printed) == (number == signal.SIGINT)
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "interrupted"
     steps = len(read_records(tmp_path / "metrics.jsonl"))
     assert checkpoint.load_latest(tmp_path / "checkpoints")[2]["step"] == steps
+
+
+def test_a_console_without_greek_letters() -> None:
+    for words in (["train", "--help"], ["describe", *SMALL]):
+        done = subprocess.run(
+            [sys.executable, "-m", "kfac_np", *words],
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": "ascii", "OPENBLAS_NUM_THREADS": "1"},
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert b"?" in done.stdout

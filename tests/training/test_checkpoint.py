@@ -287,3 +287,9 @@ def test_killed_while_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     _, (array, step), metadata = checkpoint.load_latest(tmp_path)
     assert step == metadata["step"] >= last
     assert (array == step).all()
+
+
+def test_the_advice_to_load_unsafely_is_not_passed_on(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(b"junk\n")
+    with pytest.raises(CheckpointError, match=r"damaged one \(not a file of plain arrays\)"):
+        checkpoint.load(tmp_path / "a.npz")

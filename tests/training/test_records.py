@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kfac_np.errors import CheckpointError
+from kfac_np.training.files import write_atomically
 from kfac_np.training.records import append_record, cut_after, read_records, sync, to_json
 
 
@@ -66,3 +67,26 @@ def test_no_file_is_no_records(tmp_path: Path) -> None:
     sync(tmp_path / "none.jsonl")
     assert read_records(tmp_path / "none.jsonl") == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_names_the_file() -> None:
+    with pytest.raises(OSError, match=r"No space left on device: '/dev/full'"):
+        append_record("/dev/full", {"step": 1})
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "full"), r"\[Errno 28\] full: '.*a\.txt'"),
+        (OSError("12 requested and 4 written"), r"a\.txt: 12 requested and 4 written"),
+        (FileNotFoundError(2, "gone", "b.txt"), r"\[Errno 2\] gone: 'b\.txt'"),
+    ],
+)
+def test_a_failed_writing_names_the_file(tmp_path: Path, error: OSError, message: str) -> None:
+    def write(_: object) -> None:
+        raise error
+
+    with pytest.raises(type(error), match=message):
+        write_atomically(tmp_path / "a.txt", write)
+    assert not list(tmp_path.iterdir())
