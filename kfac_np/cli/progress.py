@@ -15,6 +15,7 @@ from typing import Any
 from kfac_np.errors import ConfigError
 from kfac_np.training import checkpoint
 from kfac_np.training.config import RunSettings
+from kfac_np.training.lock import locked
 from kfac_np.training.loop import Step
 from kfac_np.training.run import CHECKPOINTS, Observer
 
@@ -42,10 +43,14 @@ def announce_restart(directory: Path) -> None:
 
     Examples
     --------
-    >>> announce_restart(Path("no/such/run"))
-    No checkpoint in no/such/run: the run starts again from step 0
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     announce_restart(Path(directory))
+    No checkpoint in ...: the run starts again from step 0
     """
     if checkpoint.latest(directory / CHECKPOINTS) is None:
+        with locked(directory):  # it may be another run that has not saved one yet
+            pass
         print(f"No checkpoint in {directory}: the run starts again from step 0")
 
 

@@ -232,6 +232,12 @@ def test_commands_wait_for_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[
         for again in (["compare", *words], ["compare", "--resume", out], ["train", *words]):
             assert main(again) == 2
             assert f"error: another run is writing to {out}" in capsys.readouterr().err
+    lone = str(tmp_path / "run" / "sgd")
+    for path in checkpoint.checkpoints(f"{lone}/checkpoints"):
+        path.unlink()
+    with locked(lone):
+        assert main(["train", "--resume", lone]) == 2
+        assert "starts again" not in capsys.readouterr().out
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
