@@ -41,11 +41,10 @@ class Rng:
     """
 
     def __init__(self, seed: int, *keys: int | str) -> None:
-        for number in (seed, *keys):
-            if isinstance(number, bool) or not isinstance(number, int | np.integer | str):
+        given: list[Any] = [seed, *(k for k in keys if not isinstance(k, str))]
+        for number in given:
+            if isinstance(number, bool) or not isinstance(number, int | np.integer):
                 raise InputError(f"Rng: expected whole numbers or names, got {number!r}")
-        if isinstance(seed, str):
-            raise InputError(f"Rng: expected a whole number as seed, got {seed!r}")
         self.seed = int(seed)
         self.keys = keys
         if negative := [k for k in (self.seed, *keys) if not isinstance(k, str) and k < 0]:
