@@ -141,7 +141,7 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (LevenbergMarquardt, {"initial": 0.0}, "LevenbergMarquardt initial: expected a number > 0"),
     (LevenbergMarquardt, {"initial": "150"}, "LevenbergMarquardt initial: expected a number > 0"),
     (LevenbergMarquardt, {"interval": 0}, "LevenbergMarquardt interval: expected a whole number >"),
-    (LevenbergMarquardt, {"interval": 0.5}, "LevenbergMarquardt interval: expected a whole numbe"),
+    (LevenbergMarquardt, {"interval": 0.5}, "LevenbergMarquardt interval: expected a whole number"),
     (LevenbergMarquardt, {"decay": 1.0}, r"LevenbergMarquardt decay: expected \(0, 1\), got 1.0"),
     (
         LevenbergMarquardt,
