@@ -107,7 +107,7 @@ class KFAC(Optimizer):
         τ₁, the fraction of the mini-batch that the statistics use: its first examples, so that
         the batch should be shuffled.
     l2 : float
-        η.
+        η. It damps, too: the model and the factors use λ + η, so that λ = 0 alone is not undamped.
     seed : int
         Of the sampled targets.
 
