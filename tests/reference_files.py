@@ -22,7 +22,7 @@ from kfac_np.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredErro
 from kfac_np.objective import Evaluation, Objective
 from kfac_np.trees import Tree
 
-FOLDER = Path(__file__).parent.parent / "data" / "reference"
+FOLDER = Path(__file__).parent / "data" / "reference"
 LOSSES = {"mse": SquaredError(), "bce": SigmoidCrossEntropy(), "ce": SoftmaxCrossEntropy()}
 PLAIN = {"tanh": Tanh, "relu": ReLU, "sigmoid": Logistic, "mean_seq": MeanOverPositions}
 
