@@ -8,7 +8,7 @@ from kfac_np.backend.array import Array, Backend, array_namespace
 from kfac_np.backend.checks import all_finite
 from kfac_np.errors import FactorizationError
 
-__all__ = ["eigh", "spd_inverse", "spectral_norm", "symmetrize"]
+__all__ = ["cholesky", "eigh", "spd_inverse", "spectral_norm", "symmetrize"]
 
 _LEAF = 96  # below this a Cholesky factorisation and a small inverse beat more recursion
 
@@ -24,6 +24,45 @@ def symmetrize(m: Array) -> Array:
            [1., 1.]])
     """
     return 0.5 * (m + m.T)
+
+
+def cholesky(m: Array) -> Array:
+    """Lower triangular L with L Lᵀ = m.
+
+    Parameters
+    ----------
+    m : Array, shape (n, n)
+        Symmetric positive definite.
+
+    Returns
+    -------
+    Array, shape (n, n)
+
+    Raises
+    ------
+    FactorizationError
+        `m` is not numerically positive definite, or not finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> cholesky(np.asarray([[4.0, 2.0], [2.0, 2.0]]))
+    array([[2., 0.],
+           [1., 1.]])
+    """
+    xp, n = array_namespace(m), m.shape[0]
+    if not all_finite(m):
+        raise FactorizationError(f"a {n}×{n} matrix has NaN or Inf: no Cholesky factor")
+    try:
+        factor = xp.linalg.cholesky(m)
+    except Exception as error:  # every library has a class of its own for this
+        if not _is_linalg_error(error):
+            raise
+        raise FactorizationError(f"a {n}×{n} matrix is not positive definite") from None
+    # cuSOLVER reports failure through a flag that CuPy ignores
+    if not (all_finite(factor) and bool(xp.all(xp.linalg.diagonal(factor) > 0))):
+        raise FactorizationError(f"a {n}×{n} matrix is not positive definite")
+    return factor
 
 
 def spd_inverse(m: Array) -> Array:
