@@ -52,7 +52,8 @@ class Exact(FisherType):
     """The exact Fisher ("type-2"), which for these losses is the generalised Gauss-Newton.
 
     v_n· are the columns of S_n, S_n S_nᵀ = ∂²ℓ/∂z², so K = C; with a loss term at each of S
-    positions every term is carried back on its own, K = S · C.
+    positions every term is carried back on its own, K = S · C; with batch statistics, which
+    couple the examples, every term of the batch, K = N · S · C.
 
     Parameters
     ----------
@@ -78,13 +79,14 @@ class Exact(FisherType):
     def vectors(self, e: Evaluation, rng: Rng) -> Iterator[Array]:
         loss, z = e.objective.loss, e.outputs
         columns, positions = loss.num_columns(z), e.scale.positions
-        size = max(1, e.objective.network.backward_size(e.input_shape), math.prod(z.shape[1:]))
+        shape = e.inputs.shape[1:]
+        size = max(1, e.objective.network.backward_size(shape), math.prod(z.shape[1:]))
         item = array_namespace(z).finfo(z.dtype).bits // 8
         at_once = max(1, self.budget_bytes // (z.shape[0] * size * item))
         chunk = max(1, at_once // positions)
         for start in range(0, columns, chunk):
             v = loss.fisher_factor(z, start, min(start + chunk, columns))
-            yield from _separate_positions(e.weighted(v, 0.5), at_once)
+            yield from _separate_terms(e.weighted(v, 0.5), at_once, e.scale.coupled)
 
 
 @final
@@ -140,7 +142,8 @@ class Empirical(FisherType):
 
     def vectors(self, e: Evaluation, rng: Rng) -> Iterator[Array]:
         v = e.objective.loss.gradient(e.outputs, e.targets)
-        yield from _separate_positions(e.weighted(v, 0.5)[None, ...], e.scale.positions)
+        v = e.weighted(v, 0.5)[None, ...]
+        yield from _separate_terms(v, e.scale.positions, e.scale.coupled)
 
 
 @final
@@ -169,23 +172,24 @@ def _require_count(what: str, value: object) -> None:
         raise InputError(f"{what} >= 1, got {value!r}")
 
 
-def _separate_positions(v: Array, at_once: int) -> Iterator[Array]:
+def _separate_terms(v: Array, at_once: int, coupled: bool) -> Iterator[Array]:
     """Give each of S positions vectors of its own: (K, N, S, C) to chunks of (S·K, N, S, C).
 
     Terms of one example must not be carried back together: their derivatives would be added
-    before they are squared.
+    before they are squared. Where examples are coupled the same holds for all terms of the batch,
+    and each gets vectors of its own, N·S·K in all.
     """
-    if v.ndim == 3:  # (K, N, C): one term an example
+    if v.ndim == 3 and not coupled:  # (K, N, C): one term an example
         yield v
         return
     xp = array_namespace(v)
-    k, n, *positions, c = v.shape
-    flat = xp.reshape(v, (k, n, -1, c))
+    shape, (k, n, c) = v.shape, (v.shape[0], v.shape[1], v.shape[-1])
+    flat = xp.reshape(v, (k, 1, -1, c)) if coupled else xp.reshape(v, (k, n, -1, c))
     total = flat.shape[2]
     step = max(1, at_once // k)
     for start in range(0, total, step):
         stop = min(start + step, total)
-        out = xp.zeros((stop - start, k, n, total, c), dtype=v.dtype, device=v.device)
+        out = xp.zeros((stop - start, *flat.shape), dtype=v.dtype, device=v.device)
         for s in range(start, stop):
             out[s - start, :, :, s, :] = flat[:, :, s, :]
-        yield xp.reshape(out, ((stop - start) * k, n, *positions, c))
+        yield xp.reshape(out, ((stop - start) * k, *shape[1:]))

@@ -10,7 +10,9 @@ from typing import Any, final
 from kfac_np import trees
 from kfac_np.backend import (
     Array,
+    Rng,
     array_namespace,
+    require_array,
     require_finite,
     require_float,
     require_same_place,
@@ -58,7 +60,12 @@ class Objective:
                 raise InputError(f"Objective: expected a {kind.__name__} as {name}, got {value!r}")
 
     def evaluate(
-        self, params: Tree, x: Array, t: Array, weights: Array | None = None
+        self,
+        params: Tree,
+        x: Array,
+        t: Array,
+        weights: Array | None = None,
+        rng: Rng | None = None,
     ) -> Evaluation:
         """Check the batch, run the network forward, and hold everything that follows from it.
 
@@ -70,16 +77,27 @@ class Objective:
             Targets, as the loss takes them.
         weights : Array, shape (N,), optional
             Non-negative weights of the examples.
+        rng : Rng, optional
+            Random numbers for layers that draw some in training (Dropout); without it they draw
+            none. The same `rng` evaluates the same function.
 
         Raises
         ------
         InputError
             Wrong shape, dtype or device, an empty batch, or non-finite values.
         """
-        z, cache = self._forward(params, x, t, weights)
-        return Evaluation(self, params, x.shape[1:], cache, z, t, _scale(z, weights))
+        z, cache = self._forward(params, x, t, weights, rng)
+        scale = _scale(z, weights, self.network.couples_examples)
+        return Evaluation(self, params, x, cache, z, t, scale, rng)
 
-    def value(self, params: Tree, x: Array, t: Array, weights: Array | None = None) -> float:
+    def value(
+        self,
+        params: Tree,
+        x: Array,
+        t: Array,
+        weights: Array | None = None,
+        rng: Rng | None = None,
+    ) -> float:
         """L(θ) alone, with the checks of `evaluate` but without keeping anything.
 
         Examples
@@ -90,22 +108,45 @@ class Objective:
         >>> Objective(Identity(), SquaredError()).value((), np.ones((2, 2)), np.zeros((2, 2)))
         1.0
         """
-        z, _ = self._forward(params, x, t, weights)
-        return _mean_value(self.loss, z, t, _scale(z, weights))
+        z, _ = self._forward(params, x, t, weights, rng)
+        return _mean_value(self.loss, z, t, _scale(z, weights, self.network.couples_examples))
+
+    def evaluation(self, params: Tree, x: Array) -> Objective:
+        """The objective as it is used after training.
+
+        Batch statistics become those of x, the training inputs or a good part of them; for
+        networks without such, the objective itself.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from kfac_np.layers import Identity
+        >>> from kfac_np.losses import SquaredError
+        >>> objective = Objective(Identity(), SquaredError())
+        >>> objective.evaluation((), np.ones((2, 2))) is objective
+        True
+        """
+        if not self.network.couples_examples:
+            return self
+        self._check_inputs(params, x, None)
+        return Objective(self.network.evaluation(params, x)[0], self.loss)
 
     def _forward(
-        self, params: Tree, x: Array, t: Array, weights: Array | None
+        self, params: Tree, x: Array, t: Array, weights: Array | None, rng: Rng | None
     ) -> tuple[Array, Tree]:
         """Outputs and cache, of arguments that are fit for it."""
         self._check_inputs(params, x, weights)
-        z, cache = self.network.forward(params, x)
+        if rng is None:
+            z, cache = self.network.forward(params, x)
+        else:
+            z, cache = self.network.forward_random(params, x, rng)
         if z.ndim < 2:
             raise ShapeError(f"network: expected outputs (N, ..., C), got shape {z.shape}")
         self.loss.check(z, t)
         return z, cache
 
     def _check_inputs(self, params: Tree, x: Array, weights: Array | None) -> None:
-        require_float("x", x)
+        require_array("x", x)
         named = [(f"parameter {path}".strip(), p) for path, p in trees.items(params)]
         for name, p in named:
             require_float(name, p)
@@ -118,7 +159,7 @@ class Objective:
         if x.shape[0] == 0:
             raise ShapeError(f"x: expected at least one example, got shape {x.shape}")
         self.network.output_shape(x.shape[1:])
-        require_finite("x", x)
+        self.network.check_inputs(x)
         if weights is None:
             return
         require_float("weights", weights)
@@ -153,11 +194,12 @@ class Evaluation:
 
     objective: Objective
     params: Tree
-    input_shape: tuple[int, ...]
+    inputs: Array
     cache: Tree
     outputs: Array
     targets: Array
     scale: Scale
+    rng: Rng | None = None
 
     @cached_property
     def value(self) -> float:
@@ -165,21 +207,30 @@ class Evaluation:
         return _mean_value(self.objective.loss, self.outputs, self.targets, self.scale)
 
     def take(self, n: int) -> Evaluation:
-        """The same evaluation restricted to its first `n` examples (means over these)."""
+        """The evaluation of the first `n` examples alone (means over these).
+
+        What was forwarded is cut; a network whose examples influence each other is forwarded
+        again, since their batch statistics are others.
+        """
         if not 1 <= n <= self.scale.examples:
             raise InputError(f"n: expected 1..{self.scale.examples} examples, got {n}")
         if n == self.scale.examples:
             return self
         rows = slice(0, n)
         weights = self.scale.weights
+        x, t = self.inputs[rows, ...], self.targets[rows, ...]
+        if self.scale.coupled:
+            w = None if weights is None else weights[rows]
+            return self.objective.evaluate(self.params, x, t, w, self.rng)
         return Evaluation(
             self.objective,
             self.params,
-            self.input_shape,
+            x,
             self.objective.network.take(self.cache, rows),
             self.outputs[rows, ...],
-            self.targets[rows, ...],
+            t,
             Scale(n * self.scale.positions, n, None if weights is None else weights[rows]),
+            self.rng,
         )
 
     def backward(self, vectors: Array) -> Tree:
@@ -229,8 +280,8 @@ def _require_same_shape(path: str, p: Array, v: Any) -> None:
         raise ShapeError(f"tangent of parameter{place}: expected {tuple(p.shape)}, got {came}")
 
 
-def _scale(z: Array, weights: Array | None) -> Scale:
-    return Scale(terms=math.prod(z.shape[:-1]), examples=z.shape[0], weights=weights)
+def _scale(z: Array, weights: Array | None, coupled: bool) -> Scale:
+    return Scale(math.prod(z.shape[:-1]), z.shape[0], weights, coupled)
 
 
 def _mean_value(loss: Loss, z: Array, t: Array, scale: Scale) -> float:

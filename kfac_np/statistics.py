@@ -6,26 +6,75 @@ moment of them. Nothing here divides: sums stay sums until :class:`Scale` turns 
 
 from __future__ import annotations
 
+import functools
+import math
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
 
-from kfac_np.backend import Array, array_namespace
+from kfac_np.backend import Array, Patches, array_namespace, sum_by_index
 from kfac_np.errors import ShapeError
 
-__all__ = ["AffineStatistics", "Scale"]
+__all__ = [
+    "AffineStatistics",
+    "ElementwiseStatistics",
+    "EmbeddingStatistics",
+    "GroupedStatistics",
+    "Scale",
+    "Statistics",
+    "term_gradients",
+]
+
+
+class Statistics(ABC):
+    """What all statistics can tell; curvature blocks ask a particular kind for more.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> s = AffineStatistics(np.ones((5, 1, 3)), np.ones((4, 5, 1, 2)))
+    >>> s.num_vectors, s.gradient().shape, s.per_example().shape
+    (4, (4, 2, 3), (4, 5, 2, 3))
+    """
+
+    @property
+    @abstractmethod
+    def num_examples(self) -> int:
+        """N."""
+
+    @property
+    @abstractmethod
+    def num_vectors(self) -> int:
+        """K; 1 when `g` has no such axis."""
+
+    @property
+    @abstractmethod
+    def parameter_shape(self) -> tuple[int, ...]:
+        """Shape of the parameter that these are the statistics of."""
+
+    @abstractmethod
+    def gradient(self) -> Array:
+        """Derivative summed over examples and locations, shape ([K,] *parameter)."""
+
+    @abstractmethod
+    def per_example(self) -> Array:
+        """Derivative of each example, summed over locations, shape ([K,] N, *parameter)."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class AffineStatistics:
-    """The pair (ā, g) of an affine layer s = W̄ ā.
+class AffineStatistics(Statistics):
+    """The pair (ā, g) of an affine layer s = W̄ ā, W̄ of shape (d_out, d_in + 1).
 
     Attributes
     ----------
-    a : Array, shape (N, T, d_in + 1)
-        Inputs with the homogeneous coordinate appended (d_in without a bias), one row for each
-        example and each location at which the weights are shared (T = 1 for a plain layer).
+    inputs : Array or Patches, shape (N, T, d_in + 1)
+        Inputs ā with the homogeneous coordinate appended (d_in without a bias), one row for each
+        example and each location at which the weights are shared (T = 1 for a plain layer). A
+        convolution gives its patches, which are unfolded chunk by chunk.
     g : Array, shape ([K,] N, T, d_out)
         Derivatives of K scalars per example (of one, without the axis) with respect to s;
         not divided by anything.
@@ -40,22 +89,143 @@ class AffineStatistics:
     ((4, 2, 3), (4, 5, 2, 3))
     """
 
-    a: Array
+    inputs: Array | Patches
     g: Array
 
     @property
+    def a(self) -> Array:
+        """All inputs as one array: of a convolution, unfolded whole."""
+        return self.inputs.array() if isinstance(self.inputs, Patches) else self.inputs
+
+    @property
     def num_examples(self) -> int:
-        """N."""
-        return self.a.shape[0]
+        return self.g.shape[-3]
 
     @property
     def num_locations(self) -> int:
         """T."""
-        return self.a.shape[1]
+        return self.g.shape[-2]
 
     @property
     def num_vectors(self) -> int:
-        """K; 1 when the axis is absent."""
+        return self.g.shape[0] if self.g.ndim == 4 else 1
+
+    @property
+    def parameter_shape(self) -> tuple[int, ...]:
+        return (self.g.shape[-1], self.inputs.shape[-1])
+
+    @cached_property
+    def stacked_g(self) -> Array:
+        """`g` with the K axis always present, shape (K, N, T, d_out)."""
+        return self.g if self.g.ndim == 4 else self.g[None, ...]
+
+    def inputs_only(self) -> AffineStatistics:
+        """The same inputs, no vectors (K = 0)."""
+        return AffineStatistics(self.inputs, self.stacked_g[:0, ...])
+
+    def derivatives_only(self) -> AffineStatistics:
+        """The same derivatives, inputs of no columns: nothing is unfolded."""
+        xp, g = array_namespace(self.g), self.g
+        return AffineStatistics(xp.zeros((*g.shape[-3:-1], 0), dtype=g.dtype, device=g.device), g)
+
+    def chunks(self) -> Iterator[AffineStatistics]:
+        """The same statistics, some examples at a time, with `inputs` as an array."""
+        if not isinstance(self.inputs, Patches):
+            yield self
+            return
+        for rows, a in self.inputs.chunks():
+            yield AffineStatistics(a, self.g[..., rows, :, :])
+
+    def gradient(self) -> Array:
+        return functools.reduce(operator.add, (s._gradient() for s in self.chunks()))
+
+    def _gradient(self) -> Array:
+        """Sum over examples and locations of g āᵀ, `inputs` being an array."""
+        xp = array_namespace(self.g)
+        rows = self.num_examples * self.num_locations
+        a = xp.reshape(self.inputs, (rows, -1))
+        g = xp.reshape(self.g, (*self.g.shape[:-3], rows, self.g.shape[-1]))
+        return xp.matrix_transpose(g) @ a
+
+    def per_example(self) -> Array:
+        xp = array_namespace(self.g)
+        parts = [xp.matrix_transpose(s.g) @ s.a for s in self.chunks()]
+        return parts[0] if len(parts) == 1 else xp.concat(parts, axis=-3)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class GroupedStatistics(Statistics):
+    """Statistics of a grouped affine layer, W̄ of shape (groups, d_out, d_in + 1).
+
+    Each group is an affine layer of its own: it sees its own channels and makes its own.
+
+    Attributes
+    ----------
+    groups : tuple of AffineStatistics
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> group = AffineStatistics(np.ones((5, 2, 3)), np.ones((5, 2, 1)))
+    >>> GroupedStatistics((group, group)).per_example().shape
+    (5, 2, 1, 3)
+    """
+
+    groups: tuple[AffineStatistics, ...]
+
+    @property
+    def num_examples(self) -> int:
+        return self.groups[0].num_examples
+
+    @property
+    def num_vectors(self) -> int:
+        return self.groups[0].num_vectors
+
+    @property
+    def parameter_shape(self) -> tuple[int, ...]:
+        return (len(self.groups), *self.groups[0].parameter_shape)
+
+    def gradient(self) -> Array:
+        parts = [s.gradient() for s in self.groups]
+        return array_namespace(parts[0]).stack(parts, axis=-3)
+
+    def per_example(self) -> Array:
+        parts = [s.per_example() for s in self.groups]
+        return array_namespace(parts[0]).stack(parts, axis=-3)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class EmbeddingStatistics(Statistics):
+    """Statistics of an embedding, an affine layer whose inputs are one-hot, W (d_out, size).
+
+    Attributes
+    ----------
+    indices : Array of int, shape (N, T)
+        Which input is 1.
+    g : Array, shape ([K,] N, T, d_out)
+    size : int
+        Number of inputs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> s = EmbeddingStatistics(np.asarray([[0, 2, 2]]), np.ones((1, 3, 1)), 4)
+    >>> s.gradient()
+    array([[1., 0., 2., 0.]])
+    """
+
+    indices: Array
+    g: Array
+    size: int
+
+    @property
+    def num_examples(self) -> int:
+        return self.g.shape[-3]
+
+    @property
+    def num_vectors(self) -> int:
         return self.g.shape[0] if self.g.ndim == 4 else 1
 
     @cached_property
@@ -63,28 +233,105 @@ class AffineStatistics:
         """`g` with the K axis always present, shape (K, N, T, d_out)."""
         return self.g if self.g.ndim == 4 else self.g[None, ...]
 
-    def gradient(self) -> Array:
-        """Sum over examples and locations of g āᵀ.
+    @property
+    def parameter_shape(self) -> tuple[int, ...]:
+        return (self.g.shape[-1], self.size)
 
-        Returns
-        -------
-        Array, shape ([K,] d_out, d_in + 1)
-        """
-        xp = array_namespace(self.a)
-        rows = self.num_examples * self.num_locations
-        a = xp.reshape(self.a, (rows, -1))
-        g = xp.reshape(self.g, (*self.g.shape[:-3], rows, self.g.shape[-1]))
-        return xp.matrix_transpose(g) @ a
+    def gradient(self) -> Array:
+        xp = array_namespace(self.g)
+        u = self._sums(xp.reshape(self.indices, (-1,)), self.size)  # (K, size, d_out)
+        return self._like_g(xp.matrix_transpose(u))
 
     def per_example(self) -> Array:
-        """U_n = sum over locations of g āᵀ, one matrix an example (and a vector).
+        xp, n = array_namespace(self.g), self.num_examples
+        first = xp.arange(n, dtype=self.indices.dtype, device=self.indices.device) * self.size
+        each = xp.reshape(self.indices + first[:, None], (-1,))
+        u = self._sums(each, n * self.size)
+        u = xp.reshape(u, (self.num_vectors, n, self.size, -1))
+        return self._like_g(xp.matrix_transpose(u))
 
-        Returns
-        -------
-        Array, shape ([K,] N, d_out, d_in + 1)
-        """
-        xp = array_namespace(self.a)
-        return xp.matrix_transpose(self.g) @ self.a
+    def _sums(self, indices: Array, size: int) -> Array:
+        xp, g = array_namespace(self.g), self.stacked_g
+        rows = xp.reshape(g, (g.shape[0], -1, g.shape[-1]))
+        if g.shape[0] == 0:
+            return xp.zeros((0, size, g.shape[-1]), dtype=g.dtype, device=g.device)
+        return xp.stack([sum_by_index(rows[k, ...], indices, size) for k in range(g.shape[0])])
+
+    def _like_g(self, u: Array) -> Array:
+        return u if self.g.ndim == 4 else u[0, ...]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ElementwiseStatistics(Statistics):
+    """Statistics of a scale and shift s = γ x + β for each channel; parameters (2, C).
+
+    Without a shift the parameters have shape (1, C).
+
+    Attributes
+    ----------
+    x : Array, shape (N, T, C)
+        What is scaled.
+    g : Array, shape ([K,] N, T, C)
+        Derivatives with respect to s.
+    shift : bool
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> s = ElementwiseStatistics(np.full((5, 1, 3), 2.0), np.ones((5, 1, 3)), True)
+    >>> s.gradient()
+    array([[10., 10., 10.],
+           [ 5.,  5.,  5.]])
+    """
+
+    x: Array
+    g: Array
+    shift: bool
+
+    @property
+    def num_examples(self) -> int:
+        return self.g.shape[-3]
+
+    @property
+    def num_vectors(self) -> int:
+        return self.g.shape[0] if self.g.ndim == 4 else 1
+
+    @property
+    def parameter_shape(self) -> tuple[int, ...]:
+        return (2 if self.shift else 1, self.g.shape[-1])
+
+    def gradient(self) -> Array:
+        return array_namespace(self.g).sum(self.per_example(), axis=-3)
+
+    def per_example(self) -> Array:
+        xp = array_namespace(self.g)
+        parts = [xp.sum(self.g * self.x, axis=-2)]
+        if self.shift:
+            parts.append(xp.sum(self.g, axis=-2))
+        return xp.stack(parts, axis=-2)
+
+
+def term_gradients(s: Statistics, scale: Scale) -> Array:
+    """Derivatives that a Fisher matrix squares, one a vector and example, as rows.
+
+    Where examples influence each other (batch statistics) an example has no derivative of its
+    own: the batch is one example, and there is one row a vector.
+
+    Returns
+    -------
+    Array, shape (R, P)
+        R = K · N, or K where examples are coupled; P parameters, flattened row-major.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> s = AffineStatistics(np.ones((5, 1, 3)), np.ones((4, 5, 1, 2)))
+    >>> term_gradients(s, Scale(5, 5)).shape, term_gradients(s, Scale(5, 5, coupled=True)).shape
+    ((20, 6), (4, 6))
+    """
+    u = s.gradient() if scale.coupled else s.per_example()
+    return array_namespace(u).reshape(u, (-1, math.prod(s.parameter_shape)))
 
 
 @final
@@ -104,6 +351,8 @@ class Scale:
         N.
     weights : Array or None, shape (N,)
         Non-negative weights of the examples; all 1 when None.
+    coupled : bool
+        Whether an example's output depends on the others (batch statistics).
 
     Examples
     --------
@@ -114,6 +363,7 @@ class Scale:
     terms: int
     examples: int
     weights: Array | None = None
+    coupled: bool = False
 
     @property
     def positions(self) -> int:

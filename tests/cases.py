@@ -20,6 +20,8 @@ from kfac_np.backend import Backend, Rng, get_backend
 from kfac_np.layers import (
     GELU,
     Activation,
+    Conv,
+    ConvTranspose,
     Dense,
     Flatten,
     Identity,
@@ -150,6 +152,53 @@ LAYERS: list[LayerCase] = [
     ),
     LayerCase("mix_positions", MixPositions(), (3, 4, 2)),
     LayerCase("mean_over_positions", MeanOverPositions(), (3, 4, 2)),
+    LayerCase("conv1d", Conv(2, 3, (3,)), (3, 6, 2)),
+    LayerCase("conv2d", Conv(2, 3, (3, 2)), (3, 4, 5, 2)),
+    LayerCase("conv2d_no_bias_same", Conv(2, 3, (3, 3), padding="same", bias=False), (2, 4, 3, 2)),
+    LayerCase("conv2d_strided", Conv(1, 2, (3, 3), stride=2, padding=1), (2, 6, 5, 1)),
+    LayerCase(
+        "conv2d_same_strided", Conv(1, 2, (4, 3), stride=(3, 2), padding="same"), (2, 7, 6, 1)
+    ),
+    LayerCase("conv2d_dilated", Conv(2, 2, (3, 2), dilation=(2, 3), padding=(1, 2)), (2, 5, 6, 2)),
+    LayerCase(
+        "conv2d_all",
+        Conv(2, 4, (2, 3), stride=(2, 1), dilation=(1, 2), padding=((2, 1), (0, 3)), groups=2),
+        (3, 5, 6, 2),
+    ),
+    LayerCase("conv2d_grouped", Conv(4, 6, (2, 2), groups=2), (3, 4, 3, 4)),
+    LayerCase(
+        "conv2d_depthwise", Conv(3, 6, (3, 3), groups=3, padding=1, bias=False), (2, 4, 3, 3)
+    ),
+    LayerCase("conv2d_pixelwise", Conv(3, 2, (1, 1)), (2, 3, 2, 3)),
+    LayerCase("conv2d_cropped", Conv(2, 2, (2, 2), padding=((-1, 0), (1, -2))), (2, 5, 6, 2)),
+    LayerCase("conv2d_in_chunks", Conv(2, 3, (3, 3), padding=1, budget_bytes=1), (4, 4, 3, 2)),
+    LayerCase("conv3d", Conv(2, 2, (2, 3, 2), stride=(1, 2, 1), padding=1), (2, 3, 4, 2, 2)),
+    LayerCase("conv_transpose1d", ConvTranspose(2, 3, (4,), stride=2, padding=1), (2, 5, 2)),
+    LayerCase(
+        "conv_transpose2d",
+        ConvTranspose(2, 4, (3, 2), stride=(2, 3), padding=1, output_padding=1, groups=2),
+        (2, 3, 4, 2),
+    ),
+    LayerCase(
+        "conv_transpose2d_dilated",
+        ConvTranspose(1, 2, (3, 2), stride=2, dilation=2, padding=((0, 5), (2, 1)), bias=False),
+        (2, 4, 3, 1),
+    ),
+    LayerCase(
+        "residual_shortcut",
+        Residual(
+            Sequential(Conv(2, 3, (3, 3), stride=2, padding=1), Tanh()),
+            shortcut=Conv(2, 3, (1, 1), stride=2, bias=False),
+        ),
+        (2, 5, 4, 2),
+    ),
+    LayerCase(
+        "convolutional_network",
+        Sequential(
+            Conv(1, 2, (3, 3), padding=1), Tanh(), Conv(2, 2, (2, 2)), Flatten(), Dense(12, 2)
+        ),
+        (3, 4, 3, 1),
+    ),
     # Parameters in dicts, vectors and numbers.
     LayerCase("scaling", Scaling(3), (4, 3)),
     LayerCase("scaling_positions", Scaling(2), (3, 4, 2)),
@@ -445,6 +494,55 @@ NETWORKS: list[NetworkCase] = [
         SQUARED,
         real_targets,
         kfac_exact=("reduce",),
+    ),
+    # Convolutions.
+    NetworkCase(
+        "conv_softmax",
+        Sequential(
+            Conv(1, 2, (3, 3), padding=1),
+            Tanh(),
+            Conv(2, 3, (2, 2), stride=2),
+            Flatten(),
+            Dense(12, 3),
+        ),
+        (4, 4, 4, 1),
+        SOFTMAX,
+        class_targets,
+        weighted=True,
+    ),
+    NetworkCase(
+        "conv_geometries_sigmoid",
+        Sequential(
+            Conv(2, 4, (3, 2), dilation=(1, 2), padding=((2, 1), (0, 1)), groups=2, budget_bytes=1),
+            Softplus(),
+            ConvTranspose(4, 2, (2, 2), stride=2, padding=1, groups=2, bias=False),
+            Flatten(),
+            Dense(48, 1),
+        ),
+        (3, 3, 4, 2),
+        SIGMOID,
+        unit_targets,
+    ),
+    NetworkCase(
+        "conv1d_depthwise_squared",
+        Sequential(Conv(2, 4, (3,), groups=2, padding="same"), Logistic(), Flatten(), Dense(16, 2)),
+        (4, 4, 2),
+        SQUARED,
+        real_targets,
+    ),
+    NetworkCase(
+        "conv3d_poisson",
+        Sequential(Conv(1, 2, (2, 2, 2)), Tanh(), Flatten(), Dense(4, 2, bias=False)),
+        (4, 2, 3, 2, 1),
+        POISSON,
+        count_targets,
+    ),
+    NetworkCase(
+        "conv_per_pixel",
+        Sequential(Conv(1, 2, (3,), padding=1, bias=False), Tanh(), Conv(2, 3, (1,))),
+        (3, 4, 1),
+        SOFTMAX,
+        class_targets,
     ),
     # A loss term at every position.
     NetworkCase(

@@ -5,24 +5,45 @@ uses the Array API standard through the namespace of the arrays it is given.
 """
 
 from kfac_np.backend.array import Array, Backend, array_namespace, get_backend, to_numpy
-from kfac_np.backend.checks import all_finite, require_finite, require_float, require_same_place
-from kfac_np.backend.kernels import append_ones, second_moment
+from kfac_np.backend.checks import (
+    all_finite,
+    require_array,
+    require_finite,
+    require_float,
+    require_same_place,
+)
+from kfac_np.backend.kernels import append_ones, second_moment, sum_by_index
 from kfac_np.backend.linalg import eigh, spd_inverse, spectral_norm, symmetrize
+from kfac_np.backend.patches import (
+    Geometry,
+    Patches,
+    fold,
+    pad,
+    patch_budget,
+    transposed_product,
+    unfold,
+)
 from kfac_np.backend.random import Rng
 from kfac_np.backend.special import erf, logistic, logsumexp, softmax, softplus
 
 __all__ = [
     "Array",
     "Backend",
+    "Geometry",
+    "Patches",
     "Rng",
     "all_finite",
     "append_ones",
     "array_namespace",
     "eigh",
     "erf",
+    "fold",
     "get_backend",
     "logistic",
     "logsumexp",
+    "pad",
+    "patch_budget",
+    "require_array",
     "require_finite",
     "require_float",
     "require_same_place",
@@ -31,6 +52,9 @@ __all__ = [
     "softplus",
     "spd_inverse",
     "spectral_norm",
+    "sum_by_index",
     "symmetrize",
     "to_numpy",
+    "transposed_product",
+    "unfold",
 ]

@@ -10,7 +10,7 @@ import array_api_compat
 from kfac_np.backend.array import Array, array_namespace
 from kfac_np.errors import InputError
 
-__all__ = ["all_finite", "require_finite", "require_float", "require_same_place"]
+__all__ = ["all_finite", "require_array", "require_finite", "require_float", "require_same_place"]
 
 
 def all_finite(*arrays: Array) -> bool:
@@ -38,13 +38,21 @@ def require_float(name: str, x: Any) -> None:
     Traceback (most recent call last):
     kfac_np.errors.InputError: x: expected an array of floats, got dtype int64
     """
-    _require_array(name, x)
+    require_array(name, x)
     xp = array_namespace(x)
     if not xp.isdtype(x.dtype, "real floating"):
         raise InputError(f"{name}: expected an array of floats, got dtype {x.dtype}")
 
 
-def _require_array(name: str, x: Any) -> None:
+def require_array(name: str, x: Any) -> None:
+    """Raise `InputError` unless `x` is an array of a library that follows the standard.
+
+    Examples
+    --------
+    >>> require_array("x", [1.0])
+    Traceback (most recent call last):
+    kfac_np.errors.InputError: x: expected an array, got list
+    """
     if not array_api_compat.is_array_api_obj(x):
         raise InputError(f"{name}: expected an array, got {type(x).__name__}")
 
@@ -79,7 +87,7 @@ def require_same_place(name: str, x: Array, like: Array, like_name: str = "param
     Traceback (most recent call last):
     kfac_np.errors.InputError: x: expected dtype float32 as the parameters have, got float64
     """
-    _require_array(name, x)
+    require_array(name, x)
     xp, other = array_namespace(x), array_namespace(like)
     if xp is not other:
         raise InputError(

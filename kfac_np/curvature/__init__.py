@@ -16,6 +16,7 @@ from kfac_np.curvature.exact import ExactBlock, FullMatrix
 from kfac_np.curvature.kfac import KFACBlock
 from kfac_np.curvature.ladder import Ladder, LadderEvent
 from kfac_np.curvature.sharing import expand, reduce
+from kfac_np.curvature.units import UnitBlock
 
 __all__ = [
     "Block",
@@ -30,6 +31,7 @@ __all__ = [
     "Ladder",
     "LadderEvent",
     "Moments",
+    "UnitBlock",
     "describe",
     "expand",
     "no_pi",

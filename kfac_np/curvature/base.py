@@ -12,7 +12,7 @@ from kfac_np.curvature.ladder import Ladder, LadderEvent
 from kfac_np.fisher import FisherType
 from kfac_np.matrices import Matrix, TreeMatrix
 from kfac_np.objective import Evaluation
-from kfac_np.statistics import Scale
+from kfac_np.statistics import AffineStatistics, Scale, Statistics
 from kfac_np.trees import Tree
 
 __all__ = ["Block", "Curvature", "Factors", "Moments"]
@@ -71,10 +71,13 @@ class Block(ABC):
         """(block + damping · I)⁻¹ v, as closely as the damping rule defines it."""
 
     @abstractmethod
-    def cost(self, shape: tuple[int, ...]) -> Mapping[str, Any]:
+    def cost(
+        self, shape: tuple[int, ...], kind: type[Statistics] = AffineStatistics
+    ) -> Mapping[str, Any]:
         """Factor sizes and floating-point operations for a parameter of `shape`.
 
-        Keys: "factors" (text), "factorise" and "solve" (operations).
+        `kind` says which statistics it has. Keys: "factors" (text), "factorise" and "solve"
+        (operations).
         """
 
 

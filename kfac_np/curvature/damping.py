@@ -2,6 +2,8 @@
 
 With γ = √λ the product (G + γ_G I) ⊗ (A + γ_A I) approximates G ⊗ A + λI. The exact matrix
 G ⊗ A + λI is not a rule of this kind: see ``KFACBlock(exact_damping=True)``.
+
+A is given by its diagonal alone where it has no other entries (embeddings).
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ def pi_trace(A: Array, G: Array, gamma: float) -> tuple[Array, Array]:
     (0.2, 0.05)
     """
     xp = array_namespace(A, G)
-    return _split(xp.linalg.trace(A) / A.shape[0], xp.linalg.trace(G) / G.shape[0], gamma)
+    return _split(xp.mean(_diagonal(A)), xp.mean(_diagonal(G)), gamma)
 
 
 def pi_frobenius(A: Array, G: Array, gamma: float) -> tuple[Array, Array]:
@@ -46,11 +48,8 @@ def pi_frobenius(A: Array, G: Array, gamma: float) -> tuple[Array, Array]:
     (0.2, 0.05)
     """
     xp = array_namespace(A, G)
-    return _split(
-        xp.linalg.matrix_norm(A) / A.shape[0] ** 0.5,
-        xp.linalg.matrix_norm(G) / G.shape[0] ** 0.5,
-        gamma,
-    )
+    norm_a, norm_g = xp.sqrt(xp.sum(A * A)), xp.sqrt(xp.sum(G * G))
+    return _split(norm_a / A.shape[0] ** 0.5, norm_g / G.shape[0] ** 0.5, gamma)
 
 
 def pi_spectral(A: Array, G: Array, gamma: float) -> tuple[Array | float, Array | float]:
@@ -67,7 +66,8 @@ def pi_spectral(A: Array, G: Array, gamma: float) -> tuple[Array | float, Array 
     """
     if not all_finite(A, G):
         return gamma, gamma
-    return _split(spectral_norm(A), spectral_norm(G), gamma)
+    norm_a = array_namespace(A).max(A) if A.ndim == 1 else spectral_norm(A)
+    return _split(norm_a, spectral_norm(G), gamma)
 
 
 def no_pi(A: Array, G: Array, gamma: float) -> tuple[float, float]:
@@ -92,6 +92,10 @@ def plain(A: Array, G: Array, gamma: float) -> tuple[float, float]:
     (0.25, 0.25)
     """
     return gamma**2, gamma**2
+
+
+def _diagonal(m: Array) -> Array:
+    return m if m.ndim == 1 else array_namespace(m).linalg.diagonal(m)
 
 
 def _split(norm_a: Array, norm_g: Array, gamma: float) -> tuple[Array, Array]:

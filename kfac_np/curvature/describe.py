@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 from kfac_np import trees
+from kfac_np.backend import array_namespace
 from kfac_np.curvature.base import Curvature
 from kfac_np.curvature.block_diagonal import BlockDiagonal
-from kfac_np.layers import Layer, Residual, Sequential
+from kfac_np.layers import Layer
 from kfac_np.trees import Tree
 
 __all__ = ["describe"]
@@ -54,13 +55,14 @@ def describe(
     network.output_shape(input_shape)
     if isinstance(curvature, BlockDiagonal):
         curvature.require_paths(path for path, _ in trees.items(params))
+    kinds = _kinds(network, params, input_shape)
     rows = [("path", "layer", "parameters", "block", "factors", "factorise", "solve")]
     totals = [0, 0, 0]
     for path, p in trees.items(params):
         block = curvature.block_of(path)
-        cost = block.cost(p.shape)
+        cost = block.cost(p.shape, kinds[path])
         size = f"{'×'.join(map(str, p.shape))} = {math.prod(p.shape)}"
-        name = repr(_layer_at(network, path))
+        name = repr(network.at(path))
         operations = (cost["factorise"], cost["solve"])
         rows.append(
             (path, name, size, type(block).__name__, cost["factors"], *map(_short, operations))
@@ -74,14 +76,14 @@ def describe(
     )
 
 
-def _layer_at(network: Layer, path: str) -> Layer:
-    """The layer that owns the parameter at `path`."""
-    if isinstance(network, Residual):
-        return _layer_at(network.inner, path)
-    if isinstance(network, Sequential) and path:
-        head, _, rest = path.partition(".")
-        return _layer_at(network.layers[int(head)], rest)
-    return network
+def _kinds(network: Layer, params: Tree, input_shape: tuple[int, ...]) -> dict[str, type]:
+    """Which statistics each parameter has: found by carrying one example of zeros back."""
+    like = trees.leaves(params)[0]
+    xp = array_namespace(like)
+    x = xp.zeros((1, *input_shape), dtype=network.input_dtype(like), device=like.device)
+    y, cache = network.forward(params, x)
+    _, statistics = network.backward(params, cache, xp.zeros_like(y), wrt_input=False)
+    return {path: type(s) for path, s in trees.items(statistics)}
 
 
 def _short(operations: int) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-from kfac_np.backend import Array, all_finite, array_namespace
+from kfac_np.backend import Array, Patches, all_finite, array_namespace
 from kfac_np.curvature.base import Block, Factors, Moments
 from kfac_np.curvature.ladder import Ladder
 from kfac_np.errors import CurvatureError
 from kfac_np.matrices import DiagonalMatrix
-from kfac_np.statistics import AffineStatistics, Scale
+from kfac_np.statistics import AffineStatistics, Scale, Statistics, term_gradients
 
 __all__ = ["DiagonalBlock"]
 
@@ -26,28 +27,32 @@ class DiagonalBlock(Block):
     Examples
     --------
     >>> import numpy as np
-    >>> from kfac_np.statistics import AffineStatistics, Scale
+    >>> from kfac_np.statistics import AffineStatistics, Scale, Statistics, term_gradients
     >>> s = AffineStatistics(np.asarray([[[1.0, 2.0]]]), np.asarray([[[3.0]]]))
     >>> DiagonalBlock().moments(s, Scale(terms=1, examples=1))["diagonal"]
     array([[ 9., 36.]])
     """
 
     def supports(self, statistics: object) -> bool:
-        return isinstance(statistics, AffineStatistics)
+        return isinstance(statistics, Statistics)
 
-    def input_moments(self, s: AffineStatistics, scale: Scale) -> Moments:
+    def input_moments(self, s: Statistics, scale: Scale) -> Moments:
         return {}
 
-    def moments(self, s: AffineStatistics, scale: Scale) -> Moments:
+    def moments(self, s: Statistics, scale: Scale) -> Moments:
         require_vectors(s, "DiagonalBlock")
-        xp = array_namespace(s.a)
-        if s.num_locations == 1:  # the square of an outer product is the product of squares
+        if not isinstance(s, AffineStatistics) or scale.coupled:
+            return {"diagonal": _squared(s, scale) / scale.terms}
+        xp = array_namespace(s.g)
+        if s.num_locations == 1 and not isinstance(s.inputs, Patches):
+            # the square of an outer product is the product of squares
             g2 = xp.sum(s.stacked_g[:, :, 0, :] ** 2, axis=0)
-            return {"diagonal": g2.T @ (s.a[:, 0, :] ** 2) / scale.terms}
-        total = xp.zeros_like(s.a[0, :1, :])
-        for k in range(s.num_vectors):  # one vector at a time bounds the memory
-            u = xp.matrix_transpose(s.stacked_g[k, ...]) @ s.a
-            total = total + xp.sum(u**2, axis=0)
+            return {"diagonal": g2.T @ (s.inputs[:, 0, :] ** 2) / scale.terms}
+        total: Any = 0.0
+        for chunk in s.chunks():
+            for k in range(s.num_vectors):  # one vector at a time bounds the memory
+                u = xp.matrix_transpose(chunk.stacked_g[k, ...]) @ chunk.inputs
+                total = total + xp.sum(u**2, axis=0)
         return {"diagonal": total / scale.terms}
 
     def matrix(self, moments: Moments, shape: tuple[int, ...]) -> DiagonalMatrix:
@@ -63,12 +68,21 @@ class DiagonalBlock(Block):
     def solve(self, factors: Factors, v: Array) -> Array:
         return factors["inverse"] * v
 
-    def cost(self, shape: tuple[int, ...]) -> Mapping[str, Any]:
-        n = shape[0] * shape[1]
+    def cost(
+        self, shape: tuple[int, ...], kind: type[Statistics] = AffineStatistics
+    ) -> Mapping[str, Any]:
+        n = math.prod(shape)
         return {"factors": f"diagonal {n}", "factorise": n, "solve": n}
 
 
-def require_vectors(s: AffineStatistics, block: str) -> None:
+def _squared(s: Statistics, scale: Scale) -> Array:
+    """Sum of squared term gradients, in the parameter's shape."""
+    rows = term_gradients(s, scale)
+    xp = array_namespace(rows)
+    return xp.reshape(xp.sum(rows**2, axis=0), s.parameter_shape)
+
+
+def require_vectors(s: Statistics, block: str) -> None:
     """Refuse statistics without vectors (`InputOnly`), which define Kronecker factors only.
 
     Examples

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
@@ -13,7 +14,7 @@ from kfac_np.curvature.diagonal import require_vectors
 from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping
 from kfac_np.errors import CurvatureError
 from kfac_np.matrices import DenseMatrix, FlattenedMatrix
-from kfac_np.statistics import AffineStatistics, Scale
+from kfac_np.statistics import AffineStatistics, Scale, Statistics, term_gradients
 from kfac_np.trees import Tree
 
 __all__ = ["ExactBlock", "FullMatrix"]
@@ -29,7 +30,7 @@ class ExactBlock(Block):
     Examples
     --------
     >>> import numpy as np
-    >>> from kfac_np.statistics import AffineStatistics, Scale
+    >>> from kfac_np.statistics import AffineStatistics, Scale, Statistics, term_gradients
     >>> s = AffineStatistics(np.asarray([[[1.0, 2.0]]]), np.asarray([[[3.0]]]))
     >>> ExactBlock().moments(s, Scale(terms=1, examples=1))["block"]
     array([[ 9., 18.],
@@ -37,14 +38,14 @@ class ExactBlock(Block):
     """
 
     def supports(self, statistics: object) -> bool:
-        return isinstance(statistics, AffineStatistics)
+        return isinstance(statistics, Statistics)
 
-    def input_moments(self, s: AffineStatistics, scale: Scale) -> Moments:
+    def input_moments(self, s: Statistics, scale: Scale) -> Moments:
         return {}
 
-    def moments(self, s: AffineStatistics, scale: Scale) -> Moments:
+    def moments(self, s: Statistics, scale: Scale) -> Moments:
         require_vectors(s, "ExactBlock")
-        return {"block": second_moment(_gradient_rows(s)) / scale.terms}
+        return {"block": second_moment(term_gradients(s, scale)) / scale.terms}
 
     def matrix(self, moments: Moments, shape: tuple[int, ...]) -> DenseMatrix:
         return DenseMatrix(moments["block"], shape)
@@ -59,8 +60,10 @@ class ExactBlock(Block):
         xp = array_namespace(v)
         return xp.reshape(factors["inverse"] @ xp.reshape(v, (-1,)), v.shape)
 
-    def cost(self, shape: tuple[int, ...]) -> Mapping[str, Any]:
-        n = shape[0] * shape[1]
+    def cost(
+        self, shape: tuple[int, ...], kind: type[Statistics] = AffineStatistics
+    ) -> Mapping[str, Any]:
+        n = math.prod(shape)
         return {"factors": f"block {n}×{n}", "factorise": 2 * n**3, "solve": 2 * n**2}
 
 
@@ -100,18 +103,18 @@ class FullMatrix(Curvature):
     def moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
         blocks = list(trees.items(statistics))
         for path, s in blocks:
-            if not isinstance(s, AffineStatistics):
+            if not isinstance(s, Statistics):
                 raise CurvatureError(
-                    f"layer {path}: FullMatrix expected affine statistics, got {type(s).__name__}"
+                    f"layer {path}: FullMatrix expected Statistics, got {type(s).__name__}"
                 )
             require_vectors(s, f"layer {path}: FullMatrix")
-        size = sum(s.a.shape[-1] * s.g.shape[-1] for _, s in blocks)
+        size = sum(math.prod(s.parameter_shape) for _, s in blocks)
         if size > self.max_parameters:
             raise CurvatureError(
                 f"FullMatrix: expected at most {self.max_parameters} parameters, got {size}"
             )
-        xp = array_namespace(blocks[0][1].a)
-        rows = xp.concat([_gradient_rows(s) for _, s in blocks], axis=1)
+        rows = [term_gradients(s, scale) for _, s in blocks]
+        rows = array_namespace(*rows).concat(rows, axis=1)
         return {"full": {"matrix": second_moment(rows) / scale.terms}}
 
     def matrix(self, moments: dict[str, Moments], params: Tree) -> FlattenedMatrix:
@@ -135,10 +138,3 @@ class FullMatrix(Curvature):
 
     def block_of(self, path: str) -> Block:
         return ExactBlock()
-
-
-def _gradient_rows(s: AffineStatistics) -> Array:
-    """U_nk flattened row-major, shape (K · N, d_out · d_in)."""
-    xp = array_namespace(s.a)
-    u = s.per_example()
-    return xp.reshape(u, (-1, u.shape[-2] * u.shape[-1]))

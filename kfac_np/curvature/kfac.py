@@ -6,15 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-from kfac_np.backend import Array, Backend, array_namespace, second_moment
+from kfac_np.backend import Array, Backend, array_namespace, second_moment, sum_by_index
 from kfac_np.curvature.base import Block, Factors, Moments
 from kfac_np.curvature.damping import DampingRule, pi_trace
 from kfac_np.curvature.ladder import Ladder
 from kfac_np.curvature.sharing import Sharing, expand
-from kfac_np.errors import FactorizationError
-from kfac_np.matrices import KroneckerMatrix
+from kfac_np.curvature.units import UnitBlock
+from kfac_np.errors import CurvatureError, FactorizationError
+from kfac_np.matrices import KroneckerDiagonal, KroneckerMatrix, Matrix, StackedMatrix
 from kfac_np.matrices.base import resolved_eigh
-from kfac_np.statistics import AffineStatistics, Scale
+from kfac_np.statistics import (
+    AffineStatistics,
+    ElementwiseStatistics,
+    EmbeddingStatistics,
+    GroupedStatistics,
+    Scale,
+    Statistics,
+)
 
 __all__ = ["KFACBlock"]
 
@@ -25,7 +33,13 @@ class KFACBlock(Block):
     """F ≈ G ⊗ A, A = E[ā āᵀ], G = E[g gᵀ]: acts as V ↦ G V A.
 
     A is a mean over examples (and locations) weighted by the examples' weights; G is the sum over
-    vectors, examples and locations divided by the number M of loss terms.
+    vectors, examples and locations divided by the number M of loss terms. Each kind of parameter
+    has the form that suits it:
+
+    - affine layers, convolutions among them: one A and one G;
+    - grouped convolutions: A and G for each group, which is a layer of its own;
+    - embeddings: A is diagonal, and stored so;
+    - scale and shift: no Kronecker product, but the block that `elementwise` makes.
 
     Parameters
     ----------
@@ -36,6 +50,8 @@ class KFACBlock(Block):
         (G + γ_G I)⁻¹ ⊗ (A + γ_A I)⁻¹.
     exact_damping : bool
         Invert G ⊗ A + damping · I itself instead, by eigendecompositions; `rule` is not used.
+    elementwise : Block
+        For scale and shift: `UnitBlock` (exact 2×2 blocks), `DiagonalBlock` or `ExactBlock`.
 
     References
     ----------
@@ -56,6 +72,7 @@ class KFACBlock(Block):
     sharing: Sharing = expand
     rule: DampingRule = pi_trace
     exact_damping: bool = False
+    elementwise: Block = UnitBlock()
 
     def __repr__(self) -> str:
         names = [getattr(f, "__name__", repr(f)) for f in (self.sharing, self.rule)]
@@ -63,63 +80,160 @@ class KFACBlock(Block):
         return f"KFACBlock({', '.join(names)}{exact})"
 
     def supports(self, statistics: object) -> bool:
-        return isinstance(statistics, AffineStatistics)
+        if isinstance(statistics, ElementwiseStatistics):
+            return self.elementwise.supports(statistics)
+        return isinstance(statistics, AffineStatistics | GroupedStatistics | EmbeddingStatistics)
 
-    def input_moments(self, s: AffineStatistics, scale: Scale) -> Moments:
-        rows, _ = self.sharing(s, scale)
-        weights = scale.row_weights(rows.shape[0])
-        total = rows.shape[0] if weights is None else array_namespace(rows).sum(weights)
-        return {"A": second_moment(rows, weights) / total}
+    # ------------------------------------------------------------------------------- moments
 
-    def moments(self, s: AffineStatistics, scale: Scale) -> Moments:
+    def input_moments(self, s: Statistics, scale: Scale) -> Moments:
+        if isinstance(s, ElementwiseStatistics):
+            return self.elementwise.input_moments(s, scale)
+        if isinstance(s, GroupedStatistics):
+            return {"A": _stack([self._input_moment(group, scale) for group in s.groups])}
+        if isinstance(s, EmbeddingStatistics):
+            return {"A": self._frequencies(s, scale)}
+        assert isinstance(s, AffineStatistics)
+        return {"A": self._input_moment(s, scale)}
+
+    def moments(self, s: Statistics, scale: Scale) -> Moments:
+        if isinstance(s, ElementwiseStatistics):
+            return self.elementwise.moments(s, scale)
+        if isinstance(s, GroupedStatistics):
+            return {"G": _stack([self._derivative_moment(group, scale) for group in s.groups])}
+        assert isinstance(s, AffineStatistics | EmbeddingStatistics)
+        return {"G": self._derivative_moment(s, scale)}
+
+    def _input_moment(self, s: AffineStatistics, scale: Scale) -> Array:
+        """A: the weighted mean of a aᵀ over rows, a chunk of examples at a time."""
+        total: Any = 0.0
+        count: Any = 0.0
+        first = 0  # example
+        for chunk in s.inputs_only().chunks():
+            rows, _ = self.sharing(chunk, scale)
+            each = rows.shape[0] // chunk.num_examples
+            weights = scale.row_weights(each * scale.examples)
+            if weights is not None:
+                weights = weights[first * each : first * each + rows.shape[0]]
+            total = total + second_moment(rows, weights)
+            sums = rows.shape[0] if weights is None else array_namespace(rows).sum(weights)
+            count = count + sums
+            first += chunk.num_examples
+        return total / count
+
+    def _frequencies(self, s: EmbeddingStatistics, scale: Scale) -> Array:
+        """The diagonal of A for one-hot inputs: how often each of them occurs."""
+        if self.sharing is not expand and s.indices.shape[1] > 1:
+            raise CurvatureError(
+                f"{self!r}: expected sharing by expand for an embedding used at "
+                f"{s.indices.shape[1]} positions: A is diagonal with expand only"
+            )
+        xp = array_namespace(s.g)
+        indices = xp.reshape(s.indices, (-1,))
+        weights = scale.row_weights(indices.shape[0])
+        if weights is None:
+            weights = xp.ones(indices.shape, dtype=s.g.dtype, device=s.g.device)
+        return sum_by_index(weights[:, None], indices, s.size)[:, 0] / xp.sum(weights)
+
+    def _derivative_moment(self, s: AffineStatistics | EmbeddingStatistics, scale: Scale) -> Array:
         if s.num_vectors == 0:  # InputOnly
-            return {"G": Backend.of(s.g).eye(s.g.shape[-1])}
-        _, rows = self.sharing(s, scale)
-        return {"G": second_moment(rows) / scale.terms}
+            return Backend.of(s.g).eye(s.g.shape[-1])
+        affine = s if isinstance(s, AffineStatistics) else AffineStatistics(s.g, s.g)
+        _, rows = self.sharing(affine.derivatives_only(), scale)
+        return second_moment(rows) / scale.terms
 
-    def matrix(self, moments: Moments, shape: tuple[int, ...]) -> KroneckerMatrix:
-        return KroneckerMatrix(moments["A"], moments["G"])
+    # ---------------------------------------------------------------- matrices and factors
+
+    def matrix(self, moments: Moments, shape: tuple[int, ...]) -> Matrix:
+        if "G" not in moments:
+            return self.elementwise.matrix(moments, shape)
+        a, g = moments["A"], moments["G"]
+        if a.ndim == 3:
+            groups = range(a.shape[0])
+            return StackedMatrix(tuple(KroneckerMatrix(a[i, ...], g[i, ...]) for i in groups))
+        return KroneckerDiagonal(a, g) if a.ndim == 1 else KroneckerMatrix(a, g)
 
     def factorise(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
+    ) -> Factors:
+        if "G" not in moments:
+            return self.elementwise.factorise(moments, damping, ladder, previous)
+        if moments["A"].ndim < 3:
+            return self._factorise(moments, damping, ladder, previous)
+        groups = []
+        for i in range(moments["A"].shape[0]):
+            one = {name: m[i, ...] for name, m in moments.items()}
+            old = previous and {name: f[i, ...] for name, f in previous.items()}
+            layer = Ladder(f"{ladder.layer}[group {i}]", ladder.events)
+            groups.append(self._factorise(one, damping, layer, old))
+        return {name: _stack([factors[name] for factors in groups]) for name in groups[0]}
+
+    def _factorise(
+        self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None
     ) -> Factors:
         if self.exact_damping:
             return self._eigenbasis(moments, damping, ladder, previous)
         damping_a, damping_g = self.rule(moments["A"], moments["G"], damping**0.5)
         old = previous or {}
+        invert_a = ladder.inverse_diagonal if moments["A"].ndim == 1 else ladder.inverse
         return {
-            "A_inverse": ladder.inverse("A", moments["A"], damping_a, old.get("A_inverse")),
+            "A_inverse": invert_a("A", moments["A"], damping_a, old.get("A_inverse")),
             "G_inverse": ladder.inverse("G", moments["G"], damping_g, old.get("G_inverse")),
         }
 
     def _eigenbasis(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None
     ) -> Factors:
+        diagonal = moments["A"].ndim == 1
         try:
-            a, u_a = resolved_eigh(moments["A"])
+            a, u_a = (moments["A"], None) if diagonal else resolved_eigh(moments["A"])
             g, u_g = resolved_eigh(moments["G"])
         except FactorizationError:
             return ladder.keep("A, G", previous, damping)
         xp = array_namespace(a)
         values = xp.clip(g, min=0.0)[:, None] * xp.clip(a, min=0.0)[None, :]
-        return {
-            "U_A": u_a,
-            "U_G": u_g,
-            "inverse_values": ladder.reciprocal("A, G", values, damping),
-        }
+        factors = {"U_G": u_g, "inverse_values": ladder.reciprocal("A, G", values, damping)}
+        return factors if u_a is None else {"U_A": u_a, **factors}
 
     def solve(self, factors: Factors, v: Array) -> Array:
-        if "U_A" in factors:
-            u_a, u_g = factors["U_A"], factors["U_G"]
-            return u_g @ (factors["inverse_values"] * (u_g.T @ v @ u_a)) @ u_a.T
-        return factors["G_inverse"] @ v @ factors["A_inverse"]
+        if "U_G" in factors:
+            return self._solve_in_eigenbasis(factors, v)
+        if "G_inverse" not in factors:
+            return self.elementwise.solve(factors, v)
+        a = factors["A_inverse"]
+        left = factors["G_inverse"] @ v
+        return left * a[None, :] if a.ndim == 1 else left @ a
 
-    def cost(self, shape: tuple[int, ...]) -> Mapping[str, Any]:
-        d_out, d_in = shape
-        cubes = d_out**3 + d_in**3
+    def _solve_in_eigenbasis(self, factors: Factors, v: Array) -> Array:
+        xp = array_namespace(v)
+        u_a, u_g = factors.get("U_A"), factors["U_G"]
+        v = xp.matrix_transpose(u_g) @ v
+        v = factors["inverse_values"] * (v if u_a is None else v @ u_a)
+        v = u_g @ v
+        return v if u_a is None else v @ xp.matrix_transpose(u_a)
+
+    def cost(
+        self, shape: tuple[int, ...], kind: type[Statistics] = AffineStatistics
+    ) -> Mapping[str, Any]:
+        if kind is ElementwiseStatistics:
+            return self.elementwise.cost(shape, kind)
+        *groups, d_out, d_in = shape
+        times = groups[0] if groups else 1
+        prefix = f"{times} × " if groups else ""
+        if kind is EmbeddingStatistics:
+            return {
+                "factors": f"A diagonal {d_in}, G {d_out}×{d_out}",
+                "factorise": (9 if self.exact_damping else 2) * d_out**3 + d_in,
+                "solve": (4 if self.exact_damping else 2) * d_out**2 * d_in,
+            }
+        cubes = times * (d_out**3 + d_in**3)
         return {
-            "factors": f"A {d_in}×{d_in}, G {d_out}×{d_out}",
+            "factors": f"{prefix}A {d_in}×{d_in}, G {d_out}×{d_out}",
             # an inverse takes 2n³ operations, a symmetric eigendecomposition about 9n³
             "factorise": (9 if self.exact_damping else 2) * cubes,
-            "solve": (4 if self.exact_damping else 2) * d_out * d_in * (d_out + d_in),
+            "solve": (4 if self.exact_damping else 2) * times * d_out * d_in * (d_out + d_in),
         }
+
+
+def _stack(arrays: list[Array]) -> Array:
+    return array_namespace(*arrays).stack(arrays)

@@ -123,6 +123,14 @@ class Ladder:
             return inverse
         return self.keep(factor, previous, float(damping))
 
+    def inverse_diagonal(
+        self, factor: str, m: Array, damping: Array | float, previous: Array | None
+    ) -> Array:
+        """`inverse` of a matrix that is given by its diagonal, shape (n,)."""
+        if not (all_finite(m) and math.isfinite(float(damping))):
+            return self.keep(factor, previous, float(damping))
+        return self.reciprocal(factor, m, float(damping))
+
     def reciprocal(self, factor: str, eigenvalues: Array, damping: float) -> Array:
         """1 / (eigenvalues + damping), with least eigenvalues where there are none.
 

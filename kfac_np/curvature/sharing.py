@@ -45,9 +45,10 @@ def expand(s: AffineStatistics, scale: Scale) -> tuple[Array, Array]:
     >>> a.shape, g.shape
     ((6, 4), (6, 5))
     """
-    xp = array_namespace(s.a, s.g)
+    a = s.a
+    xp = array_namespace(a, s.g)
     return (
-        xp.reshape(s.a, (s.num_examples * s.num_locations, s.a.shape[-1])),
+        xp.reshape(a, (s.num_examples * s.num_locations, a.shape[-1])),
         xp.reshape(s.g, (math.prod(s.g.shape[:-1]), s.g.shape[-1])),
     )
 
@@ -68,7 +69,7 @@ def reduce(s: AffineStatistics, scale: Scale) -> tuple[Array, Array]:
     Raises
     ------
     CurvatureError
-        A loss term at every position, for which these factors are not defined.
+        A loss term at every position, or batch statistics: these factors are not defined then.
 
     References
     ----------
@@ -87,6 +88,12 @@ def reduce(s: AffineStatistics, scale: Scale) -> tuple[Array, Array]:
             f"reduce: expected one loss term an example, got {scale.positions}; reduced factors "
             "are not defined for a loss at every position, use expand"
         )
-    xp = array_namespace(s.a, s.g)
+    if scale.coupled:
+        raise CurvatureError(
+            "reduce: expected examples that do not influence each other, got batch statistics; "
+            "use expand"
+        )
+    a = s.a
+    xp = array_namespace(a, s.g)
     g = xp.sum(s.g, axis=-2)
-    return xp.mean(s.a, axis=1), xp.reshape(g, (math.prod(g.shape[:-1]), g.shape[-1]))
+    return xp.mean(a, axis=1), xp.reshape(g, (math.prod(g.shape[:-1]), g.shape[-1]))

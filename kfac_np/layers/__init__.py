@@ -16,6 +16,8 @@ from kfac_np.layers.activations import (
 )
 from kfac_np.layers.base import Layer
 from kfac_np.layers.containers import Residual, Sequential
+from kfac_np.layers.conv_transpose import ConvTranspose
+from kfac_np.layers.convolution import Conv
 from kfac_np.layers.dense import Dense
 from kfac_np.layers.flatten import Flatten
 from kfac_np.layers.initializers import Initializer, fan_in_normal, glorot, he, sparse
@@ -23,6 +25,8 @@ from kfac_np.layers.initializers import Initializer, fan_in_normal, glorot, he, 
 __all__ = [
     "GELU",
     "Activation",
+    "Conv",
+    "ConvTranspose",
     "Dense",
     "Flatten",
     "Identity",

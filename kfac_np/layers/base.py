@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 from kfac_np import trees
-from kfac_np.backend import Array, Backend, Rng
+from kfac_np.backend import Array, Backend, Rng, require_finite, require_float
 from kfac_np.errors import CurvatureError
 from kfac_np.trees import Tree
 
@@ -50,6 +51,39 @@ class Layer(ABC):
     @abstractmethod
     def forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:
         """Map inputs (N, ...) to outputs, and keep in the cache what the other methods need."""
+
+    def forward_random(self, params: Tree, x: Array, rng: Rng) -> tuple[Array, Tree]:
+        """`forward` in training, with random numbers for the layers that draw some (Dropout).
+
+        The same `rng` draws the same numbers. Other layers do not look at it.
+        """
+        return self.forward(params, x)
+
+    def evaluation(self, params: Tree, x: Array) -> tuple[Layer, Array]:
+        """The layer as it is used after training, and what it makes of x.
+
+        Layers with batch statistics take those of x, the training set or a good part of it, and
+        keep them; every other layer is its own evaluation form. Parameters stay as they are.
+        """
+        return self, self.forward(params, x)[0]
+
+    @property
+    def couples_examples(self) -> bool:
+        """Whether an example's output depends on the other examples (batch statistics)."""
+        return False
+
+    def check_inputs(self, x: Array) -> None:
+        """Raise `InputError` unless x has a dtype and values that the layer takes."""
+        require_float("x", x)
+        require_finite("x", x)
+
+    def input_dtype(self, like: Array) -> Any:
+        """The dtype of inputs, given an array of parameters: theirs, unless inputs are indices."""
+        return like.dtype
+
+    def at(self, path: str) -> Layer:
+        """The innermost layer that owns the parameter at `path`."""
+        return self
 
     @abstractmethod
     def backward(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from kfac_np.backend import Array, Backend, Rng
 from kfac_np.errors import InputError, ShapeError
@@ -66,15 +67,44 @@ class Sequential(Layer):
         return total
 
     def forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:
+        return self._chain(params, x, lambda i, p, h: self.layers[i].forward(p, h))
+
+    def forward_random(self, params: Tree, x: Array, rng: Rng) -> tuple[Array, Tree]:
+        return self._chain(
+            params, x, lambda i, p, h: self.layers[i].forward_random(p, h, rng.child(i))
+        )
+
+    def evaluation(self, params: Tree, x: Array) -> tuple[Layer, Array]:
+        x, layers = self._chain(params, x, lambda i, p, h: self.layers[i].evaluation(p, h)[::-1])
+        return Sequential(*layers), x
+
+    def _chain(
+        self, params: Tree, x: Array, step: Callable[[int, Tree, Array], tuple[Array, Any]]
+    ) -> tuple[Array, tuple[Any, ...]]:
+        """Output of the last layer, and what `step` returns besides for each of them."""
         _require_one_each(self.layers, params)
-        caches = []
-        for i, (layer, p) in enumerate(zip(self.layers, params, strict=True)):
+        found = []
+        for i, p in enumerate(params):
             try:
-                x, cache = layer.forward(p, x)
+                x, other = step(i, p, x)
             except InputError as error:
                 raise error.within(f"layer {i}") from None
-            caches.append(cache)
-        return x, tuple(caches)
+            found.append(other)
+        return x, tuple(found)
+
+    @property
+    def couples_examples(self) -> bool:
+        return any(layer.couples_examples for layer in self.layers)
+
+    def check_inputs(self, x: Array) -> None:
+        self.layers[0].check_inputs(x)
+
+    def input_dtype(self, like: Array) -> Any:
+        return self.layers[0].input_dtype(like)
+
+    def at(self, path: str) -> Layer:
+        head, _, rest = path.partition(".")
+        return self.layers[int(head)].at(rest) if head else self
 
     def backward(
         self, params: Tree, cache: Tree, g: Array, wrt_input: bool = True
@@ -127,48 +157,103 @@ class Sequential(Layer):
 @final
 @dataclass(frozen=True)
 class Residual(Layer):
-    """y = x + f(x); parameters, cache and statistics are those of f.
+    """y = x + f(x), or y = h(x) + f(x) with a shortcut h.
+
+    Parameters, cache and statistics are those of f; with a shortcut, pairs (f's, h's).
 
     Parameters
     ----------
     inner : Layer
-        f; its output has the shape of its input.
+        f; its output has the shape of its input, or of the shortcut's output.
+    shortcut : Layer, optional
+        h, for branches that change the shape.
+
+    References
+    ----------
+    He et al. 2016, arXiv:1512.03385, eqs. 1 and 2.
 
     Examples
     --------
     >>> import numpy as np
-    >>> from kfac_np.layers import Identity
+    >>> from kfac_np.layers import Dense, Identity
     >>> Residual(Identity()).forward((), np.ones((1, 2)))[0]
     array([[2., 2.]])
+    >>> Residual(Dense(2, 3), shortcut=Dense(2, 3, bias=False)).output_shape((2,))
+    (3,)
     """
 
     inner: Layer
+    shortcut: Layer | None = None
+
+    def __repr__(self) -> str:
+        shortcut = "" if self.shortcut is None else f", shortcut={self.shortcut!r}"
+        return f"Residual(inner={self.inner!r}{shortcut})"
 
     def init(self, rng: Rng, backend: Backend) -> Tree:
-        return self.inner.init(rng, backend)
+        if self.shortcut is None:
+            return self.inner.init(rng, backend)
+        children = rng.child("inner"), rng.child("shortcut")
+        return tuple(
+            branch.init(child, backend)
+            for branch, child in zip((self.inner, self.shortcut), children, strict=True)
+        )
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         try:
             out = self.inner.output_shape(shape)
+            expected = shape if self.shortcut is None else self.shortcut.output_shape(shape)
         except InputError as error:
             raise error.within("Residual") from None
-        if out != shape:
-            raise ShapeError(f"Residual: expected the inner output shape {shape}, got {out}")
+        if out != expected:
+            raise ShapeError(f"Residual: expected the inner output shape {expected}, got {out}")
         return out
 
+    def backward_size(self, shape: tuple[int, ...]) -> int:
+        size = self.inner.backward_size(shape)
+        return size if self.shortcut is None else size + self.shortcut.backward_size(shape)
+
     def forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:
+        return self._sum(params, x, lambda layer, key, p: layer.forward(p, x))
+
+    def forward_random(self, params: Tree, x: Array, rng: Rng) -> tuple[Array, Tree]:
+        return self._sum(
+            params, x, lambda layer, key, p: layer.forward_random(p, x, rng.child(key))
+        )
+
+    def evaluation(self, params: Tree, x: Array) -> tuple[Layer, Array]:
+        y, layers = self._sum(params, x, lambda layer, key, p: layer.evaluation(p, x)[::-1])
+        return Residual(layers) if self.shortcut is None else Residual(*layers), y
+
+    def _sum(
+        self, params: Tree, x: Array, branch: Callable[[Layer, str, Tree], tuple[Array, Any]]
+    ) -> tuple[Array, Any]:
+        """Sum of the branches' outputs, and what `branch` returns besides."""
         self.output_shape(x.shape[1:])
-        y, cache = self.inner.forward(params, x)
-        return x + y, cache
+        if self.shortcut is None:
+            y, found = branch(self.inner, "inner", params)
+            return x + y, found
+        p, q = self._pair(params)
+        (y, found), (short, other) = (
+            branch(self.inner, "inner", p),
+            branch(self.shortcut, "shortcut", q),
+        )
+        return short + y, (found, other)
 
     def backward(
         self, params: Tree, cache: Tree, g: Array, wrt_input: bool = True
     ) -> tuple[Array | None, Tree]:
-        dx, statistics = self.inner.backward(params, cache, g, wrt_input)
-        return (None if dx is None else g + dx), statistics
+        if self.shortcut is None:
+            dx, statistics = self.inner.backward(params, cache, g, wrt_input)
+            return (None if dx is None else g + dx), statistics
+        dx, statistics = self.inner.backward(params[0], cache[0], g, wrt_input)
+        short, other = self.shortcut.backward(params[1], cache[1], g, wrt_input)
+        return _add(dx, short), (statistics, other)
 
     def jvp(self, params: Tree, cache: Tree, dx: Array | None, dparams: Tree) -> Array | None:
-        return _add(dx, self.inner.jvp(params, cache, dx, dparams))
+        if self.shortcut is None:
+            return _add(dx, self.inner.jvp(params, cache, dx, dparams))
+        short = self.shortcut.jvp(params[1], cache[1], dx, dparams[1])
+        return _add(short, self.inner.jvp(params[0], cache[0], dx, dparams[0]))
 
     def backward_jvp(
         self,
@@ -179,14 +264,42 @@ class Residual(Layer):
         dparams: Tree,
         dg: Array | None,
     ) -> tuple[Array | None, Tree]:
-        ddx, dgradient = self.inner.backward_jvp(params, cache, g, dx, dparams, dg)
-        return _add(dg, ddx), dgradient
+        if self.shortcut is None:
+            ddx, dgradient = self.inner.backward_jvp(params, cache, g, dx, dparams, dg)
+            return _add(dg, ddx), dgradient
+        ddx, dgradient = self.inner.backward_jvp(params[0], cache[0], g, dx, dparams[0], dg)
+        short, other = self.shortcut.backward_jvp(params[1], cache[1], g, dx, dparams[1], dg)
+        return _add(ddx, short), (dgradient, other)
 
     def take(self, cache: Tree, rows: slice) -> Tree:
-        return self.inner.take(cache, rows)
+        if self.shortcut is None:
+            return self.inner.take(cache, rows)
+        return self.inner.take(cache[0], rows), self.shortcut.take(cache[1], rows)
 
-    def backward_size(self, shape: tuple[int, ...]) -> int:
-        return self.inner.backward_size(shape)
+    @property
+    def couples_examples(self) -> bool:
+        return any(
+            layer.couples_examples for layer in (self.inner, self.shortcut) if layer is not None
+        )
+
+    def check_inputs(self, x: Array) -> None:
+        self.inner.check_inputs(x)
+
+    def input_dtype(self, like: Array) -> Any:
+        return self.inner.input_dtype(like)
+
+    def at(self, path: str) -> Layer:
+        if self.shortcut is None:
+            return self.inner.at(path)
+        head, _, rest = path.partition(".")
+        return {"0": self.inner, "1": self.shortcut, "": self}[head].at(rest)
+
+    def _pair(self, params: Tree) -> Tree:
+        if not isinstance(params, tuple) or len(params) != 2:
+            raise ShapeError(
+                f"Residual: expected a pair of parameters (inner, shortcut), got {params!r:.80}"
+            )
+        return params
 
 
 def _add(x: Array | None, y: Array | None) -> Array | None:

@@ -10,7 +10,7 @@ from kfac_np.backend import Array, array_namespace
 from kfac_np.errors import ShapeError
 from kfac_np.matrices.base import Matrix, Spectral, resolved_eigh
 
-__all__ = ["KroneckerMatrix", "KroneckerSpectral"]
+__all__ = ["KroneckerDiagonal", "KroneckerMatrix", "KroneckerSpectral"]
 
 
 @final
@@ -86,9 +86,9 @@ class KroneckerSpectral(Spectral):
     ----------
     values : Array, shape (d_out, d_in)
         λ^G_i λ^A_j for a Kronecker product; any non-negative numbers otherwise (EKFAC, damping).
-    U_A : Array, shape (d_in, d_in)
+    U_A : Array or None, shape (d_in, d_in)
     U_G : Array, shape (d_out, d_out)
-        Orthogonal, eigenvectors in columns.
+        Orthogonal, eigenvectors in columns; None stands for the identity.
 
     References
     ----------
@@ -102,7 +102,7 @@ class KroneckerSpectral(Spectral):
     array([[0.5       , 0.33333333]])
     """
 
-    U_A: Array
+    U_A: Array | None
     U_G: Array
 
     @property
@@ -113,12 +113,67 @@ class KroneckerSpectral(Spectral):
         return KroneckerSpectral(values, self.U_A, self.U_G)
 
     def matvec(self, v: Array) -> Array:
-        return self.U_G @ (self.values * (self.U_G.T @ v @ self.U_A)) @ self.U_A.T
+        v = self.U_G.T @ v
+        v = self.values * (v if self.U_A is None else v @ self.U_A)
+        v = self.U_G @ v
+        return v if self.U_A is None else v @ self.U_A.T
 
     def to_dense(self) -> Array:
-        xp = array_namespace(self.values)
-        u = _kron(self.U_G, self.U_A)
+        xp, values = array_namespace(self.values), self.values
+        u_a = self.U_A
+        if u_a is None:
+            u_a = xp.eye(values.shape[1], dtype=values.dtype, device=values.device)
+        u = _kron(self.U_G, u_a)
         return (u * xp.reshape(self.values, (1, -1))) @ u.T
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class KroneckerDiagonal(Matrix):
+    """G ⊗ diag(A) acting as V ↦ G V diag(A): the inputs are one-hot, as those of an embedding.
+
+    Attributes
+    ----------
+    A : Array, shape (d_in,)
+        The diagonal.
+    G : Array, shape (d_out, d_out)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> KroneckerDiagonal(np.asarray([1.0, 2.0]), np.diag([3.0])).matvec(np.ones((1, 2)))
+    array([[3., 6.]])
+    """
+
+    A: Array
+    G: Array
+
+    @property
+    def operand_shape(self) -> tuple[int, ...]:
+        return (self.G.shape[0], self.A.shape[0])
+
+    def matvec(self, v: Array) -> Array:
+        return (self.G @ v) * self.A[None, :]
+
+    def to_dense(self) -> Array:
+        eye = array_namespace(self.A).eye(self.A.shape[0], dtype=self.A.dtype, device=self.A.device)
+        return _kron(self.G, self.A[:, None] * eye)
+
+    def trace(self) -> Array:
+        xp = array_namespace(self.A)
+        return xp.sum(self.A) * xp.linalg.trace(self.G)
+
+    def frobenius_norm(self) -> Array:
+        xp = array_namespace(self.A)
+        return xp.sqrt(xp.sum(self.A * self.A)) * xp.linalg.matrix_norm(self.G)
+
+    def spectral(self) -> KroneckerSpectral:
+        return self._spectral
+
+    @cached_property
+    def _spectral(self) -> KroneckerSpectral:
+        g, u_g = resolved_eigh(self.G)
+        return KroneckerSpectral(g[:, None] * self.A[None, :], None, u_g)
 
 
 def _kron(g: Array, a: Array) -> Array:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from kfac_np import trees
-from kfac_np.backend import Array, array_namespace
+from kfac_np.backend import Array, Rng, array_namespace
 from kfac_np.errors import ConfigError
 from kfac_np.objective import Objective
 from kfac_np.optimizers.averaging import IterateAverage
@@ -24,6 +24,7 @@ from kfac_np.optimizers.schedules import (
     require_number,
     require_positive,
     require_rate,
+    require_whole,
     value_at,
 )
 from kfac_np.trees import Tree
@@ -62,6 +63,8 @@ class Adam(Optimizer):
     l2 : float
         η: h = loss + (η/2)‖θ‖² (inside the gradient, as in the paper, not decoupled).
     averaging : IterateAverage, optional
+    seed : int
+        Of what layers draw in training (Dropout).
 
     References
     ----------
@@ -87,6 +90,7 @@ class Adam(Optimizer):
     epsilon: float = 1e-8
     l2: float = 0.0
     averaging: IterateAverage | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         require_part("Adam objective", self.objective, Objective)
@@ -98,6 +102,7 @@ class Adam(Optimizer):
                 raise ConfigError(f"Adam {name}: expected 0 <= {name} < 1, got {beta!r}")
         require_positive("Adam epsilon", self.epsilon)
         require_positive("Adam l2", self.l2, zero=True)
+        require_whole("Adam seed", self.seed, zero=True)
 
     def init(self, params: Tree) -> AdamState:
         check_params(params)
@@ -109,7 +114,8 @@ class Adam(Optimizer):
     ) -> tuple[AdamState, StepReport]:
         self.check_state(state)
         k = state.step + 1
-        e = self.objective.evaluate(state.params, x, t, weights)
+        noise = Rng(self.seed).child("forward", k)
+        e = self.objective.evaluate(state.params, x, t, weights, noise)
         h = Regularized.of(e, self.l2, k)
         rate = value_at(self.rate, k)
         b1, b2 = self.beta1, self.beta2

@@ -109,7 +109,7 @@ class KFAC(Optimizer):
     l2 : float
         η. It damps, too: the model and the factors use λ + η, so that λ = 0 alone is not undamped.
     seed : int
-        Of the sampled targets.
+        Of the sampled targets, and of what layers draw in training (Dropout).
 
     References
     ----------
@@ -178,7 +178,8 @@ class KFAC(Optimizer):
     ) -> tuple[KFACState, StepReport]:
         self.check_state(state)
         k = state.step + 1
-        e = self.objective.evaluate(state.params, x, t, weights)
+        noise = Rng(self.seed).child("forward", k)
+        e = self.objective.evaluate(state.params, x, t, weights, noise)
         h = Regularized.of(e, self.l2, k)
         moments, events = self._update_moments(e, state.moments, k)
         damping = self.damping.at(k, state.damping)
@@ -200,7 +201,7 @@ class KFAC(Optimizer):
         rho, decrease, next_damping = None, choice.decrease, damping
         if self.damping.measures(k):
             decrease = model.decrease(update) if decrease is None else decrease
-            value = self.objective.value(params, x, t, weights) + l2_term(params, self.l2)
+            value = self.objective.value(params, x, t, weights, noise) + l2_term(params, self.l2)
             if decrease:  # where there is nothing to gain, 0/0 says nothing about λ
                 rho = (value - h.value) / decrease
                 next_damping = self.damping.update(damping, rho)

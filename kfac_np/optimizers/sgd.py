@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from kfac_np import trees
-from kfac_np.backend import Array
+from kfac_np.backend import Array, Rng
 from kfac_np.errors import ConfigError
 from kfac_np.objective import Objective
 from kfac_np.optimizers.averaging import IterateAverage
@@ -24,6 +24,7 @@ from kfac_np.optimizers.schedules import (
     require_number,
     require_positive,
     require_rate,
+    require_whole,
     value_at,
 )
 from kfac_np.trees import Tree
@@ -62,6 +63,8 @@ class SGD(Optimizer):
     l2 : float
         η: h = loss + (η/2)‖θ‖².
     averaging : IterateAverage, optional
+    seed : int
+        Of what layers draw in training (Dropout).
 
     References
     ----------
@@ -89,6 +92,7 @@ class SGD(Optimizer):
     nesterov: bool = True
     l2: float = 0.0
     averaging: IterateAverage | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         require_part("SGD objective", self.objective, Objective)
@@ -98,6 +102,7 @@ class SGD(Optimizer):
         if not 0.0 <= self.momentum < 1.0:
             raise ConfigError(f"SGD momentum: expected 0 <= momentum < 1, got {self.momentum!r}")
         require_positive("SGD l2", self.l2, zero=True)
+        require_whole("SGD seed", self.seed, zero=True)
 
     def init(self, params: Tree) -> SGDState:
         check_params(params)
@@ -108,7 +113,8 @@ class SGD(Optimizer):
     ) -> tuple[SGDState, StepReport]:
         self.check_state(state)
         k = state.step + 1
-        e = self.objective.evaluate(state.params, x, t, weights)
+        noise = Rng(self.seed).child("forward", k)
+        e = self.objective.evaluate(state.params, x, t, weights, noise)
         h = Regularized.of(e, self.l2, k)
         rate = value_at(self.rate, k)
         descent = trees.scale(-rate, h.gradient)

@@ -181,7 +181,7 @@ def test_statistics_that_a_block_does_not_support(backend: Backend, block):
     match = r"layer 1\.1: .*does not support ScaleStatistics; name another block .*overrides"
     with pytest.raises(CurvatureError, match=match):
         estimate(BlockDiagonal(block), e)
-    match = r"layer 1\.1: FullMatrix expected affine statistics, got ScaleStatistics"
+    match = r"layer 1\.1: FullMatrix expected Statistics, got ScaleStatistics"
     with pytest.raises(CurvatureError, match=match):
         estimate(FullMatrix(), e)
 

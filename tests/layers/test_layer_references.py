@@ -77,7 +77,9 @@ def test_backward_size_counts_what_a_backward_pass_makes(case: LayerCase):
     # The sum over the innermost layers of the sizes of their outputs, flattening apart (a view).
     def count(layer, params, x):
         if isinstance(layer, Residual):
-            return count(layer.inner, params, x)
+            if layer.shortcut is None:
+                return count(layer.inner, params, x)
+            return count(layer.inner, params[0], x) + count(layer.shortcut, params[1], x)
         if isinstance(layer, Sequential):
             total = 0
             for part, p in zip(layer.layers, params, strict=True):

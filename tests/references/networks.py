@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -48,12 +49,106 @@ def _(layer: layers.Sequential, params: Any, x: Any) -> Any:
 
 @apply.register
 def _(layer: layers.Residual, params: Any, x: Any) -> Any:
-    return x + apply(layer.inner, params, x)
+    if layer.shortcut is None:
+        return x + apply(layer.inner, params, x)
+    return apply(layer.shortcut, params[1], x) + apply(layer.inner, params[0], x)
 
 
 @apply.register
 def _(layer: layers.Flatten, params: Any, x: Any) -> Any:
     return anp.reshape(x, (x.shape[0], -1))
+
+
+@apply.register
+def _(layer: layers.Conv, params: Any, x: Any) -> Any:
+    # One output pixel at a time, from the definition: a slice of the padded input, the weights.
+    axes = len(layer.kernel)
+    stride, dilation = each(layer.stride, axes), each(layer.dilation, axes)
+    extent = [d * (k - 1) + 1 for k, d in zip(layer.kernel, dilation, strict=True)]
+    pads = pad_widths(layer.padding, x.shape[1:-1], extent, stride)
+    x = pad(x, pads)
+    sizes = [(n - e) // s + 1 for n, e, s in zip(x.shape[1:-1], extent, stride, strict=True)]
+    weights = params if layer.groups > 1 else params[None]
+    c = layer.c_in // layer.groups
+    pixels = []
+    for location in itertools.product(*map(range, sizes)):
+        window = tuple(
+            slice(i * s, i * s + e, d)
+            for i, s, e, d in zip(location, stride, extent, dilation, strict=True)
+        )
+        patch = x[(slice(None), *window, slice(None))]
+        groups = []
+        for i in range(layer.groups):
+            a = anp.reshape(patch[..., i * c : (i + 1) * c], (x.shape[0], -1))
+            w = weights[i]
+            y = anp.matmul(a, w[:, : a.shape[1]].T)
+            groups.append(y + w[:, -1] if layer.bias else y)
+        pixels.append(anp.concatenate(groups, axis=-1))
+    return anp.reshape(anp.stack(pixels, axis=1), (x.shape[0], *sizes, layer.c_out))
+
+
+@apply.register
+def _(layer: layers.ConvTranspose, params: Any, x: Any) -> Any:
+    # Each input pixel puts its kernel, turned round, into the output.
+    axes = len(layer.kernel)
+    stride, dilation = each(layer.stride, axes), each(layer.dilation, axes)
+    extent = [d * (k - 1) + 1 for k, d in zip(layer.kernel, dilation, strict=True)]
+    pads = pad_widths(layer.padding, (), extent, stride)
+    extra = each(layer.output_padding, axes)
+    size = x.shape[1:-1]
+    whole = [
+        (n - 1) * s + e + max(o, 0) for n, s, e, o in zip(size, stride, extent, extra, strict=True)
+    ]
+    c, c_out = layer.c_in // layer.groups, layer.c_out // layer.groups
+    weights = params if layer.groups > 1 else params[None]
+    outputs = []
+    for i in range(layer.groups):
+        w, b = (weights[i][:, :-1], weights[i][:, -1]) if layer.bias else (weights[i], 0.0)
+        kernel = anp.reshape(w, (c_out, *layer.kernel, c))
+        kernel = kernel[(slice(None), *[slice(None, None, -1)] * axes, slice(None))]
+        y = 0.0
+        for tap in itertools.product(*map(range, layer.kernel)):
+            part = anp.matmul(x[..., i * c : (i + 1) * c], kernel[(slice(None), *tap)].T)
+            # spread by the stride, then moved to where the tap is
+            for axis, (s, d, t, n) in enumerate(zip(stride, dilation, tap, whole, strict=True)):
+                spread = np.zeros((n, part.shape[axis + 1]))
+                for p in range(part.shape[axis + 1]):
+                    spread[p * s + t * d, p] = 1.0
+                part = anp.moveaxis(anp.tensordot(spread, part, axes=(1, axis + 1)), 0, axis + 1)
+            y = y + part
+        cut = [slice(low, n - high) for (low, high), n in zip(pads, whole, strict=True)]
+        outputs.append(y[(slice(None), *cut, slice(None))] + b)
+    return anp.concatenate(outputs, axis=-1)
+
+
+def each(value: Any, axes: int) -> tuple[int, ...]:
+    return (value,) * axes if isinstance(value, int) else value
+
+
+def pad_widths(padding: Any, size: Any, extent: Any, stride: Any) -> list[tuple[int, int]]:
+    """Zeros before and after on each axis."""
+    if padding == "valid":
+        padding = 0
+    if padding == "same":
+        widths = []
+        for n, e, s in zip(size, extent, stride, strict=True):
+            total = max((-(-n // s) - 1) * s + e - n, 0)
+            widths.append((total // 2, total - total // 2))
+        return widths
+    return [(p, p) if isinstance(p, int) else p for p in each(padding, len(extent))]
+
+
+def pad(x: Any, widths: Any) -> Any:
+    """Zeros around the spatial axes; what a negative width names is cut off."""
+    for axis, (low, high) in enumerate(widths, start=1):
+        shape = list(x.shape)
+        before, after = [*shape], [*shape]
+        before[axis], after[axis] = max(low, 0), max(high, 0)
+        x = anp.concatenate([np.zeros(before), x, np.zeros(after)], axis=axis)
+        inner = [slice(None)] * x.ndim
+        inner[axis] = slice(max(-low, 0), x.shape[axis] - max(-high, 0))
+        x = x[tuple(inner)]
+    return x
 
 
 @apply.register

@@ -1,0 +1,389 @@
+"""What a convolution sees at each location: patches, unfolded a few examples at a time.
+
+Arrays are laid out (N, *spatial, C), channels last: a patch is then a row whose channels lie side
+by side, the affine map of a convolution is a matrix product on the last axis like that of a dense
+layer, and nothing is ever transposed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, final
+
+import array_api_compat
+import numpy as np
+
+from kfac_np.backend.array import Array, array_namespace
+from kfac_np.errors import ShapeError
+
+__all__ = [
+    "Geometry",
+    "Patches",
+    "fold",
+    "pad",
+    "patch_budget",
+    "transposed_product",
+    "transposed_product_generic",
+    "unfold",
+    "unfold_generic",
+]
+
+
+@final
+@dataclass(frozen=True)
+class Geometry:
+    """Where a kernel looks: one entry for each spatial axis.
+
+    Attributes
+    ----------
+    kernel, stride, dilation : tuple of int
+        Taps, step between locations, step between taps.
+    padding : tuple of (int, int)
+        Zeros before and after; a negative number cuts off.
+
+    Examples
+    --------
+    >>> g = Geometry((3, 3), (2, 1), (1, 2), ((1, 1), (0, 0)))
+    >>> g.output_size((8, 8)), g.taps
+    ((4, 4), 9)
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+
+    @property
+    def taps(self) -> int:
+        """Pixels of a patch."""
+        return math.prod(self.kernel)
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """Pixels that a kernel spans along each axis."""
+        return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
+
+    @property
+    def unpadded(self) -> Geometry:
+        """The same on an input that is padded already."""
+        return replace(self, padding=((0, 0),) * len(self.kernel))
+
+    def padded_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Sizes after padding."""
+        return tuple(n + low + high for n, (low, high) in zip(size, self.padding, strict=True))
+
+    def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Number of locations along each axis, ⌊(n + padding - extent) / stride⌋ + 1.
+
+        Raises
+        ------
+        ShapeError
+            The kernel does not fit into the padded input.
+        """
+        padded = self.padded_size(size)
+        if any(n < e for n, e in zip(padded, self.extent, strict=True)):
+            raise ShapeError(f"expected a padded size of at least {self.extent}, got {padded}")
+        return tuple(
+            (n - e) // s + 1 for n, e, s in zip(padded, self.extent, self.stride, strict=True)
+        )
+
+    def windows(self, out: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+        """For each tap, in row-major order, the slices of the padded input that it looks at."""
+        for tap in itertools.product(*map(range, self.kernel)):
+            yield tuple(
+                slice(i * d, i * d + (n - 1) * s + 1, s)
+                for i, d, s, n in zip(tap, self.dilation, self.stride, out, strict=True)
+            )
+
+
+def pad(x: Array, padding: tuple[tuple[int, int], ...], value: float = 0.0) -> Array:
+    """Put a border of `value` around the spatial axes of (N, *spatial, C); negative widths cut off.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> pad(np.ones((1, 2, 1)), ((1, -1),))[0, :, 0]
+    array([0., 1.])
+    """
+    if not any(low or high for low, high in padding):
+        return x
+    xp = array_namespace(x)
+    size = x.shape[1:-1]
+    padded = [n + low + high for n, (low, high) in zip(size, padding, strict=True)]
+    if any(n < 1 for n in padded):
+        raise ShapeError(f"padding: expected something to be left of {size} after {padding}")
+    shape = (x.shape[0], *padded, x.shape[-1])
+    out = xp.full(shape, value, dtype=x.dtype, device=x.device)
+    inner = [
+        slice(max(low, 0), n - max(high, 0)) for n, (low, high) in zip(padded, padding, strict=True)
+    ]
+    outer = [
+        slice(max(-low, 0), n - max(-high, 0)) for n, (low, high) in zip(size, padding, strict=True)
+    ]
+    out[:, *inner, :] = x[:, *outer, :]
+    return out
+
+
+def unfold_generic(x: Array, geometry: Geometry, ones: bool = False) -> Array:
+    """`unfold`, one slice for each tap, by the standard alone."""
+    n, out, c, shape = _patch_shape(x, geometry, ones)
+    xp = array_namespace(x)
+    rows = xp.empty(shape, dtype=x.dtype, device=x.device)
+    for i, window in enumerate(geometry.windows(out)):
+        rows[..., i * c : (i + 1) * c] = xp.reshape(x[:, *window, :], (n, math.prod(out), c))
+    if ones:
+        rows[..., -1:] = 1.0
+    return rows
+
+
+def unfold(x: Array, geometry: Geometry, ones: bool = False) -> Array:
+    """The patches of a padded input as rows.
+
+    Parameters
+    ----------
+    x : Array, shape (N, *spatial, C)
+        Already padded.
+    geometry : Geometry
+    ones : bool
+        Append the homogeneous coordinate.
+
+    Returns
+    -------
+    Array, shape (N, T, taps · C [+ 1])
+        Columns run over taps, then channels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.arange(4.0).reshape(1, 4, 1)
+    >>> unfold(x, Geometry((2,), (1,), (1,), ((0, 0),)), ones=True)[0]
+    array([[0., 1., 1.],
+           [1., 2., 1.],
+           [2., 3., 1.]])
+    """
+    xp = array_namespace(x)
+    if not (array_api_compat.is_numpy_namespace(xp) or array_api_compat.is_cupy_namespace(xp)):
+        return unfold_generic(x, geometry, ones)
+    n, out, c, shape = _patch_shape(x, geometry, ones)
+    d = geometry.taps * c
+    # A view of all patches, copied in one go: neighbouring taps lie side by side in memory, so that
+    # the copy moves whole rows of the kernel.
+    first, *strides, last = x.strides  # type: ignore[attr-defined]
+    taps = [s * i for s, i in zip(strides, geometry.dilation, strict=True)]
+    steps = [s * i for s, i in zip(strides, geometry.stride, strict=True)]
+    split = (n, *out, *geometry.kernel, c)
+    view = _as_strided(xp, x, split, (first, *steps, *taps, last))
+    rows = xp.empty((n, *out, shape[-1]), dtype=x.dtype)
+    rows[..., :d].reshape(split)[...] = view  # splitting an axis makes a view, not a copy
+    rows[..., d:] = 1.0
+    return xp.reshape(rows, shape)
+
+
+def fold(rows: Array, geometry: Geometry, padded_size: tuple[int, ...]) -> Array:
+    """The adjoint of `unfold`: add every patch back to where it was taken from.
+
+    Parameters
+    ----------
+    rows : Array, shape (N, T, taps · C)
+    geometry : Geometry
+    padded_size : tuple of int
+        Sizes of the padded input.
+
+    Returns
+    -------
+    Array, shape (N, *padded_size, C)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> geometry = Geometry((2,), (1,), (1,), ((0, 0),))
+    >>> fold(np.ones((1, 3, 2)), geometry, (4,))[0, :, 0]
+    array([1., 2., 2., 1.])
+    """
+    xp = array_namespace(rows)
+    out, c = geometry.unpadded.output_size(padded_size), rows.shape[-1] // geometry.taps
+    x = xp.zeros((rows.shape[0], *padded_size, c), dtype=rows.dtype, device=rows.device)
+    for i, window in enumerate(geometry.windows(out)):
+        part = rows[..., i * c : (i + 1) * c]
+        x[:, *window, :] += xp.reshape(part, (rows.shape[0], *out, c))
+    return x
+
+
+def transposed_product_generic(
+    g: Array, w: Array, geometry: Geometry, size: tuple[int, ...], budget_bytes: int
+) -> Array:
+    """`transposed_product` by folding patches: for every geometry."""
+    xp = array_namespace(g, w)
+    n, *out, c_out = g.shape
+    t, padded = math.prod(out), geometry.padded_size(size)
+    parts = []
+    step = _examples_at_once(g, t * w.shape[1], budget_bytes)
+    for start in range(0, max(n, 1), step):
+        rows = xp.reshape(g[start : min(start + step, n), ...], (-1, c_out)) @ w
+        parts.append(fold(xp.reshape(rows, (-1, t, w.shape[1])), geometry, padded))
+    x = parts[0] if len(parts) == 1 else xp.concat(parts)
+    return pad(x, tuple((-low, -high) for low, high in geometry.padding))
+
+
+def transposed_product(
+    g: Array, w: Array, geometry: Geometry, size: tuple[int, ...], budget_bytes: int
+) -> Array:
+    """The adjoint of x ↦ patches(x) wᵀ: derivatives at the locations, carried to the pixels.
+
+    Parameters
+    ----------
+    g : Array, shape (N, *out, c_out)
+    w : Array, shape (c_out, taps · C)
+    geometry : Geometry
+    size : tuple of int
+        Spatial size of the input.
+    budget_bytes : int
+        The most bytes of patches alive at once (one example at least).
+
+    Returns
+    -------
+    Array, shape (N, *size, C)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> geometry = Geometry((2,), (1,), (1,), ((1, 0),))
+    >>> g, w = np.ones((1, 3, 1)), np.asarray([[1.0, 10.0]])
+    >>> transposed_product(g, w, geometry, (3,), 1000)[0, :, 0]
+    array([11., 11., 10.])
+    """
+    if any(s != 1 for s in geometry.stride):
+        return transposed_product_generic(g, w, geometry, size, budget_bytes)
+    # Without strides this is a convolution, too: of g, by the kernel turned round. Unfolding g
+    # and one product is faster than a product and folding, which adds slice by slice.
+    xp = array_namespace(g, w)
+    c_out, axes = g.shape[-1], len(size)
+    padding = tuple(
+        (e - 1 - low, e - 1 - high)
+        for e, (low, high) in zip(geometry.extent, geometry.padding, strict=True)
+    )
+    kernel = xp.reshape(w, (c_out, *geometry.kernel, -1))
+    kernel = xp.flip(kernel, axis=tuple(range(1, axes + 1)))
+    kernel = xp.permute_dims(kernel, (*range(1, axes + 1), 0, axes + 1))
+    turned = xp.reshape(kernel, (geometry.taps * c_out, -1))
+    return Patches(pad(g, padding), geometry, False, budget_bytes).product(turned)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Patches:
+    """The patches of an input, unfolded when and where they are asked for.
+
+    Stands for the array of shape (N, T, d) without holding it: only the padded input is kept. What
+    walks over `chunks` never has more than `budget_bytes` of patches alive (one example at least),
+    and works on rows that are still in the processor's cache.
+
+    Attributes
+    ----------
+    x : Array, shape (N, *spatial, C)
+        The padded input.
+    geometry : Geometry
+    ones : bool
+        Whether the homogeneous coordinate is appended.
+    budget_bytes : int
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> patches = Patches(np.ones((5, 4, 1)), Geometry((2,), (1,), (1,), ((0, 0),)), True, 100)
+    >>> patches.shape, [chunk.shape[0] for _, chunk in patches.chunks()]
+    ((5, 3, 3), [1, 1, 1, 1, 1])
+    """
+
+    x: Array
+    geometry: Geometry
+    ones: bool
+    budget_bytes: int
+
+    @cached_property
+    def out(self) -> tuple[int, ...]:
+        """Number of locations along each spatial axis."""
+        return self.geometry.unpadded.output_size(self.x.shape[1:-1])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(N, T, d)."""
+        d = self.geometry.taps * self.x.shape[-1] + self.ones
+        return (self.x.shape[0], math.prod(self.out), d)
+
+    @property
+    def ndim(self) -> int:
+        """3."""
+        return 3
+
+    def take(self, rows: slice) -> Patches:
+        """The patches of some examples."""
+        return Patches(self.x[rows, ...], self.geometry, self.ones, self.budget_bytes)
+
+    def array(self) -> Array:
+        """All of them at once, shape (N, T, d)."""
+        return unfold(self.x, self.geometry, self.ones)
+
+    def chunks(self) -> Iterator[tuple[slice, Array]]:
+        """Slices of examples and their unfolded rows (n, T, d), within the budget."""
+        n, t, d = self.shape
+        step = _examples_at_once(self.x, t * d, self.budget_bytes)
+        for start in range(0, n, step):
+            rows = slice(start, min(start + step, n))
+            yield rows, unfold(self.x[rows, ...], self.geometry, self.ones)
+
+    def product(self, m: Array) -> Array:
+        """Patches times a matrix (d, d_out): the affine map of a convolution.
+
+        Returns
+        -------
+        Array, shape (N, *out, d_out)
+        """
+        xp = array_namespace(self.x, m)
+        n, t, d = self.shape
+        y = xp.empty((n, t, m.shape[1]), dtype=self.x.dtype, device=self.x.device)
+        for rows, chunk in self.chunks():
+            flat = xp.reshape(chunk, (-1, d)) @ m
+            y[rows, ...] = xp.reshape(flat, (-1, t, m.shape[1]))
+        return xp.reshape(y, (n, *self.out, m.shape[1]))
+
+
+def patch_budget(x: Array) -> int:
+    """Bytes of patches to unfold at once where the caller does not say.
+
+    On a processor as much as stays in its cache: unfolding there costs next to nothing beside the
+    product that follows. On a GPU so much that few kernels are launched.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> patch_budget(np.zeros(1))
+    8388608
+    """
+    return 2**30 if array_api_compat.is_cupy_array(x) else 2**23
+
+
+def _examples_at_once(x: Array, numbers: int, budget_bytes: int) -> int:
+    """How many examples of so many numbers each the budget holds; one at least."""
+    item = array_namespace(x).finfo(x.dtype).bits // 8
+    return max(1, budget_bytes // max(1, numbers * item))
+
+
+def _patch_shape(
+    x: Array, geometry: Geometry, ones: bool
+) -> tuple[int, tuple[int, ...], int, tuple[int, int, int]]:
+    n, *size, c = x.shape
+    out = geometry.unpadded.output_size(tuple(size))
+    return n, out, c, (n, math.prod(out), geometry.taps * c + ones)
+
+
+def _as_strided(xp: Any, x: Any, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
+    if array_api_compat.is_cupy_namespace(xp):
+        import cupy
+
+        return cupy.lib.stride_tricks.as_strided(x, shape, strides)
+    return np.lib.stride_tricks.as_strided(x, shape, strides, writeable=False)

@@ -1,0 +1,76 @@
+"""Exact blocks of a few weights each: scale and shift of every channel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+from kfac_np.backend import Array, all_finite, array_namespace
+from kfac_np.curvature.base import Block, Factors, Moments
+from kfac_np.curvature.diagonal import require_vectors
+from kfac_np.curvature.ladder import Ladder
+from kfac_np.matrices import UnitMatrix
+from kfac_np.matrices.stacked import unit_apply, unit_eigh
+from kfac_np.statistics import (
+    AffineStatistics,
+    ElementwiseStatistics,
+    Scale,
+    Statistics,
+    term_gradients,
+)
+
+__all__ = ["UnitBlock"]
+
+
+@final
+@dataclass(frozen=True)
+class UnitBlock(Block):
+    """The exact 2×2 block of each channel's scale and shift; what couples channels is left out.
+
+    (1/M) Σ_{n,k} u uᵀ, u = (∂/∂γ_c, ∂/∂β_c); 1×1 without a shift. The damping is exact.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kfac_np.statistics import ElementwiseStatistics, Scale
+    >>> s = ElementwiseStatistics(np.full((1, 1, 1), 2.0), np.full((1, 1, 1), 3.0), True)
+    >>> UnitBlock().moments(s, Scale(1, 1))["units"]
+    array([[[36., 18.],
+            [18.,  9.]]])
+    """
+
+    def supports(self, statistics: object) -> bool:
+        return isinstance(statistics, ElementwiseStatistics)
+
+    def input_moments(self, s: ElementwiseStatistics, scale: Scale) -> Moments:
+        return {}
+
+    def moments(self, s: ElementwiseStatistics, scale: Scale) -> Moments:
+        require_vectors(s, "UnitBlock")
+        r = 2 if s.shift else 1
+        xp, rows = array_namespace(s.g), term_gradients(s, scale)
+        u = xp.reshape(rows, (rows.shape[0], r, -1))
+        pairs = [[xp.sum(u[:, i, :] * u[:, j, :], axis=0) for j in range(r)] for i in range(r)]
+        blocks = xp.stack([xp.stack(row, axis=-1) for row in pairs], axis=-2)  # (C, r, r)
+        return {"units": blocks / scale.terms}
+
+    def matrix(self, moments: Moments, shape: tuple[int, ...]) -> UnitMatrix:
+        return UnitMatrix(moments["units"])
+
+    def factorise(
+        self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
+    ) -> Factors:
+        if not all_finite(moments["units"]):
+            return ladder.keep("units", previous, damping)
+        values, vectors = unit_eigh(moments["units"])
+        return {"inverse_values": ladder.reciprocal("units", values, damping), "U": vectors}
+
+    def solve(self, factors: Factors, v: Array) -> Array:
+        return unit_apply(factors["U"], factors["inverse_values"], v)
+
+    def cost(
+        self, shape: tuple[int, ...], kind: type[Statistics] = AffineStatistics
+    ) -> Mapping[str, Any]:
+        r, c = shape
+        return {"factors": f"{c} blocks {r}×{r}", "factorise": 10 * c, "solve": 4 * r * r * c}
