@@ -7,11 +7,14 @@ The names most programs need are here; every other one is in the module of its f
 from kfac_np.backend import Backend, Rng, get_backend
 from kfac_np.curvature import (
     BlockDiagonal,
+    BlockTridiagonal,
     DiagonalBlock,
     ExactBlock,
+    FullKronecker,
     FullMatrix,
     KFACBlock,
     describe,
+    quality,
 )
 from kfac_np.errors import KfacError
 from kfac_np.fisher import Empirical, Exact, InputOnly, MonteCarlo
@@ -42,12 +45,14 @@ __all__ = [
     "Adam",
     "Backend",
     "BlockDiagonal",
+    "BlockTridiagonal",
     "Dense",
     "DiagonalBlock",
     "Empirical",
     "Exact",
     "ExactBlock",
     "Flatten",
+    "FullKronecker",
     "FullMatrix",
     "Identity",
     "InputOnly",
@@ -72,4 +77,5 @@ __all__ = [
     "get_backend",
     "practical",
     "published",
+    "quality",
 ]

@@ -13,31 +13,41 @@ from kfac_np.curvature.damping import (
 from kfac_np.curvature.describe import describe
 from kfac_np.curvature.diagonal import DiagonalBlock
 from kfac_np.curvature.exact import ExactBlock, FullMatrix
+from kfac_np.curvature.full_kronecker import FullKronecker
 from kfac_np.curvature.kfac import KFACBlock
 from kfac_np.curvature.ladder import Ladder, LadderEvent
+from kfac_np.curvature.quality import LayerQuality, Quality, quality
 from kfac_np.curvature.sharing import expand, reduce
+from kfac_np.curvature.tridiagonal import BlockTridiagonal
+from kfac_np.curvature.tridiagonal_chains import find_chains
 from kfac_np.curvature.units import UnitBlock
 
 __all__ = [
     "Block",
     "BlockDiagonal",
+    "BlockTridiagonal",
     "Curvature",
     "DampingRule",
     "DiagonalBlock",
     "ExactBlock",
     "Factors",
+    "FullKronecker",
     "FullMatrix",
     "KFACBlock",
     "Ladder",
     "LadderEvent",
+    "LayerQuality",
     "Moments",
+    "Quality",
     "UnitBlock",
     "describe",
     "expand",
+    "find_chains",
     "no_pi",
     "pi_frobenius",
     "pi_spectral",
     "pi_trace",
     "plain",
+    "quality",
     "reduce",
 ]

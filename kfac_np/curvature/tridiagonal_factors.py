@@ -12,7 +12,7 @@ from kfac_np.matrices.base import resolved_eigh
 
 __all__ = ["couple", "pull", "regression", "solve_coupled"]
 
-_COUPLING = ("Psi_A", "Psi_G", "K_A", "K_G", "inverse_gaps")
+_COUPLING = ("K_A", "K_G", "Psi_A", "Psi_G", "inverse_gaps")
 _WELL_CONDITIONED = 1e6
 
 

@@ -23,11 +23,9 @@ def rows_each(s: AffineStatistics, scale: Scale, sharing: Sharing) -> int:
     >>> rows_each(s, scale, expand), rows_each(s, scale, reduce)
     (3, 1)
     """
-    one = s.derivatives_only().g[..., :1, :, :]
-    empty = array_namespace(one).reshape(one, (-1, *one.shape[-2:]))[:1, :, :0]
-    if empty.shape[0] == 0:  # no vectors
-        xp = array_namespace(one)
-        empty = xp.zeros((1, one.shape[-2], 0), dtype=one.dtype, device=one.device)
+    g = s.g
+    shape = (1, s.num_locations, 0)
+    empty = array_namespace(g).zeros(shape, dtype=g.dtype, device=g.device)
     return int(sharing(AffineStatistics(empty, empty), scale)[0].shape[0])
 
 

@@ -178,6 +178,8 @@ def _optimizer_choices() -> dict[Any, dict[str, Any]]:
         },
         curvature.Curvature: {
             "block-diagonal": curvature.BlockDiagonal,
+            "block-tridiagonal": curvature.BlockTridiagonal,
+            "full-kronecker": curvature.FullKronecker,
             "full": curvature.FullMatrix,
         },
         curvature.Block: {

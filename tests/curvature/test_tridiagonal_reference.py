@@ -10,9 +10,7 @@ from reference_files import Reference, load, names
 
 from kfac_np import trees
 from kfac_np.backend import Backend, Rng
-from kfac_np.curvature import BlockDiagonal
-from kfac_np.curvature.full_kronecker import FullKronecker
-from kfac_np.curvature.tridiagonal import BlockTridiagonal
+from kfac_np.curvature import BlockDiagonal, BlockTridiagonal, FullKronecker
 from kfac_np.fisher import Exact
 
 FILES = names("tridiag_")
