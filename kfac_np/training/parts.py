@@ -186,6 +186,7 @@ def _optimizer_choices() -> dict[Any, dict[str, Any]]:
             "kfac": curvature.KFACBlock,
             "diagonal": curvature.DiagonalBlock,
             "exact": curvature.ExactBlock,
+            "unit": curvature.UnitBlock,
         },
         curvature.DampingRule: {
             "pi-trace": curvature.pi_trace,
