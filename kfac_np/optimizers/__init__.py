@@ -16,7 +16,7 @@ from kfac_np.optimizers.damping import (
     LevenbergMarquardt,
 )
 from kfac_np.optimizers.kfac import KFAC, KFACState
-from kfac_np.optimizers.presets import practical, published
+from kfac_np.optimizers.presets import kfc_pre, practical, published
 from kfac_np.optimizers.schedules import (
     Constant,
     Cosine,
@@ -55,6 +55,7 @@ __all__ = [
     "State",
     "StepReport",
     "StepRule",
+    "kfc_pre",
     "practical",
     "published",
 ]

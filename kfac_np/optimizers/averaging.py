@@ -74,5 +74,5 @@ class MovingAverage:
             raise ConfigError(f"MovingAverage decay: expected 0 <= decay < 1, got {self.decay!r}")
 
     def epsilon(self, k: int) -> float:
-        """Weight of the old moments in step k."""
+        """Weight of the old moments when they are renewed for the k-th time."""
         return min(1.0 - 1.0 / k, self.decay)

@@ -101,7 +101,10 @@ class KFAC(Optimizer):
     gamma : GammaPolicy
         γ.
     moving_average : MovingAverage
+    statistics : Refresh
+        When the statistics are renewed; in every step by default.
     refresh : Refresh
+        When the factors are computed from them (T₃).
     averaging : IterateAverage or None
     statistics_fraction : float
         τ₁, the fraction of the mini-batch that the statistics use: its first examples, so that
@@ -143,6 +146,7 @@ class KFAC(Optimizer):
     damping: DampingPolicy = LevenbergMarquardt()
     gamma: GammaPolicy = GammaSearch(minimum=1e-5**0.5, maximum=1.0)
     moving_average: MovingAverage = MovingAverage()
+    statistics: Refresh = Refresh(interval=1)
     refresh: Refresh = Refresh()
     averaging: IterateAverage | None = IterateAverage(warm_up=True)
     statistics_fraction: float = 1 / 8
@@ -157,6 +161,7 @@ class KFAC(Optimizer):
         require_part("KFAC damping", self.damping, DampingPolicy)
         require_part("KFAC gamma", self.gamma, GammaPolicy)
         require_part("KFAC moving_average", self.moving_average, MovingAverage)
+        require_part("KFAC statistics", self.statistics, Refresh)
         require_part("KFAC refresh", self.refresh, Refresh)
         require_part("KFAC averaging", self.averaging, IterateAverage, optional=True)
         require_fraction("KFAC statistics_fraction", self.statistics_fraction)
@@ -236,6 +241,8 @@ class KFAC(Optimizer):
         self, e: Evaluation, old: dict[str, Moments], k: int
     ) -> tuple[dict[str, Moments], list[LadderEvent]]:
         """Statistics of part of the mini-batch, put into the moving averages."""
+        if old and not self.statistics.due(k):
+            return old, []
         part = _part(e, self.statistics_fraction)
         rng = Rng(self.seed).child("targets", k)
         new = self.curvature.estimate(part, self.fisher, rng)
@@ -252,7 +259,7 @@ class KFAC(Optimizer):
             new |= {event.layer: old[event.layer] for event in events}
         if not old:
             return new, events
-        epsilon = self.moving_average.epsilon(k)
+        epsilon = self.moving_average.epsilon(self.statistics.count(k))
         mixed = trees.tree_map(lambda m, n: epsilon * m + (1.0 - epsilon) * n, old, new)
         return mixed, events
 

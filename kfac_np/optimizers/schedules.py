@@ -240,7 +240,7 @@ class Piecewise(Schedule):
 @final
 @dataclass(frozen=True)
 class Refresh:
-    """Factors are recomputed every `interval` steps (T₃), and in each of the `first` steps.
+    """Something is renewed every `interval` steps, and in each of the `first` steps.
 
     References
     ----------
@@ -260,5 +260,16 @@ class Refresh:
         require_whole("Refresh first", self.first)
 
     def due(self, k: int) -> bool:
-        """Tell whether step k recomputes the factors."""
+        """Tell whether step k is one of them."""
         return k <= self.first or k % self.interval == 0
+
+    def count(self, k: int) -> int:
+        """Count the steps up to k that are due.
+
+        Examples
+        --------
+        >>> [Refresh(interval=5, first=3).count(k) for k in (1, 3, 4, 5, 10)]
+        [1, 3, 3, 4, 5]
+        """
+        first = min(k, self.first)
+        return first + k // self.interval - first // self.interval

@@ -130,6 +130,7 @@ class Published:
         self.gamma = math.sqrt(lambda0 + eta)
         self.bounds = 0.0, math.inf  # the paper has none
         self.warm_up = False  # nor a first phase of the average
+        self.renewals = 0
         self.moments: list[HostArray] = []
         self.inverse: HostArray | None = None
         self.delta0: HostArray | None = None
@@ -148,11 +149,12 @@ class Published:
         return grad(self.net.value)(self.theta, x, t, w) + self.eta * self.theta
 
     def update_moments(self, x: HostArray, w: HostArray) -> None:
-        """§5: sampled targets on the τ₁ part, moving averages with ε = min(1 - 1/k, 0.95)."""
+        """§5: targets sampled on the τ₁ part; the k-th time ε = min(1 - 1/k, 0.95)."""
         n1 = math.ceil(self.tau1 * len(x))
         z, _ = self.net.forward(self.theta, x[:n1])
         new = self.approximation.moments(self.theta, x[:n1], self.sampler(z, self.k), w[:n1])
-        epsilon = min(1.0 - 1.0 / self.k, 0.95)
+        self.renewals += 1
+        epsilon = min(1.0 - 1.0 / self.renewals, 0.95)
         old = self.moments or [np.zeros_like(m) for m in new]
         self.moments = [epsilon * m + (1.0 - epsilon) * n for m, n in zip(old, new, strict=True)]
 
@@ -235,11 +237,12 @@ class Practical(Published):
         damping: Callable[[int], float] | float,
         eta: float = 1e-5,
         refresh: tuple[int, int] = (20, 3),
+        statistics: tuple[int, int] = (1, 3),
     ) -> None:
         start = damping if isinstance(damping, float) else damping(1)
         super().__init__(net, theta, sampler, start, eta=eta, tau1=1.0, tau2=1.0)
         self.rate, self.momentum, self.clip, self.given = rate, momentum, clip, damping
-        self.refresh = refresh
+        self.refresh, self.statistics = refresh, statistics
         self.warm_up = True
 
     def step(self, x: HostArray, t: HostArray, w: HostArray | None = None) -> Record:
@@ -250,7 +253,9 @@ class Practical(Published):
         if not adapts:
             self.damping = self.given(k)
         slope = self.gradient_h(x, t, w)
-        self.update_moments(x, w)
+        interval, first = self.statistics
+        if k <= first or k % interval == 0:
+            self.update_moments(x, w)
         interval, first = self.refresh
         refreshed = k <= first or k % interval == 0
         if refreshed:

@@ -24,6 +24,7 @@ from kfac_np.optimizers import (
     LevenbergMarquardt,
     Piecewise,
     Refresh,
+    kfc_pre,
     practical,
 )
 
@@ -43,6 +44,8 @@ class Variant:
     damping: Callable[[int], float] | float = lambda k: 0.01
     eta: float = 1e-5
     refresh: tuple[int, int] = (20, 3)
+    statistics: tuple[int, int] = (1, 3)
+    preset: Callable[..., KFAC] = practical
 
     def __str__(self) -> str:
         return self.name
@@ -61,11 +64,12 @@ class Variant:
             self.damping,
             self.eta,
             self.refresh,
+            self.statistics,
         )
         return [dense.step(*c.batch_at(k)) for k in range(1, STEPS + 1)]
 
     def optimizer(self) -> KFAC:
-        kfac = practical(self.case.objective, fisher=self.case.fisher, **self.settings)
+        kfac = self.preset(self.case.objective, fisher=self.case.fisher, **self.settings)
         if isinstance(self.damping, float):
             kfac = dataclasses.replace(kfac, damping=LevenbergMarquardt(self.damping))
         return kfac
@@ -139,6 +143,25 @@ VARIANTS = [
         rate=lambda k: 0.6,
         momentum=lambda k: 0.5,
         damping=1e-3,
+    ),
+    Variant(
+        "kfc_pre",
+        case("logistic_sigmoid"),
+        {"rate": 0.1, "momentum": 0.8, "damping": 0.05},
+        rate=lambda k: 0.1,
+        momentum=lambda k: 0.8,
+        damping=lambda k: 0.05,
+        statistics=(5, 3),
+        preset=kfc_pre,
+    ),
+    Variant(
+        "statistics_now_and_then",
+        case("relu_softmax"),
+        {"rate": 0.1, "kl_clip": 0.01, "statistics": Refresh(4, first=2), "refresh": Refresh(6, 1)},
+        rate=lambda k: 0.1,
+        clip=0.01,
+        statistics=(4, 2),
+        refresh=(6, 1),
     ),
 ]
 
