@@ -37,6 +37,7 @@ _PATHS = {
     "activation": "model.activation",
     "init": "model.initializer",
     "optimizer": "optimizer.name",
+    "curvature": "optimizer.curvature.name",
     "batch_size": "batch",
     "backend": "backend.name",
     "dtype": "backend.dtype",
@@ -167,6 +168,12 @@ def _add_optimizer(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     names = ", ".join(["kfac (default)", *variants(), "sgd", "adam"])
     add("--optimizer", metavar="NAME", help=names)
+    add(
+        "--curvature",
+        metavar="NAME",
+        help="K-FAC's: block-diagonal (default), block-tridiagonal, or for small networks "
+        "full-kronecker, full",
+    )
     add("--rate", type=float, metavar="X", help="learning rate; K-FAC's is adapted without")
     add("--momentum", type=float, metavar="X")
     add("--damping", type=float, metavar="X", help="K-FAC's λ (the initial one if adapted)")

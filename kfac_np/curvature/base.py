@@ -10,6 +10,7 @@ from kfac_np import trees
 from kfac_np.backend import Array, Rng
 from kfac_np.curvature.ladder import Ladder, LadderEvent
 from kfac_np.fisher import FisherType
+from kfac_np.layers import Layer
 from kfac_np.matrices import Matrix, TreeMatrix
 from kfac_np.objective import Evaluation
 from kfac_np.statistics import AffineStatistics, Scale, Statistics
@@ -174,3 +175,20 @@ class Curvature(ABC):
     @abstractmethod
     def block_of(self, path: str) -> Block:
         """The block that covers the parameter at `path`."""
+
+    def costs(self, network: Layer, params: Tree, statistics: Tree) -> dict[str, Mapping[str, Any]]:
+        """What each parameter gets and what it costs, by path: `Block.cost`, and "block", a name.
+
+        Parameters
+        ----------
+        network : Layer
+        params : tree of Array
+        statistics : tree of Statistics
+            Of any batch: only kinds and shapes count.
+        """
+        kinds = {path: type(s) for path, s in trees.items(statistics)}
+        out: dict[str, Mapping[str, Any]] = {}
+        for path, p in trees.items(params):
+            block = self.block_of(path)
+            out[path] = {"block": type(block).__name__, **block.cost(p.shape, kinds[path])}
+        return out

@@ -55,18 +55,15 @@ def describe(
     network.output_shape(input_shape)
     if isinstance(curvature, BlockDiagonal):
         curvature.require_paths(path for path, _ in trees.items(params))
-    kinds = _kinds(network, params, input_shape)
+    costs = curvature.costs(network, params, _statistics(network, params, input_shape))
     rows = [("path", "layer", "parameters", "block", "factors", "factorise", "solve")]
     totals = [0, 0, 0]
     for path, p in trees.items(params):
-        block = curvature.block_of(path)
-        cost = block.cost(p.shape, kinds[path])
+        cost = costs[path]
         size = f"{'×'.join(map(str, p.shape))} = {math.prod(p.shape)}"
         name = repr(network.at(path))
         operations = (cost["factorise"], cost["solve"])
-        rows.append(
-            (path, name, size, type(block).__name__, cost["factors"], *map(_short, operations))
-        )
+        rows.append((path, name, size, cost["block"], cost["factors"], *map(_short, operations)))
         totals = [a + b for a, b in zip(totals, (math.prod(p.shape), *operations), strict=True)]
     rows.append(("total", "", str(totals[0]), "", "", _short(totals[1]), _short(totals[2])))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -76,14 +73,13 @@ def describe(
     )
 
 
-def _kinds(network: Layer, params: Tree, input_shape: tuple[int, ...]) -> dict[str, type]:
-    """Which statistics each parameter has: found by carrying one example of zeros back."""
+def _statistics(network: Layer, params: Tree, input_shape: tuple[int, ...]) -> Tree:
+    """Statistics of one example of zeros, for their kinds and shapes."""
     like = trees.leaves(params)[0]
     xp = array_namespace(like)
     x = xp.zeros((1, *input_shape), dtype=network.input_dtype(like), device=like.device)
     y, cache = network.forward(params, x)
-    _, statistics = network.backward(params, cache, xp.zeros_like(y), wrt_input=False)
-    return {path: type(s) for path, s in trees.items(statistics)}
+    return network.backward(params, cache, xp.zeros_like(y), wrt_input=False)[1]
 
 
 def _short(operations: int) -> str:

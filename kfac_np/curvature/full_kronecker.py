@@ -19,6 +19,7 @@ from kfac_np.curvature.tridiagonal_moments import (
     rows_each,
 )
 from kfac_np.errors import CurvatureError
+from kfac_np.layers import Layer
 from kfac_np.matrices import DenseMatrix, FlattenedMatrix
 from kfac_np.matrices.chain import kron
 from kfac_np.statistics import AffineStatistics, Scale
@@ -70,6 +71,20 @@ class FullKronecker(Curvature):
 
     def block_of(self, path: str) -> Block:
         return self.block
+
+    def costs(self, network: Layer, params: Tree, statistics: Tree) -> dict[str, Mapping[str, Any]]:
+        """What each parameter costs: its share of the whole matrix."""
+        sizes = {path: math.prod(p.shape) for path, p in trees.items(params)}
+        total = sum(sizes.values())
+        return {
+            path: {
+                "block": "FullKronecker",
+                "factors": f"{n} rows of {total}",
+                "factorise": 2 * total**2 * n,
+                "solve": 2 * total * n,
+            }
+            for path, n in sizes.items()
+        }
 
     def input_moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
         found = dict(trees.items(statistics))

@@ -14,7 +14,13 @@ from kfac_np.curvature.block_diagonal import BlockDiagonal
 from kfac_np.curvature.kfac import KFACBlock
 from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping
 from kfac_np.curvature.tridiagonal_chains import find_chains
-from kfac_np.curvature.tridiagonal_factors import couple, pull, regression, solve_coupled
+from kfac_np.curvature.tridiagonal_factors import (
+    couple,
+    coupled_cost,
+    pull,
+    regression,
+    solve_coupled,
+)
 from kfac_np.curvature.tridiagonal_moments import (
     cross_derivative_moment,
     cross_input_moment,
@@ -22,6 +28,7 @@ from kfac_np.curvature.tridiagonal_moments import (
 )
 from kfac_np.errors import CurvatureError
 from kfac_np.fisher import FisherType
+from kfac_np.layers import Layer
 from kfac_np.matrices import ChainMatrix, Link
 from kfac_np.objective import Evaluation
 from kfac_np.statistics import AffineStatistics, Scale
@@ -105,14 +112,27 @@ class BlockTridiagonal(Curvature):
     def block_of(self, path: str) -> Block:
         return self.block
 
+    def costs(self, network: Layer, params: Tree, statistics: Tree) -> dict[str, Mapping[str, Any]]:
+        """What each parameter gets and what it costs; a coupled one has factors with the next."""
+        found = dict(trees.items(statistics))
+        out = super().costs(network, params, statistics)
+        coupled = self._with_chains(network, params)._pairs(found, Scale(terms=1, examples=1))
+        shapes = {path: p.shape for path, p in trees.items(params)}
+        for path, following in coupled:
+            out[path] = {**out[path], **coupled_cost(out[path], shapes[path], shapes[following])}
+        return out
+
     # ------------------------------------------------------------------------------- moments
 
     def estimate(self, e: Evaluation, fisher: FisherType, rng: Rng) -> dict[str, Moments]:
         """Moments on a batch, as of every curvature; here the chains are found, too."""
-        chains = self.chains
-        if chains is None:
-            chains = find_chains(e.objective.network, e.params, split=self.split)
-        return super(BlockTridiagonal, replace(self, chains=chains)).estimate(e, fisher, rng)
+        resolved = self._with_chains(e.objective.network, e.params)
+        return super(BlockTridiagonal, resolved).estimate(e, fisher, rng)
+
+    def _with_chains(self, network: Layer, params: Tree) -> BlockTridiagonal:
+        if self.chains is not None:
+            return self
+        return replace(self, chains=find_chains(network, params, split=self.split))
 
     def input_moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
         found = dict(trees.items(statistics))
