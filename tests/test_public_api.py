@@ -55,7 +55,7 @@ def public_methods(cls: type) -> Iterator[tuple[str, Any]]:
 def public_callables() -> Iterator[tuple[str, Any]]:
     """Each public function, class (for its constructor) and method, with its full name."""
     for name, value in public_objects():
-        if not (inspect.isclass(value) and (is_protocol(value) or issubclass(value, Exception))):
+        if not (inspect.isclass(value) and has_foreign_constructor(value)):
             yield name, value
         if inspect.isclass(value):
             for method, function in public_methods(value):
@@ -71,6 +71,11 @@ def documented_parameters(doc: str) -> list[str]:
 
 def is_protocol(cls: type) -> bool:
     return getattr(cls, "_is_protocol", False)
+
+
+def has_foreign_constructor(cls: type) -> bool:
+    """Whether `__init__` is that of Python."""
+    return is_protocol(cls) or issubclass(cls, (Exception, enum.Enum))
 
 
 def report(problem: str, offenders: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments
 from kfac_np.curvature.block_diagonal import BlockDiagonal
+from kfac_np.curvature.convolution import Assumption, convolution_block, kfc_factors
 from kfac_np.curvature.damping import (
     DampingRule,
     no_pi,
@@ -23,6 +24,7 @@ from kfac_np.curvature.tridiagonal_chains import find_chains
 from kfac_np.curvature.units import UnitBlock
 
 __all__ = [
+    "Assumption",
     "Block",
     "BlockDiagonal",
     "BlockTridiagonal",
@@ -40,9 +42,11 @@ __all__ = [
     "Moments",
     "Quality",
     "UnitBlock",
+    "convolution_block",
     "describe",
     "expand",
     "find_chains",
+    "kfc_factors",
     "no_pi",
     "pi_frobenius",
     "pi_spectral",
