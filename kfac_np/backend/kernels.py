@@ -61,7 +61,15 @@ def second_moment(rows: Array, weights: Array | None = None) -> Array:
 
 
 def sum_by_index_generic(values: Array, indices: Array, size: int) -> Array:
-    """`sum_by_index` as products with one-hot matrices, by the standard alone."""
+    """`sum_by_index` as products with one-hot matrices, by the standard alone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> sum_by_index_generic(np.asarray([[1.0], [2.0], [4.0]]), np.asarray([1, 0, 1]), 2)
+    array([[2.],
+           [5.]])
+    """
     xp = array_namespace(values)
     total = xp.zeros((size, values.shape[1]), dtype=values.dtype, device=values.device)
     classes = xp.arange(size, dtype=indices.dtype, device=indices.device)

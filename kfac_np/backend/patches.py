@@ -129,7 +129,15 @@ def pad(x: Array, padding: tuple[tuple[int, int], ...], value: float = 0.0) -> A
 
 
 def unfold_generic(x: Array, geometry: Geometry, ones: bool = False) -> Array:
-    """`unfold`, one slice for each tap, by the standard alone."""
+    """`unfold`, one slice for each tap, by the standard alone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> unfold_generic(np.arange(4.0).reshape(1, 4, 1), Geometry((2,), (2,), (1,), ((0, 0),)))[0]
+    array([[0., 1.],
+           [2., 3.]])
+    """
     n, out, c, shape = _patch_shape(x, geometry, ones)
     xp = array_namespace(x)
     rows = xp.empty(shape, dtype=x.dtype, device=x.device)
@@ -216,7 +224,16 @@ def fold(rows: Array, geometry: Geometry, padded_size: tuple[int, ...]) -> Array
 def transposed_product_generic(
     g: Array, w: Array, geometry: Geometry, size: tuple[int, ...], budget_bytes: int
 ) -> Array:
-    """`transposed_product` by folding patches: for every geometry."""
+    """`transposed_product` by folding patches: for every geometry.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> geometry = Geometry((2,), (2,), (1,), ((0, 0),))
+    >>> g, w = np.asarray([[[1.0], [2.0]]]), np.asarray([[1.0, 10.0]])
+    >>> transposed_product_generic(g, w, geometry, (4,), 1000)[0, :, 0]
+    array([ 1., 10.,  2., 20.])
+    """
     xp = array_namespace(g, w)
     n, *out, c_out = g.shape
     t, padded = math.prod(out), geometry.padded_size(size)
