@@ -17,6 +17,7 @@ from kfac_np import trees
 from kfac_np.backend import Rng
 from kfac_np.curvature import (
     BlockDiagonal,
+    BlockTridiagonal,
     Curvature,
     DiagonalBlock,
     ExactBlock,
@@ -63,6 +64,10 @@ CURVATURES: dict[str, CurvatureCase] = {
     "diagonal": CurvatureCase(BlockDiagonal(DiagonalBlock()), True),
     "exact blocks": CurvatureCase(BlockDiagonal(ExactBlock()), True),
     "full": CurvatureCase(FullMatrix(), True),
+    "tridiagonal": CurvatureCase(BlockTridiagonal(split=True), False),
+    "tridiagonal reduce": CurvatureCase(
+        BlockTridiagonal(KFACBlock(sharing=reduce), split=True), False, reduces=True
+    ),
 }
 
 FISHERS: dict[str, FisherType] = {

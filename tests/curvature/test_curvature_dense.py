@@ -80,7 +80,7 @@ def test_all_columns_at_once_or_one_at_a_time(backend: Backend, case: NetworkCas
     assert len(list(Exact(budget_bytes=1).vectors(e, Rng(0)))) == case.output_shape[-1] * (
         case.terms // case.shape[0]
     )
-    for name in ("kfac", "kfac reduce", "diagonal", "exact blocks", "full"):
+    for name in ("kfac", "kfac reduce", "diagonal", "exact blocks", "full", "tridiagonal"):
         if supported(CURVATURES[name], case):
             whole = estimate(CURVATURES[name].curvature, e, Exact())
             chunks = estimate(CURVATURES[name].curvature, e, Exact(budget_bytes=1))

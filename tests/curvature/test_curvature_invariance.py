@@ -172,11 +172,15 @@ def test_the_two_networks_are_one_function(backend: Backend):
 
 @pytest.mark.parametrize("fisher", [Exact(), Empirical(), MonteCarlo(3)], ids=repr)
 @pytest.mark.parametrize("loss", [SquaredError(), PoissonLogRate()], ids=repr)
-@pytest.mark.parametrize("name", ["kfac", "kfac exactly damped"])
+@pytest.mark.parametrize("name", ["kfac", "kfac exactly damped", "tridiagonal"])
 def test_kfac_is_invariant(backend: Backend, name: str, loss: Loss, fisher: FisherType):
-    """To 1e-12: inverses of factors of condition 1e3 lose three digits of sixteen."""
+    """To 1e-12: inverses of factors of condition 1e3 lose three digits of sixteen.
+
+    All layers together have a condition of 4e7, and their inverse loses as many digits.
+    """
     direction = natural(CURVATURES[name].curvature, fisher)
-    assert drift(backend, direction, loss=loss) <= 1e-12
+    tolerance = 1e-8 if name == "tridiagonal" else 1e-12
+    assert drift(backend, direction, loss=loss) <= tolerance
 
 
 def test_invariance_of_the_exact_blocks_and_the_full_matrix(backend: Backend):

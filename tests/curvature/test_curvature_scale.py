@@ -16,7 +16,7 @@ from kfac_np.fisher import Empirical, Exact, InputOnly
 from kfac_np.objective import Evaluation, Objective
 
 HostArray = np.ndarray[Any, Any]
-KINDS = ("kfac", "kfac reduce", "diagonal", "exact blocks", "full")
+KINDS = ("kfac", "kfac reduce", "diagonal", "exact blocks", "full", "tridiagonal")
 BOTH = (Exact(), Empirical())
 
 
@@ -73,7 +73,8 @@ def test_a_weight_is_a_repetition_up_to_the_number_of_terms(backend: Backend, ca
     for curvature in kinds(case):
         for fisher in BOTH:
             expected = counts.sum() / n * dense(curvature, repeated, fisher)
-            assert_close(dense(curvature, weighted, fisher), expected)
+            # regressions between layers lose what the condition of a factor says, some 1e4 here
+            assert_close(dense(curvature, weighted, fisher), expected, 1e-11)
 
 
 @pytest.mark.parametrize("case", networks(weighted=False), ids=str)
@@ -87,7 +88,9 @@ def test_a_common_weight_multiplies_loss_and_curvature(backend: Backend, case: N
             assert_close(dense(curvature, total, fisher), n * dense(curvature, mean, fisher))
 
 
-@pytest.mark.parametrize("name", ["kfac", "kfac exactly damped", "exact blocks", "diagonal"])
+@pytest.mark.parametrize(
+    "name", ["kfac", "kfac exactly damped", "exact blocks", "diagonal", "tridiagonal"]
+)
 def test_the_undamped_step_does_not_notice_the_scale_of_the_loss(backend: Backend, name: str):
     case, curvature = networks(name="logistic_sigmoid")[0], CURVATURES[name].curvature
     rows = np.random.default_rng(1).standard_normal((40, 4))
@@ -101,7 +104,8 @@ def test_the_undamped_step_does_not_notice_the_scale_of_the_loss(backend: Backen
         factors, events = curvature.factorise(estimate(curvature, e), 0.0)
         assert not events
         steps.append(flat(curvature.solve(factors, e.gradient())))
-    assert_close(steps[1], steps[0], 1e-10)  # the blocks' condition is 1e5
+    # the blocks' condition is 1e5, that of all of them together 1e8
+    assert_close(steps[1], steps[0], 1e-7 if name == "tridiagonal" else 1e-10)
 
 
 @pytest.mark.parametrize(
