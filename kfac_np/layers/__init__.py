@@ -15,26 +15,51 @@ from kfac_np.layers.activations import (
     Tanh,
 )
 from kfac_np.layers.base import Layer
+from kfac_np.layers.batch_norm import BatchNorm, FixedNorm
 from kfac_np.layers.containers import Residual, Sequential
 from kfac_np.layers.conv_transpose import ConvTranspose
 from kfac_np.layers.convolution import Conv
 from kfac_np.layers.dense import Dense
+from kfac_np.layers.dropout import Dropout
+from kfac_np.layers.embedding import Embedding, standard_normal
 from kfac_np.layers.flatten import Flatten
+from kfac_np.layers.global_pooling import (
+    AdaptiveAveragePool,
+    GlobalAveragePool,
+    GlobalMaxPool,
+)
 from kfac_np.layers.initializers import Initializer, fan_in_normal, glorot, he, sparse
+from kfac_np.layers.normalization import GroupNorm, LayerNorm, Normalization, RMSNorm
+from kfac_np.layers.pooling import AveragePool, MaxPool
+from kfac_np.layers.reshape import Reshape
 
 __all__ = [
     "GELU",
     "Activation",
+    "AdaptiveAveragePool",
+    "AveragePool",
+    "BatchNorm",
     "Conv",
     "ConvTranspose",
     "Dense",
+    "Dropout",
+    "Embedding",
+    "FixedNorm",
     "Flatten",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "GroupNorm",
     "Identity",
     "Initializer",
     "Layer",
+    "LayerNorm",
     "LeakyReLU",
     "Logistic",
+    "MaxPool",
+    "Normalization",
+    "RMSNorm",
     "ReLU",
+    "Reshape",
     "Residual",
     "Sequential",
     "SiLU",
@@ -44,4 +69,5 @@ __all__ = [
     "glorot",
     "he",
     "sparse",
+    "standard_normal",
 ]

@@ -62,11 +62,11 @@ def padding_pairs(padding: Padding, axes: int) -> tuple[tuple[int, int], ...]:
     return tuple((p, p) if isinstance(p, int) else (p[0], p[1]) for p in pairs)
 
 
-def check_axes(name: str, kernel: Any, **options: Any) -> None:
+def check_axes(name: str, kernel: Any, *, argument: str = "kernel", **options: Any) -> None:
     """Raise `InputError` unless a kernel is a tuple of sizes, and each option has one for each."""
     if not isinstance(kernel, tuple) or not kernel or not all(map(_is_positive, kernel)):
         raise InputError(
-            f"{name}: expected kernel to be a tuple of positive integers, one for each spatial "
+            f"{name}: expected {argument} to be a tuple of positive integers, one for each spatial "
             f"axis, got {kernel!r}"
         )
     for option, value in options.items():

@@ -121,6 +121,58 @@ def _(layer: layers.ConvTranspose, params: Any, x: Any) -> Any:
     return anp.concatenate(outputs, axis=-1)
 
 
+@apply.register
+def _(layer: layers.Reshape, params: Any, x: Any) -> Any:
+    return anp.reshape(x, (x.shape[0], *layer.shape))
+
+
+@apply.register
+def _(layer: layers.MaxPool, params: Any, x: Any) -> Any:
+    return over_windows(layer, x, anp.max, -np.inf)
+
+
+@apply.register
+def _(layer: layers.AveragePool, params: Any, x: Any) -> Any:
+    return over_windows(layer, x, anp.mean, 0.0)
+
+
+@apply.register
+def _(layer: layers.AdaptiveAveragePool, params: Any, x: Any) -> Any:
+    pixels = []
+    for place in itertools.product(*map(range, layer.output)):
+        bins = tuple(
+            slice(math.floor(i * n / o), math.ceil((i + 1) * n / o))
+            for i, n, o in zip(place, x.shape[1:-1], layer.output, strict=True)
+        )
+        pixels.append(anp.mean(x[(slice(None), *bins)], axis=tuple(range(1, x.ndim - 1))))
+    return anp.reshape(anp.stack(pixels, axis=1), (x.shape[0], *layer.output, x.shape[-1]))
+
+
+@apply.register
+def _(layer: layers.GlobalAveragePool, params: Any, x: Any) -> Any:
+    return anp.mean(x, axis=tuple(range(1, x.ndim - 1)))
+
+
+@apply.register
+def _(layer: layers.GlobalMaxPool, params: Any, x: Any) -> Any:
+    return anp.max(x, axis=tuple(range(1, x.ndim - 1)))
+
+
+def over_windows(layer: Any, x: Any, function: Any, border: float) -> Any:
+    """One window at a time, from the definition."""
+    axes = len(layer.window)
+    stride = layer.window if layer.stride is None else each(layer.stride, axes)
+    x = pad(x, pad_widths(layer.padding, (), layer.window, stride), border)
+    sizes = [(n - k) // s + 1 for n, k, s in zip(x.shape[1:-1], layer.window, stride, strict=True)]
+    pixels = []
+    for place in itertools.product(*map(range, sizes)):
+        window = tuple(
+            slice(i * s, i * s + k) for i, s, k in zip(place, stride, layer.window, strict=True)
+        )
+        pixels.append(function(x[(slice(None), *window)], axis=tuple(range(1, axes + 1))))
+    return anp.reshape(anp.stack(pixels, axis=1), (x.shape[0], *sizes, x.shape[-1]))
+
+
 def each(value: Any, axes: int) -> tuple[int, ...]:
     return (value,) * axes if isinstance(value, int) else value
 
@@ -138,13 +190,13 @@ def pad_widths(padding: Any, size: Any, extent: Any, stride: Any) -> list[tuple[
     return [(p, p) if isinstance(p, int) else p for p in each(padding, len(extent))]
 
 
-def pad(x: Any, widths: Any) -> Any:
-    """Zeros around the spatial axes; what a negative width names is cut off."""
+def pad(x: Any, widths: Any, border: float = 0.0) -> Any:
+    """A border around the spatial axes; what a negative width names is cut off."""
     for axis, (low, high) in enumerate(widths, start=1):
         shape = list(x.shape)
         before, after = [*shape], [*shape]
         before[axis], after[axis] = max(low, 0), max(high, 0)
-        x = anp.concatenate([np.zeros(before), x, np.zeros(after)], axis=axis)
+        x = anp.concatenate([np.full(before, border), x, np.full(after, border)], axis=axis)
         inner = [slice(None)] * x.ndim
         inner[axis] = slice(max(-low, 0), x.shape[axis] - max(-high, 0))
         x = x[tuple(inner)]

@@ -1,0 +1,288 @@
+"""Pooling over windows: largest and mean values.
+
+Arrays are (N, *spatial, C), channels last; every channel is pooled on its own.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from kfac_np.backend import Array, Backend, Geometry, Rng, array_namespace, pad
+from kfac_np.errors import InputError, ShapeError
+from kfac_np.layers.base import Layer
+from kfac_np.layers.spatial import (
+    Padding,
+    check_axes,
+    check_padding,
+    options,
+    padding_pairs,
+    per_axis,
+    require_channels,
+)
+from kfac_np.trees import Tree
+
+__all__ = ["AveragePool", "MaxPool"]
+
+
+class Pool(Layer):
+    """A layer without parameters that is linear once the cache is given: y = J x."""
+
+    def init(self, rng: Rng, backend: Backend) -> Tree:
+        return ()
+
+    @abstractmethod
+    def _transpose(self, cache: Tree, g: Array) -> Array:
+        """Jᵀ g, for g of shape ([K,] N, ...)."""
+
+    @abstractmethod
+    def _tangent(self, cache: Tree, dx: Array) -> Array:
+        """J dx."""
+
+    def backward(
+        self, params: Tree, cache: Tree, g: Array, wrt_input: bool = True
+    ) -> tuple[Array | None, Tree]:
+        return (self._transpose(cache, g) if wrt_input else None), ()
+
+    def jvp(self, params: Tree, cache: Tree, dx: Array | None, dparams: Tree) -> Array | None:
+        return None if dx is None else self._tangent(cache, dx)
+
+    def backward_jvp(
+        self,
+        params: Tree,
+        cache: Tree,
+        g: Array,
+        dx: Array | None,
+        dparams: Tree,
+        dg: Array | None,
+    ) -> tuple[Array | None, Tree]:
+        return (None, ()) if dg is None else self.backward(params, cache, dg)
+
+
+class LinearPool(Pool):
+    """A pool that is linear in x; the cache is the shape of one example."""
+
+    @abstractmethod
+    def _linear_transpose(self, shape: tuple[int, ...], g: Array) -> Array:
+        """Jᵀ g, for g without a K axis."""
+
+    def forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:
+        self.output_shape(x.shape[1:])
+        return self._tangent(x.shape[1:], x), x.shape[1:]
+
+    def take(self, cache: Tree, rows: slice) -> Tree:
+        return cache
+
+    def _transpose(self, cache: Tree, g: Array) -> Array:
+        xp, shape = array_namespace(g), tuple(cache)
+        out = self.output_shape(shape)
+        lead = g.shape[: g.ndim - len(out)]  # ([K,] N)
+        dx = self._linear_transpose(shape, xp.reshape(g, (math.prod(lead), *out)))
+        return xp.reshape(dx, (*lead, *shape))
+
+
+@final
+@dataclass(frozen=True)
+class MaxPool(Pool):
+    """y = max over a window of x; the derivative goes to the largest pixel, the first of equals.
+
+    Sizes are rounded down: an axis of n has ⌊(n + padding - window) / stride⌋ + 1 windows, and
+    pixels that no window reaches have no influence. "First" is row-major within the window.
+
+    Parameters
+    ----------
+    window : tuple of int
+        One entry for each spatial axis.
+    stride : int or tuple of int, optional
+        The window itself when omitted: windows side by side.
+    padding : int, tuple of int, or tuple of pairs
+        On both sides, of less than a window: what is put there is lower than every number, so that
+        it is never the largest.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> pool = MaxPool((2,))
+    >>> y, cache = pool.forward((), np.asarray([[[1.0], [3.0], [2.0], [2.0], [9.0]]]))
+    >>> y[0, :, 0]
+    array([3., 2.])
+    >>> pool.backward((), cache, np.ones((1, 2, 1)))[0][0, :, 0]
+    array([0., 1., 1., 0., 0.])
+    """
+
+    window: tuple[int, ...]
+    stride: int | tuple[int, ...] | None = None
+    padding: Padding = 0
+
+    def __post_init__(self) -> None:
+        _check_windows("MaxPool", self.window, self.stride, self.padding)
+        pairs = padding_pairs(self.padding, len(self.window))
+        if any(max(p) >= k for p, k in zip(pairs, self.window, strict=True)):
+            raise InputError(
+                f"MaxPool: expected padding of less than the window {self.window}, got "
+                f"{self.padding!r}: a window that sees padding only has no largest pixel"
+            )
+
+    def __repr__(self) -> str:
+        return _represent(self, self.window, stride=None, padding=0)
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return _windowed_shape(self, self._geometry, shape)
+
+    def forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:
+        shape = x.shape[1:]
+        *out, _ = self.output_shape(shape)
+        xp, geometry = array_namespace(x), self._geometry
+        x = pad(x, geometry.padding, -math.inf)
+        first, *rest = geometry.windows(tuple(out))
+        y = x[:, *first, :]
+        # Number of the tap that won. Products with booleans are several times faster than `where`.
+        dtype = xp.uint8 if geometry.taps <= 256 else xp.int32
+        winner = xp.zeros(y.shape, dtype=dtype, device=x.device)
+        for i, window in enumerate(rest, start=1):
+            pixel = x[:, *window, :]
+            winner = xp.maximum(winner, xp.astype(pixel > y, dtype) * i)
+            y = xp.maximum(y, pixel)
+        return y, (winner, shape)
+
+    def take(self, cache: Tree, rows: slice) -> Tree:
+        winner, shape = cache
+        return winner[rows, ...], shape
+
+    @property
+    def _geometry(self) -> Geometry:
+        return _geometry(self.window, self.stride, self.padding)
+
+    def _transpose(self, cache: Tree, g: Array) -> Array:
+        winner, shape = cache
+        xp, geometry = array_namespace(g), self._geometry
+        size = geometry.padded_size(shape[:-1])
+        lead = g.shape[: g.ndim - len(shape)]  # ([K,] N)
+        dx = xp.zeros((*lead, *size, shape[-1]), dtype=g.dtype, device=g.device)
+        apart = all(k <= s for k, s in zip(geometry.kernel, geometry.stride, strict=True))
+        for i, window in enumerate(geometry.windows(winner.shape[1:-1])):
+            part = xp.astype(winner == i, g.dtype) * g
+            if apart:  # no pixel is seen twice
+                dx[..., *window, :] = part
+            else:
+                dx[..., *window, :] += part
+        dx = _crop(xp.reshape(dx, (math.prod(lead), *size, shape[-1])), geometry)
+        return xp.reshape(dx, (*lead, *shape))
+
+    def _tangent(self, cache: Tree, dx: Array) -> Array:
+        winner, _ = cache
+        xp, geometry = array_namespace(dx), self._geometry
+        dx = pad(dx, geometry.padding)
+        dy = xp.zeros(winner.shape, dtype=dx.dtype, device=dx.device)
+        for i, window in enumerate(geometry.windows(winner.shape[1:-1])):
+            dy += xp.astype(winner == i, dx.dtype) * dx[:, *window, :]
+        return dy
+
+
+@final
+@dataclass(frozen=True)
+class AveragePool(LinearPool):
+    """y = mean over a window of x; the zeros of the padding count as pixels.
+
+    The divisor is the size of the window everywhere. Sizes are rounded down, as by `MaxPool`.
+
+    Parameters
+    ----------
+    window : tuple of int
+        One entry for each spatial axis.
+    stride : int or tuple of int, optional
+        The window itself when omitted: windows side by side.
+    padding : int, tuple of int, or tuple of pairs
+        Zeros on both sides.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> AveragePool((2,), stride=1, padding=1).forward((), np.asarray([[[2.0], [4.0]]]))[0][0, :, 0]
+    array([1., 3., 2.])
+    """
+
+    window: tuple[int, ...]
+    stride: int | tuple[int, ...] | None = None
+    padding: Padding = 0
+
+    def __post_init__(self) -> None:
+        _check_windows("AveragePool", self.window, self.stride, self.padding)
+
+    def __repr__(self) -> str:
+        return _represent(self, self.window, stride=None, padding=0)
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return _windowed_shape(self, self._geometry, shape)
+
+    @property
+    def _geometry(self) -> Geometry:
+        return _geometry(self.window, self.stride, self.padding)
+
+    def _tangent(self, cache: Tree, dx: Array) -> Array:
+        geometry = self._geometry
+        out = geometry.output_size(tuple(cache)[:-1])
+        y = pad(dx, geometry.padding)
+        for axis, slices in _taps(geometry, out):  # one axis after another: k + k taps, not k · k
+            each = [y[_along(axis, window)] for window in slices]
+            y = sum(each[1:], start=each[0])
+        return y * (1.0 / geometry.taps)
+
+    def _linear_transpose(self, shape: tuple[int, ...], g: Array) -> Array:
+        xp, geometry = array_namespace(g), self._geometry
+        size = shape[:-1]
+        padded = geometry.padded_size(size)
+        g = g * (1.0 / geometry.taps)
+        for axis, slices in reversed(_taps(geometry, geometry.output_size(size))):
+            spread = (*g.shape[:axis], padded[axis - 1], *g.shape[axis + 1 :])
+            dx = xp.zeros(spread, dtype=g.dtype, device=g.device)
+            for window in slices:
+                dx[_along(axis, window)] += g
+            g = dx
+        return _crop(g, geometry)
+
+
+def _check_windows(name: str, window: Any, stride: Any, padding: Any) -> None:
+    check_axes(name, window, argument="window", stride=1 if stride is None else stride)
+    check_padding(name, padding, len(window), ())
+
+
+def _represent(layer: object, window: tuple[int, ...], **defaults: Any) -> str:
+    return f"{type(layer).__name__}({', '.join([repr(window), *options(layer, **defaults)])})"
+
+
+def _geometry(
+    window: tuple[int, ...], stride: int | tuple[int, ...] | None, padding: Padding
+) -> Geometry:
+    axes = len(window)
+    steps = window if stride is None else per_axis(stride, axes)
+    return Geometry(window, steps, (1,) * axes, padding_pairs(padding, axes))
+
+
+def _windowed_shape(layer: Layer, geometry: Geometry, shape: tuple[int, ...]) -> tuple[int, ...]:
+    require_channels(layer, len(geometry.kernel), None, shape)
+    try:
+        return (*geometry.output_size(shape[:-1]), shape[-1])
+    except ShapeError as error:
+        raise error.within(repr(layer)) from None
+
+
+def _crop(x: Array, geometry: Geometry) -> Array:
+    """The adjoint of padding with zeros."""
+    return pad(x, tuple((-low, -high) for low, high in geometry.padding))
+
+
+def _along(axis: int, window: slice) -> tuple[slice | Any, ...]:
+    return (*(slice(None),) * axis, window, ...)
+
+
+def _taps(geometry: Geometry, out: tuple[int, ...]) -> Sequence[tuple[int, list[slice]]]:
+    """Axis, and the slice along it that each tap looks at."""
+    each = zip(geometry.kernel, geometry.stride, out, strict=True)
+    return [
+        (axis, [slice(i, i + (n - 1) * s + 1, s) for i in range(k)])
+        for axis, (k, s, n) in enumerate(each, start=1)
+    ]
