@@ -77,7 +77,8 @@ def _statistics(network: Layer, params: Tree, input_shape: tuple[int, ...]) -> T
     """Statistics of one example of zeros, for their kinds and shapes."""
     like = trees.leaves(params)[0]
     xp = array_namespace(like)
-    x = xp.zeros((1, *input_shape), dtype=network.input_dtype(like), device=like.device)
+    examples = 2 if network.couples_examples else 1  # one has no variance
+    x = xp.zeros((examples, *input_shape), dtype=network.input_dtype(like), device=like.device)
     y, cache = network.forward(params, x)
     return network.backward(params, cache, xp.zeros_like(y), wrt_input=False)[1]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from kfac_np import trees
 from kfac_np.backend import Array, Backend, Rng, require_finite, require_float
-from kfac_np.errors import CurvatureError
+from kfac_np.errors import CurvatureError, InputError
 from kfac_np.trees import Tree
 
 __all__ = ["Layer"]
@@ -135,7 +135,18 @@ class Layer(ABC):
         )
 
     def take(self, cache: Tree, rows: slice) -> Tree:
-        """Cut a cache to some of the examples, as if only they had been forwarded."""
+        """Cut a cache to some of the examples, as if only they had been forwarded.
+
+        Raises
+        ------
+        InputError
+            The examples influence each other: they must be forwarded again.
+        """
+        if self.couples_examples:
+            raise InputError(
+                f"{self!r}: expected the examples to be forwarded again, since batch statistics "
+                "of a part are others than those of the whole"
+            )
         return trees.tree_map(lambda leaf: leaf[rows, ...], cache)
 
     def backward_size(self, shape: tuple[int, ...]) -> int:
