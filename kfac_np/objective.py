@@ -206,6 +206,14 @@ class Evaluation:
         """L(θ) on the batch: the mean over terms."""
         return _mean_value(self.objective.loss, self.outputs, self.targets, self.scale)
 
+    @property
+    def lower_bound(self) -> float:
+        """A number that L(θ) on the batch is not below for any θ."""
+        bound, weights = self.objective.loss.lower_bound, self.scale.weights
+        if weights is None or not bound:
+            return bound
+        return bound * float(array_namespace(weights).mean(weights))
+
     def take(self, n: int) -> Evaluation:
         """The evaluation of the first `n` examples alone (means over these).
 

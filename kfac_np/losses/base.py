@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 from kfac_np.backend import (
@@ -32,6 +33,11 @@ class Loss(ABC):
     >>> SquaredError().value(z, t), SquaredError().gradient(z, t)
     (array([2.5]), array([[1., 2.]]))
     """
+
+    @property
+    def lower_bound(self) -> float:
+        """A number that no value of a term is below; -inf where there is none."""
+        return -math.inf
 
     @abstractmethod
     def check(self, z: Array, t: Array) -> None:

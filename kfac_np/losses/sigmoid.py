@@ -26,6 +26,10 @@ class SigmoidCrossEntropy(DiagonalLoss):
     array([0.69314718])
     """
 
+    @property
+    def lower_bound(self) -> float:
+        return 0.0
+
     def check(self, z: Array, t: Array) -> None:
         super().check(z, t)
         xp = array_namespace(t)

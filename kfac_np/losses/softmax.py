@@ -40,6 +40,10 @@ class SoftmaxCrossEntropy(Loss):
     array([[ 0.25, -0.25]])
     """
 
+    @property
+    def lower_bound(self) -> float:
+        return 0.0
+
     def check(self, z: Array, t: Array) -> None:
         name = "SoftmaxCrossEntropy targets"
         xp = array_namespace(z)

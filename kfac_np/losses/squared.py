@@ -23,6 +23,10 @@ class SquaredError(DiagonalLoss):
     array([12.5])
     """
 
+    @property
+    def lower_bound(self) -> float:
+        return 0.0
+
     def value(self, z: Array, t: Array) -> Array:
         xp = array_namespace(z, t)
         return 0.5 * xp.sum((z - t) ** 2, axis=-1)

@@ -83,9 +83,10 @@ class KFAC(Optimizer):
     """δ = αΔ + μδ₀, Δ = -F̂(γ)⁻¹ ∇h: natural gradient by Kronecker-factored curvature.
 
     h(θ) = loss + (η/2)‖θ‖². The defaults are those of the paper, but for two things that its text
-    does not have and its companion code does: bounds on γ, and an average of the iterates that
-    starts as a plain mean. `kfac_np.optimizers.published` follows the text. Every part can be
-    replaced.
+    does not have and its companion code does, bounds on γ and an average of the iterates that
+    starts as a plain mean; and for one that neither has, a bound on what the quadratic model may
+    promise (see `QuadraticModel`). `kfac_np.optimizers.published` follows the text. Every part can
+    be replaced.
 
     Parameters
     ----------
@@ -190,7 +191,9 @@ class KFAC(Optimizer):
         damping = self.damping.at(k, state.damping)
 
         trials = self._trials(state, moments, h.gradient, damping, k)
-        model = LocalModel(_part(e, self.step_rule.fraction), h.gradient, damping + self.l2)
+        room = h.value - e.lower_bound
+        part = _part(e, self.step_rule.fraction)
+        model = LocalModel(part, h.gradient, damping + self.l2, room)
         proposals = [trial.proposal for trial in trials]
         choice = self.step_rule.choose(
             k, model, proposals, state.update, lambda v: self._curvature_norm(moments, v)

@@ -10,7 +10,7 @@ from kfac_np.optimizers.averaging import IterateAverage
 from kfac_np.optimizers.damping import ConstantDamping, CoupledGamma, GammaSearch
 from kfac_np.optimizers.kfac import KFAC
 from kfac_np.optimizers.schedules import Refresh, Schedule
-from kfac_np.optimizers.step_rules import FixedRate
+from kfac_np.optimizers.step_rules import FixedRate, QuadraticModel
 
 __all__ = ["kfc_pre", "practical", "published"]
 
@@ -30,7 +30,13 @@ def published(objective: Objective, **changes: Any) -> KFAC:
     >>> kfac.damping.initial, kfac.refresh.interval, kfac.statistics_fraction
     (150.0, 20, 0.125)
     """
-    return replace(KFAC(objective, gamma=GammaSearch(), averaging=IterateAverage()), **changes)
+    kfac = KFAC(
+        objective,
+        step_rule=QuadraticModel(bounded=False),
+        gamma=GammaSearch(),
+        averaging=IterateAverage(),
+    )
+    return replace(kfac, **changes)
 
 
 def practical(

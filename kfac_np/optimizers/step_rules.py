@@ -38,6 +38,8 @@ class LocalModel:
         ∇h.
     damping : float
         λ + η.
+    room : float
+        h less the least value that it can have.
 
     References
     ----------
@@ -58,6 +60,7 @@ class LocalModel:
     evaluation: Evaluation
     gradient: Tree
     damping: float
+    room: float = math.inf
 
     def bend_and_slope(self, vectors: Sequence[Tree]) -> tuple[list[list[float]], list[float]]:
         """Matrix of v_iᵀ (F + damping · I) v_j, and vector of ∇hᵀ v_i."""
@@ -160,10 +163,17 @@ class QuadraticModel(StepRule):
     B = F + (λ + η) I. Where Δ and δ₀ are parallel to rounding error, μ = 0. A proposal along which
     the model overflows is left out; if there is no other, that is a `DivergenceError`.
 
+    Once a network fits its training data F vanishes, and the model promises more than there is:
+    a loss below zero. With `bounded` the update is shortened until the model promises no more than
+    to reach the loss's lower bound. Without it such steps, and adaptive λ that follows them down,
+    can throw the parameters far off.
+
     Parameters
     ----------
     fraction : float
         τ₂.
+    bounded : bool
+        The paper has no such bound.
 
     References
     ----------
@@ -176,6 +186,7 @@ class QuadraticModel(StepRule):
     """
 
     fraction: float = 1 / 4
+    bounded: bool = True
 
     def __post_init__(self) -> None:
         require_fraction("QuadraticModel fraction", self.fraction)
@@ -213,7 +224,16 @@ class QuadraticModel(StepRule):
                 f"step {k}: the quadratic model is not finite along the proposed update; the "
                 "parameters are unchanged. Use more damping, or scale the data"
             )
-        return best
+        return self._within(model.room, best) if self.bounded else best
+
+    def _within(self, room: float, choice: Choice) -> Choice:
+        """Shorten an update until its predicted decrease is `room` at most."""
+        assert choice.decrease is not None
+        if -choice.decrease <= room:
+            return choice
+        # δ minimises the model along its own ray: M(sδ) - M(0) = (2s - s²) (M(δ) - M(0)).
+        s = 1.0 - math.sqrt(1.0 - max(room, 0.0) / -choice.decrease)
+        return Choice(choice.index, s * choice.alpha, s * choice.mu, -max(room, 0.0))
 
 
 def _minimise(

@@ -130,6 +130,7 @@ class Published:
         self.gamma = math.sqrt(lambda0 + eta)
         self.bounds = 0.0, math.inf  # the paper has none
         self.warm_up = False  # nor a first phase of the average
+        self.promises_bounded = False  # nor a bound on what the model may promise
         self.renewals = 0
         self.moments: list[HostArray] = []
         self.inverse: HostArray | None = None
@@ -191,10 +192,14 @@ class Published:
             if best is None or decrease < best[0]:
                 best = decrease, gamma, inverse, coefficients, delta
         decrease, gamma, inverse, coefficients, delta = best
+        before = self.h(self.theta, x, t, w)
+        if self.promises_bounded and -decrease > before:  # no loss here can be less than 0
+            roots = np.roots([0.5 * delta @ bend @ delta, slope @ delta, before])
+            s = min(float(root.real) for root in roots)
+            coefficients, delta, decrease = s * coefficients, s * delta, -before
 
         # §6.5: λ every T₁ = 5 steps.
         rho, next_damping = None, self.damping
-        before = self.h(self.theta, x, t, w)
         if k % 5 == 0:
             omega1 = (19 / 20) ** 5
             rho = (self.h(self.theta + delta, x, t, w) - before) / decrease

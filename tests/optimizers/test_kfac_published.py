@@ -29,7 +29,14 @@ from optimizer_cases import Case, case, flat
 from kfac_np.backend import Backend, Rng, get_backend, to_numpy
 from kfac_np.curvature import BlockDiagonal, Curvature, FullMatrix, KFACBlock
 from kfac_np.fisher import MonteCarlo
-from kfac_np.optimizers import KFAC, IterateAverage, LevenbergMarquardt, StepReport, published
+from kfac_np.optimizers import (
+    KFAC,
+    IterateAverage,
+    LevenbergMarquardt,
+    QuadraticModel,
+    StepReport,
+    published,
+)
 from kfac_np.training.data import GrowingBatch
 
 STEPS = 45
@@ -62,6 +69,7 @@ class Run:
         dense = Published(c.net, c.host()[0], c.sampler, self.lambda0, self.approximation)
         if self.bounded:
             dense.bounds, dense.warm_up = (math.sqrt(1e-5), 1.0), True
+            dense.promises_bounded = True
         return [dense.step(*c.batch_at(k)) for k in range(1, STEPS + 1)]
 
     def optimizer(self) -> KFAC:
@@ -185,7 +193,8 @@ def test_published_constants() -> None:
     kfac = published(case("tanh_squared").objective)
     assert (kfac.gamma.minimum, kfac.gamma.maximum) == (0, math.inf)
     defaults = KFAC(case("tanh_squared").objective)
-    changes = {"gamma": kfac.gamma, "averaging": kfac.averaging}
+    changes = {"gamma": kfac.gamma, "averaging": kfac.averaging, "step_rule": kfac.step_rule}
+    assert (kfac.step_rule, defaults.step_rule) == (QuadraticModel(bounded=False), QuadraticModel())
     assert dataclasses.replace(defaults, **changes) == kfac
     assert defaults.averaging == IterateAverage(0.99, warm_up=True)
     assert (defaults.gamma.minimum, defaults.gamma.maximum) == (math.sqrt(1e-5), 1)

@@ -11,11 +11,11 @@ from dense_net import HostArray
 from optimizer_cases import CASES, Case, case, flat
 
 from kfac_np import trees
-from kfac_np.backend import Backend, get_backend
+from kfac_np.backend import Backend, Rng, get_backend
 from kfac_np.errors import DivergenceError
 from kfac_np.fisher import Exact, MonteCarlo
-from kfac_np.layers import Dense
-from kfac_np.losses import SquaredError
+from kfac_np.layers import Dense, Sequential, Tanh
+from kfac_np.losses import SoftmaxCrossEntropy, SquaredError
 from kfac_np.objective import Objective
 from kfac_np.optimizers import (
     KFAC,
@@ -25,6 +25,7 @@ from kfac_np.optimizers import (
     LevenbergMarquardt,
     QuadraticModel,
     Refresh,
+    StepReport,
     practical,
     published,
 )
@@ -284,3 +285,58 @@ def test_a_search_between_refreshes_makes_factors_of_its_own(backend: Backend) -
             factors, _ = kfac.curvature.factorise(state.moments, state.gamma**2)
             assert flat(state.factors) == pytest.approx(flat(factors))
     assert len(gammas) > 2
+
+
+# ------------------------------------------------------------- what the model may promise
+
+
+def separable(backend: Backend) -> tuple[Objective, Any, Any, Any]:
+    """Examples that a linear classifier separates: the loss can come as near to 0 as it likes."""
+    x = Rng(1).normal((60, 3), backend)
+    t = backend.xp.astype(x[:, 0] > 0.1, backend.xp.int64)
+    network = Sequential(Dense(3, 8), Tanh(), Dense(8, 2))
+    return Objective(network, SoftmaxCrossEntropy()), network.init(Rng(2), backend), x, t
+
+
+def run_batches(kfac: KFAC, backend: Backend, steps: int) -> tuple[list[float], list[StepReport]]:
+    """Loss on all examples after each step, of minibatches of 20."""
+    objective, params, x, t = separable(backend)
+    state, losses, reports = kfac.init(params), [], []
+    for k in range(steps):
+        rows = slice(20 * (k % 3), 20 * (k % 3) + 20)
+        state, report = kfac.step(state, x[rows, ...], t[rows])
+        losses.append(objective.value(state.params, x, t))
+        reports.append(report)
+    return losses, reports
+
+
+def test_no_promise_below_the_lower_bound() -> None:
+    backend = get_backend("numpy", "float64")
+    objective, *_ = separable(backend)
+    start = LevenbergMarquardt(initial=1.0)
+    bounded, reports = run_batches(KFAC(objective, damping=start), backend, 300)
+    unbounded, wild = run_batches(
+        KFAC(objective, damping=start, step_rule=QuadraticModel(bounded=False)), backend, 300
+    )
+    assert all(-r.model_decrease <= r.objective * (1 + 1e-12) for r in reports)
+    assert any(-r.model_decrease > r.objective for r in wild)
+    assert max(bounded[100:]) < 0.3
+    assert max(unbounded[100:]) > 1.0  # and this is what the bound is for
+
+
+def test_a_shortened_update_is_what_the_model_says() -> None:
+    backend = get_backend("numpy", "float64")
+    objective, params, x, t = separable(backend)
+    e = objective.evaluate(params, x, t)
+    gradient = e.gradient()
+    downhill = trees.scale(-1.0, gradient)
+    free = LocalModel(e, gradient, 1e-3)
+    whole = QuadraticModel().choose(1, free, [downhill], None, lambda v: 0.0)
+    room = 0.3 * -whole.decrease
+    short = QuadraticModel().choose(
+        1, LocalModel(e, gradient, 1e-3, room), [downhill], None, lambda v: 0.0
+    )
+    assert 0.0 < short.alpha < whole.alpha
+    assert short.decrease == -room
+    exact = free.decrease(trees.scale(short.alpha, downhill))
+    assert exact == pytest.approx(-room, rel=1e-9)
