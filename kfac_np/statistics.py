@@ -247,12 +247,12 @@ class EmbeddingStatistics(Statistics):
         first = xp.arange(n, dtype=self.indices.dtype, device=self.indices.device) * self.size
         each = xp.reshape(self.indices + first[:, None], (-1,))
         u = self._sums(each, n * self.size)
-        u = xp.reshape(u, (self.num_vectors, n, self.size, -1))
+        u = xp.reshape(u, (self.num_vectors, n, self.size, u.shape[-1]))
         return self._like_g(xp.matrix_transpose(u))
 
     def _sums(self, indices: Array, size: int) -> Array:
         xp, g = array_namespace(self.g), self.stacked_g
-        rows = xp.reshape(g, (g.shape[0], -1, g.shape[-1]))
+        rows = xp.reshape(g, (g.shape[0], math.prod(g.shape[1:-1]), g.shape[-1]))
         if g.shape[0] == 0:
             return xp.zeros((0, size, g.shape[-1]), dtype=g.dtype, device=g.device)
         return xp.stack([sum_by_index(rows[k, ...], indices, size) for k in range(g.shape[0])])

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, final
+from typing import Any
 
 from kfac_np import trees
 from kfac_np.backend import Array, Backend, Rng, array_namespace
 from kfac_np.errors import CurvatureError, InputError
 from kfac_np.layers import Layer
+from kfac_np.testing._subject import (
+    Subject,
+    gradients,
+    inner,
+    moved,
+    only,
+    or_zeros,
+    wide,
+    zeros_or_none,
+)
 from kfac_np.testing._tools import (
     EXACT,
     FINITE_DIFFERENCE,
     SINGLE,
     STEP,
     is_array,
-    random_like,
     require,
     require_close,
     require_double,
@@ -52,7 +60,8 @@ def check_layer(
     params : tree of Array
         In the structure of ``layer.init``; random, so that no term vanishes by accident.
     x : Array, shape (N, ...)
-        Inputs, away from points where the layer is not differentiable.
+        Inputs, away from points where the layer is not differentiable. Integers for a layer that
+        takes such: there is no derivative with respect to them, and `backward` returns None for it.
     laws : iterable of str, optional
         Names of some laws; all when omitted.
     seed : int
@@ -76,94 +85,12 @@ def check_layer(
     require_double(params=params, x=x)
     if x.ndim < 2 or math.prod(x.shape) == 0:
         raise InputError(f"x: expected shape (N, ...) without an empty axis, got {x.shape}")
-    run_laws(layer, LAYER_LAWS, laws, _Subject(layer, params, x, Rng(seed)))
+    run_laws(layer, LAYER_LAWS, laws, Subject(layer, params, x, Rng(seed)))
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class _Subject:
-    """A layer at a point, with random directions."""
-
-    layer: Layer
-    params: Tree
-    x: Array
-    rng: Rng
-
-    @cached_property
-    def forwarded(self) -> tuple[Array, Tree]:
-        return self.layer.forward(self.params, self.x)
-
-    @property
-    def y(self) -> Array:
-        return self.forwarded[0]
-
-    @property
-    def cache(self) -> Tree:
-        return self.forwarded[1]
-
-    @cached_property
-    def dx(self) -> Array:
-        return random_like(self.rng.child("dx"), self.x)
-
-    @cached_property
-    def dparams(self) -> Tree:
-        return random_like(self.rng.child("dparams"), self.params)
-
-    @cached_property
-    def g(self) -> Array:
-        return random_like(self.rng.child("g"), self.y)
-
-    @cached_property
-    def dg(self) -> Array:
-        return random_like(self.rng.child("dg"), self.y)
-
-    def vectors(self, number: int) -> Array:
-        shape = (number, *self.y.shape)
-        return self.rng.child("vectors").normal(shape, Backend.of(self.y))
-
-    def value(self, params: Tree, x: Array) -> Array:
-        return self.layer.forward(params, x)[0]
-
-    def jvp(self, dx: Array | None, dparams: Tree) -> Array:
-        return or_zeros(self.layer.jvp(self.params, self.cache, dx, dparams), self.y)
-
-    def backward(self, g: Array) -> tuple[Array, Tree]:
-        """Input derivative and parameter gradient."""
-        dx, statistics = self.layer.backward(self.params, self.cache, g)
-        return required(dx), gradients(statistics)
-
-
-def gradients(statistics: Tree) -> Tree:
-    return trees.tree_map(lambda s: s.gradient(), statistics)
-
-
-def or_zeros(x: Array | None, like: Array) -> Array:
-    return array_namespace(like).zeros_like(like) if x is None else x
-
-
-def required(dx: Array | None) -> Array:
-    require(dx is not None, "backward returned no input derivative, though asked for one")
-    assert dx is not None
-    return dx
-
-
-def moved(x: Tree, step: float, dx: Tree) -> Tree:
-    return trees.axpy(step, dx, x)
-
-
-def inner(x: Tree, y: Tree) -> tuple[float, float]:
-    """The inner product, and the sum of the absolute values of its terms."""
-    xp_sum, absolute = 0.0, 0.0
-    for a, b in zip(trees.leaves(x), trees.leaves(y), strict=True):
-        xp = array_namespace(a)
-        xp_sum += float(xp.sum(a * b))
-        absolute += float(xp.sum(xp.abs(a * b)))
-    return xp_sum, absolute
-
-
-def init(s: _Subject) -> None:
+def init(s: Subject) -> None:
     """Initial parameters have the structure and place of the parameters, and are reproducible."""
-    backend = Backend.of(s.x)
+    backend = s.backend
     first = s.layer.init(Rng(1), backend)
     require_same_arrays(
         "parameters drawn once", first, "drawn again", s.layer.init(Rng(1), backend)
@@ -180,7 +107,7 @@ def init(s: _Subject) -> None:
         )
 
 
-def shape(s: _Subject) -> None:
+def shape(s: Subject) -> None:
     """Outputs and derivatives have the shapes, the dtype and the place that they should have."""
     expected = (s.x.shape[0], *s.layer.output_shape(s.x.shape[1:]))
     require(
@@ -188,20 +115,21 @@ def shape(s: _Subject) -> None:
     )
     dx, gradient = s.backward(s.g)
     for name, array, like in (
-        ("outputs", s.y, s.x),
+        ("outputs", s.y, s.y),
         ("input derivatives", dx, s.x),
         ("jvp", s.jvp(s.dx, s.dparams), s.y),
     ):
+        if array is None:  # of integer inputs
+            continue
         require(
-            Backend.of(array) == Backend.of(like),
-            f"{name} are {array.dtype} on {Backend.of(array).device}, expected {like.dtype} "
-            f"on {Backend.of(like).device}",
+            Backend.of(array) == s.backend,
+            f"{name} are {array.dtype} on {Backend.of(array).device}, expected {s.backend.dtype} "
+            f"on {s.backend.device}",
         )
-        if name != "outputs":
-            require(
-                array.shape == like.shape,
-                f"{name} have shape {array.shape}, expected {like.shape}",
-            )
+        require(
+            array.shape == like.shape,
+            f"{name} have shape {array.shape}, expected {like.shape}",
+        )
     require(
         shapes(gradient) == shapes(s.params),
         f"gradients have shapes {shapes(gradient)}, parameters {shapes(s.params)}",
@@ -210,7 +138,7 @@ def shape(s: _Subject) -> None:
     require(isinstance(size, int) and size >= 0, f"backward_size: expected a count, got {size!r}")
 
 
-def purity(s: _Subject) -> None:
+def purity(s: Subject) -> None:
     """Nothing that is passed in is written to, and a cache can be used again and again."""
     y, cache = without_writing(s.layer.forward, "forward", s.params, s.x)
     require_same_arrays("outputs with read-only arguments", y, "without", s.y)
@@ -229,7 +157,7 @@ def purity(s: _Subject) -> None:
     require_same_arrays("backward once", first, "backward again", again)
 
 
-def adjointness(s: _Subject) -> None:
+def adjointness(s: Subject) -> None:
     """⟨g, J v⟩ = ⟨Jᵀ g, v⟩, in inputs and parameters together and in each alone."""
     dx, gradient = s.backward(s.g)
     nowhere = trees.zeros_like(s.params)
@@ -239,7 +167,7 @@ def adjointness(s: _Subject) -> None:
         ("inputs and parameters", s.dx, s.dparams),
     ):
         forwards, size = inner(s.g, s.jvp(tangent, dparams))
-        backwards, other = inner((dx, gradient), (or_zeros(tangent, s.x), dparams))
+        backwards, other = inner((dx, gradient), (tangent, dparams))
         require(
             abs(forwards - backwards) <= EXACT * max(size, other),
             f"in the {name} ⟨g, J v⟩ = {forwards:.15g} by jvp, but ⟨Jᵀ g, v⟩ = {backwards:.15g} "
@@ -247,14 +175,14 @@ def adjointness(s: _Subject) -> None:
         )
 
 
-def finite_differences(s: _Subject) -> None:
+def finite_differences(s: Subject) -> None:
     """jvp and the derivatives of backward agree with central differences of forward."""
     dx, gradient = s.backward(s.g)
     scale = max(1.0, inner(s.y, s.y)[0] ** 0.5)
     nowhere = trees.zeros_like(s.params)
     for name, tangent, dparams in (
         ("inputs", s.dx, nowhere),
-        ("parameters", array_namespace(s.x).zeros_like(s.x), s.dparams),
+        ("parameters", zeros_or_none(s.dx), s.dparams),
     ):
         after, before = (
             s.value(moved(s.params, h, dparams), moved(s.x, h, tangent)) for h in (STEP, -STEP)
@@ -277,7 +205,7 @@ def finite_differences(s: _Subject) -> None:
         )
 
 
-def vectors(s: _Subject) -> None:
+def vectors(s: Subject) -> None:
     """K vectors carried back together give what each alone gives; K may be 0."""
     for number in (3, 1):
         v = s.vectors(number)
@@ -285,21 +213,25 @@ def vectors(s: _Subject) -> None:
         for k in range(number):
             require_close(
                 f"vector {k} of {number}",
-                trees.tree_map(lambda a, k=k: a[k, ...], (dx, gradient)),
+                trees.tree_map(lambda a, k=k: None if a is None else a[k, ...], (dx, gradient)),
                 "the same vector alone",
                 s.backward(v[k, ...]),
                 EXACT,
             )
     dx, gradient = s.backward(s.vectors(1)[:0, ...])
-    expected = {path: (0, *found) for path, found in shapes((s.x, s.params)).items()}
+    expected = {path: (0, *found) for path, found in shapes((s.dx, s.params)).items()}
     require(
         shapes((dx, gradient)) == expected,
         f"no vectors: expected shapes {expected}, got {shapes((dx, gradient))}",
     )
 
 
-def per_example(s: _Subject) -> None:
-    """The gradients of single examples are those of batches of one, and sum to the gradient."""
+def per_example(s: Subject) -> None:
+    """The gradients of single examples are those of batches of one, and sum to the gradient.
+
+    Where examples influence each other there is no batch of one: the gradient is what vectors
+    that are zero for all examples but one give, added up.
+    """
     for v in (s.g, s.vectors(2)):
         _, statistics = s.layer.backward(s.params, s.cache, v)
         each = trees.tree_map(lambda leaf: leaf.per_example(), statistics)
@@ -310,6 +242,14 @@ def per_example(s: _Subject) -> None:
             gradients(statistics),
             EXACT,
         )
+    if s.layer.couples_examples:
+        examples = range(s.x.shape[0])
+        parts = [s.backward(only(s.g, n))[1] for n in examples]
+        total = functools.reduce(functools.partial(trees.axpy, 1.0), parts)
+        require_close(
+            "the sum over vectors of one example each", total, "all", s.backward(s.g)[1], EXACT
+        )
+        return
     for n in range(s.x.shape[0]):
         _, cache = s.layer.forward(s.params, s.x[n : n + 1, ...])
         _, one = s.layer.backward(s.params, cache, s.g[n : n + 1, ...])
@@ -323,8 +263,54 @@ def per_example(s: _Subject) -> None:
         )
 
 
-def take(s: _Subject) -> None:
-    """A cache cut to some examples is the cache of these examples."""
+def coupling(s: Subject) -> None:
+    """couples_examples says whether an example's output depends on the other examples."""
+    n = (s.x.shape[0] + 1) // 2
+    if n == s.x.shape[0]:
+        return  # there is no other example
+    xp = array_namespace(s.x)
+    others = [s.x[:1, ...]] * (s.x.shape[0] - n)
+    y = s.value(s.params, xp.concat([s.x[:n, ...], *others]))[:n, ...]
+    change = float(xp.max(xp.abs(y - s.y[:n, ...])))
+    most = EXACT * float(xp.max(xp.abs(s.y)))
+    if s.layer.couples_examples:
+        require(change > most, "outputs do not change with those of other examples")
+    else:
+        require(change <= most, f"outputs change by {change:.3g} with the other examples")
+
+
+def evaluation(s: Subject) -> None:
+    """The form for use after training makes the same of the same inputs, and couples nothing."""
+    fixed, y = s.layer.evaluation(s.params, s.x)
+    require_close("what evaluation returns", y, "the outputs", s.y, EXACT)
+    require(not fixed.couples_examples, f"the examples of {fixed!r} influence each other")
+    first = s.x[:1, ...]
+    for name, x, expected in (("all examples", s.x, s.y), ("one example", first, s.y[:1, ...])):
+        z, _ = fixed.forward(s.params, x)
+        require_close(f"the evaluation form on {name}", z, "the outputs", expected, EXACT)
+
+
+def random_numbers(s: Subject) -> None:
+    """forward_random makes the same of the same stream of random numbers, again and again."""
+    rng = s.rng.child("random")
+
+    def results(stream: Rng) -> Tree:
+        y, cache = s.layer.forward_random(s.params, s.x, stream)
+        return y, s.backward_at(s.params, cache, s.g)
+
+    first = results(rng)
+    for name, stream in (("the same stream", rng), ("an equal one", s.rng.child("random"))):
+        require_same_arrays("results by a stream", first, f"by {name} again", results(stream))
+
+
+def take(s: Subject) -> None:
+    """A cache cut to some examples is the cache of these examples; coupled ones are refused."""
+    if s.layer.couples_examples:
+        try:
+            s.layer.take(s.cache, slice(0, 1))
+        except InputError:
+            return
+        require(False, "the cache of examples that influence each other was cut")
     rows = slice(0, (s.x.shape[0] + 1) // 2)
     cut = without_writing(lambda c: s.layer.take(c, rows), "take", s.cache)
     y, fresh = s.layer.forward(s.params, s.x[rows, ...])
@@ -332,20 +318,20 @@ def take(s: _Subject) -> None:
     require_close("the cut cache", cut, "the cache of the first examples", fresh, EXACT)
     results = []
     for cache in (cut, fresh):
-        dx, statistics = s.layer.backward(s.params, cache, s.g[rows, ...])
-        dy = s.layer.jvp(s.params, cache, s.dx[rows, ...], s.dparams)
-        results.append((required(dx), gradients(statistics), or_zeros(dy, y)))
+        dx = None if s.dx is None else s.dx[rows, ...]
+        dy = s.layer.jvp(s.params, cache, dx, s.dparams)
+        found = s.backward_at(s.params, cache, s.g[rows, ...])
+        results.append((*found, or_zeros(dy, y)))
     require_close("derivatives by the cut cache", results[0], "by a fresh one", results[1], EXACT)
 
 
-def absent_tangents(s: _Subject) -> None:
+def absent_tangents(s: Subject) -> None:
     """None stands for a tangent of zeros; without `wrt_input` only the statistics come."""
-    zeros = array_namespace(s.x).zeros_like(s.x)
     require_close(
         "jvp with dx = None",
         s.jvp(None, s.dparams),
         "with dx = 0",
-        s.jvp(zeros, s.dparams),
+        s.jvp(zeros_or_none(s.dx), s.dparams),
         EXACT,
     )
     _, gradient = s.backward(s.g)
@@ -356,22 +342,23 @@ def absent_tangents(s: _Subject) -> None:
     )
 
 
-def backward_jvp(s: _Subject) -> None:
+def backward_jvp(s: Subject) -> None:
     """backward_jvp agrees with central differences of backward; a layer may refuse it."""
     if not has_backward_jvp(s):
         return
 
-    def exact(dx: Array | None, dparams: Tree, dg: Array | None) -> tuple[Array, Tree]:
+    def exact(dx: Array | None, dparams: Tree, dg: Array | None) -> tuple[Array | None, Tree]:
         ddx, dgradient = s.layer.backward_jvp(s.params, s.cache, s.g, dx, dparams, dg)
-        return or_zeros(ddx, s.x), dgradient
+        return (None if s.whole else or_zeros(ddx, s.x)), dgradient
 
-    def at(h: float) -> tuple[Array, Tree]:
+    def at(h: float) -> tuple[Array | None, Tree]:
         params = moved(s.params, h, s.dparams)
         _, cache = s.layer.forward(params, moved(s.x, h, s.dx))
-        dx, statistics = s.layer.backward(params, cache, moved(s.g, h, s.dg))
-        return required(dx), gradients(statistics)
+        return s.backward_at(params, cache, moved(s.g, h, s.dg))
 
-    quotient = trees.tree_map(lambda a, b: (a - b) / (2 * STEP), at(STEP), at(-STEP))
+    quotient = trees.tree_map(
+        lambda a, b: None if a is None else (a - b) / (2 * STEP), at(STEP), at(-STEP)
+    )
     scale = max(1.0, inner(at(0.0), at(0.0))[0] ** 0.5)
     require_close(
         "backward_jvp",
@@ -381,7 +368,7 @@ def backward_jvp(s: _Subject) -> None:
         FINITE_DIFFERENCE,
         scale,
     )
-    zx, zg = array_namespace(s.x).zeros_like(s.x), array_namespace(s.y).zeros_like(s.y)
+    zx, zg = zeros_or_none(s.dx), array_namespace(s.y).zeros_like(s.y)
     for dx, dg in ((None, s.dg), (s.dx, None), (None, None)):
         given = ", ".join(f"{n} = None" for n, v in (("dx", dx), ("dg", dg)) if v is None)
         require_close(
@@ -393,7 +380,7 @@ def backward_jvp(s: _Subject) -> None:
         )
 
 
-def has_backward_jvp(s: _Subject) -> bool:
+def has_backward_jvp(s: Subject) -> bool:
     try:
         s.layer.backward_jvp(s.params, s.cache, s.g, None, s.dparams, None)
     except CurvatureError:
@@ -401,12 +388,12 @@ def has_backward_jvp(s: _Subject) -> bool:
     return True
 
 
-def layout(s: _Subject) -> None:
+def layout(s: Subject) -> None:
     """Arrays that are not contiguous give the same results."""
 
-    def spread(x: Array) -> Any:
+    def spread(x: Array | None) -> Any:
         """The same numbers, every second one along the first and last axes of a larger array."""
-        if x.ndim == 0:
+        if x is None or x.ndim == 0:
             return x
         ends = {0, x.ndim - 1}
         shape = tuple(2 * n if i in ends else n for i, n in enumerate(x.shape))
@@ -417,26 +404,27 @@ def layout(s: _Subject) -> None:
 
     params = trees.tree_map(spread, s.params)
     y, cache = s.layer.forward(params, spread(s.x))
-    dx, statistics = s.layer.backward(params, cache, spread(s.g))
+    found = s.backward_at(params, cache, spread(s.g))
     dy = s.layer.jvp(params, cache, spread(s.dx), trees.tree_map(spread, s.dparams))
     require_close(
         "results with strided arrays",
-        (y, required(dx), gradients(statistics), or_zeros(dy, s.y)),
+        (y, *found, or_zeros(dy, s.y)),
         "with contiguous ones",
         (s.y, *s.backward(s.g), s.jvp(s.dx, s.dparams)),
         EXACT,
     )
 
 
-def single_precision(s: _Subject) -> None:
+def single_precision(s: Subject) -> None:
     """Single precision stays single precision, and is close to double precision."""
-    params, x, g, dx, dparams = single((s.params, s.x, s.g, s.dx, s.dparams))
+    params, x, g, dparams = single((s.params, s.x, s.g, s.dparams))
+    dx = None if s.dx is None else single(s.dx)
     y, cache = s.layer.forward(params, x)
-    ddx, statistics = s.layer.backward(params, cache, g)
+    ddx, gradient = s.backward_at(params, cache, g)
     results = {
         "outputs": y,
-        "input derivatives": required(ddx),
-        "gradients": gradients(statistics),
+        "input derivatives": ddx,
+        "gradients": gradient,
         "jvp": or_zeros(s.layer.jvp(params, cache, dx, dparams), y),
     }
     if has_backward_jvp(s):
@@ -456,10 +444,6 @@ def single_precision(s: _Subject) -> None:
         )
 
 
-def wide(tree: Tree) -> Tree:
-    return trees.tree_map(lambda x: array_namespace(x).astype(x, array_namespace(x).float64), tree)
-
-
 LAYER_LAWS: Mapping[str, Callable[[Any], None]] = {
     law.__name__: law
     for law in (
@@ -470,6 +454,9 @@ LAYER_LAWS: Mapping[str, Callable[[Any], None]] = {
         finite_differences,
         vectors,
         per_example,
+        coupling,
+        evaluation,
+        random_numbers,
         take,
         absent_tangents,
         backward_jvp,

@@ -10,12 +10,12 @@ from toys import MixPositions
 
 from kfac_np.backend import Backend, Rng, get_backend
 from kfac_np.errors import InputError, ShapeError
-from kfac_np.layers import Dense, Layer, Sequential, Tanh
+from kfac_np.layers import Dense, Embedding, Layer, Sequential, Tanh
 from kfac_np.statistics import AffineStatistics
 from kfac_np.testing import LAYER_LAWS, check_layer
 
 BACKEND = get_backend("numpy", "float64")
-DENSE = Dense(3, 2)
+DENSE, EMBEDDING = Dense(3, 2), Embedding(4, 2)
 W = Rng(1).normal((2, 4), BACKEND)
 X = Rng(2).normal((4, 3), BACKEND)
 
@@ -170,6 +170,49 @@ class MixesExamples(Wrapped):
         return dx, AffineStatistics(np.roll(s.a, 1, axis=0), np.roll(s.g, 1, axis=-3))
 
 
+class SubtractsTheBatchMean(Wrapped):
+    """Consistent as far as derivatives at one batch go, but for what it says about itself."""
+
+    def forward(self, params, x):
+        y, cache = DENSE.forward(params, x)
+        return y - y.mean(axis=0), cache
+
+    def jvp(self, params, cache, dx, dparams):
+        dy = DENSE.jvp(params, cache, dx, dparams)
+        return dy - dy.mean(axis=0)
+
+    def backward(self, params, cache, g, wrt_input=True):
+        return DENSE.backward(params, cache, g - g.mean(axis=-2, keepdims=True), wrt_input)
+
+
+class SaysThatItCouples(Wrapped):
+    couples_examples = True
+
+
+class CutsWhatIsCoupled(SubtractsTheBatchMean):
+    couples_examples = True
+
+    def take(self, cache, rows):
+        return cache[rows]
+
+
+class IsAnotherOneAfterTraining(Wrapped):
+    def evaluation(self, params, x):
+        return Sequential(DENSE), DENSE.forward(params, 2.0 * x)[0]
+
+
+class StaysCoupledAfterTraining(SubtractsTheBatchMean):
+    couples_examples = True
+
+    def evaluation(self, params, x):
+        return self, self.forward(params, x)[0]
+
+
+class UsesUpItsStream(Wrapped):
+    def forward_random(self, params, x, rng):
+        return DENSE.forward(params, x + rng.normal(x.shape, BACKEND))
+
+
 class TakesEverything(Wrapped):
     def take(self, cache, rows):
         return cache
@@ -232,6 +275,12 @@ MISTAKES = [
     (OneVectorAtLeast(), "vectors", "no vectors: expected shapes"),
     (PartsThatDoNotAddUp(), "per_example", "the sum of per-example gradients and the gradient"),
     (MixesExamples(), "per_example", "the gradient of example 0 and that of a batch of it"),
+    (SubtractsTheBatchMean(), "coupling", "with the other examples"),
+    (SaysThatItCouples(), "coupling", "outputs do not change with those of other examples"),
+    (CutsWhatIsCoupled(), "take", "the cache of examples that influence each other was cut"),
+    (IsAnotherOneAfterTraining(), "evaluation", "what evaluation returns and the outputs differ"),
+    (StaysCoupledAfterTraining(), "evaluation", "influence each other"),
+    (UsesUpItsStream(), "random_numbers", "results by a stream and by the same stream again differ"),
     (TakesEverything(), "take", "the cut cache has the shapes {'': (4, 4)}, but the cache"),
     (NoneIsOne(), "absent_tangents", "jvp with dx = None and with dx = 0 differ by"),
     (AlwaysTheInputDerivative(), "absent_tangents", "returned an input derivative"),
@@ -259,6 +308,56 @@ def test_layers_with_a_mistake(layer: Layer, law: str, message: str):
 
 def test_every_law_of_a_layer_has_been_broken():
     assert {law for _, law, _ in MISTAKES} == set(LAYER_LAWS)
+
+
+def test_coupled_examples_are_no_mistake():
+    @dataclass(frozen=True)
+    class Coupled(SubtractsTheBatchMean):
+        couples_examples = True
+
+        def evaluation(self, params, x):
+            mean = DENSE.forward(params, x)[0].mean(axis=0)
+            return Shifted(mean), DENSE.forward(params, x)[0] - mean
+
+        backward_jvp = Layer.backward_jvp
+
+    @dataclass(frozen=True, eq=False)
+    class Shifted(Wrapped):
+        mean: np.ndarray
+
+        def forward(self, params, x):
+            y, cache = DENSE.forward(params, x)
+            return y - self.mean, cache
+
+    check_layer(Coupled(), W, X)
+
+
+class Whole(Wrapped):
+    """An embedding that claims a derivative with respect to its whole numbers."""
+
+    def init(self, rng, backend):
+        return EMBEDDING.init(rng, backend)
+
+    def output_shape(self, shape):
+        return EMBEDDING.output_shape(shape)
+
+    def forward(self, params, x):
+        return EMBEDDING.forward(params, x)
+
+    def backward(self, params, cache, g, wrt_input=True):
+        dx, s = EMBEDDING.backward(params, cache, g, wrt_input)
+        return (g[..., 0] if wrt_input else dx), s
+
+    def jvp(self, params, cache, dx, dparams):
+        return EMBEDDING.jvp(params, cache, dx, dparams)
+
+
+def test_whole_numbers_have_no_derivative():
+    params, x = EMBEDDING.init(Rng(1), BACKEND), np.asarray([[1, 0], [3, 3], [0, 2]])
+    check_layer(EMBEDDING, params, x)
+    check_layer(Sequential(EMBEDDING, Tanh()), (params, ()), x)
+    with pytest.raises(AssertionError, match="a derivative with respect to integers"):
+        check_layer(Whole(), params, x)
 
 
 def test_a_layer_may_refuse_hessian_products():
