@@ -359,7 +359,11 @@ def _patches(s: AffineStatistics) -> Patches:
     """The patches; inputs that are an array stand in a row, each a patch of one tap."""
     if isinstance(s.inputs, Patches):
         return s.inputs
-    return Patches(s.inputs, Geometry((1,), (1,), (1,), ((0, 0),)), False, 1)
+    a, one_tap = s.inputs, Geometry((1,), (1,), (1,), ((0, 0),))
+    # A last column of ones is the homogeneous coordinate: no channel, whose mean is estimated.
+    xp = array_namespace(a)
+    ones = not bool(xp.any(xp.abs(a[..., -1] - 1.0) > 0.0))
+    return Patches(a[..., :-1] if ones else a, one_tap, ones, 1)
 
 
 def _is_diagonal(assumptions: Assumption) -> bool:
