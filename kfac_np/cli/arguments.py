@@ -140,9 +140,13 @@ def table_from(flags: argparse.Namespace) -> dict[str, Any]:
 def _add_problem(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data and model")
     add = group.add_argument
-    add("--data", metavar="NAME", help="curves (default), digits, fashion-mnist, or idx:DIR")
-    add("--data-dir", metavar="DIR", help="where Fashion-MNIST's files are")
-    add("--download", action="store_true", help="allow downloading Fashion-MNIST")
+    add(
+        "--data",
+        metavar="NAME",
+        help="curves (default), digits, fashion-mnist, cifar10, cifar100, cifar:DIR or idx:DIR",
+    )
+    add("--data-dir", metavar="DIR", help="where the files of Fashion-MNIST or CIFAR are")
+    add("--download", action="store_true", help="allow downloading Fashion-MNIST or CIFAR")
     add("--n-train", type=int, metavar="N", help="keep only the first N training examples")
     add("--n-test", type=int, metavar="N")
     add("--model", metavar="NAME", help="autoencoder (default) or mlp")

@@ -43,9 +43,9 @@ class DataSettings:
     Parameters
     ----------
     name : str
-        curves, digits, fashion-mnist, or idx:DIR.
+        curves, digits, fashion-mnist, cifar10, cifar100, cifar:DIR or idx:DIR.
     directory : str, optional
-        Where Fashion-MNIST's files are.
+        Where the files of Fashion-MNIST or CIFAR are.
     download : bool
         Whether they may be downloaded.
     n_train, n_test : int, optional

@@ -126,24 +126,25 @@ def read_curves(directory: str | os.PathLike[str], label: str) -> list[Curve]:
 def plot_images(
     path: str | os.PathLike[str],
     rows: Mapping[str, _HostArray],
-    image_shape: tuple[int, int],
+    image_shape: tuple[int, int, int],
 ) -> None:
-    """Draw rows of grey images, one row a label: originals and their reconstructions.
+    """Draw rows of images, one row a label: originals and their reconstructions.
 
     Parameters
     ----------
     path : path
-    rows : mapping of str to array, shape (n, height · width)
-        Values in [0, 1].
-    image_shape : (height, width)
+    rows : mapping of str to array, shape (n, height · width · channels)
+        Values in [0, 1]; of a reconstruction also beyond, which are drawn like the nearest.
+    image_shape : (height, width, channels)
+        Three channels are red, green and blue; of any other number the mean is drawn, 1 as black.
 
     Examples
     --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as directory:
-    ...     plot_images(f"{directory}/images.png", {"data": np.zeros((3, 4))}, (2, 2))
+    ...     plot_images(f"{directory}/images.png", {"data": np.zeros((3, 4))}, (2, 2, 1))
     """
-    height, width = image_shape
+    height, width, channels = image_shape
     columns = max(images.shape[0] for images in rows.values())
     figure = _figure(1.1 + 0.85 * columns, 0.85 * len(rows) * height / width + 0.1)
     grid = figure.subplots(len(rows), columns, squeeze=False)
@@ -153,7 +154,11 @@ def plot_images(
             axes.set_xticks([])
             axes.set_yticks([])
         for axes, image in zip(line, images, strict=False):
-            axes.imshow(image.reshape(height, width), cmap="gray_r", vmin=0.0, vmax=1.0)
+            pixels = image.reshape(image_shape)
+            if channels == 3:
+                axes.imshow(np.clip(pixels, 0.0, 1.0))
+            else:
+                axes.imshow(pixels.mean(axis=-1), cmap="gray_r", vmin=0.0, vmax=1.0)
     _save(figure, path)
 
 

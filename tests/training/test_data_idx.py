@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import gzip
 import hashlib
-import http.server
 import math
 import struct
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hosts import serving
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -21,6 +19,7 @@ from hypothesis.extra import numpy as hnp
 from kfac_np.errors import DataError
 from kfac_np.training.data import fashion, fashion_mnist, idx_dataset, load, read_idx
 from kfac_np.training.data.idx import FILE_NAMES
+from kfac_np.training.data.sources import ENVIRONMENT_VARIABLE
 
 KINDS = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 
@@ -59,7 +58,7 @@ def write(directory, compress=False, **changes):
 @pytest.fixture(autouse=True)
 def nothing_installed(monkeypatch, tmp_path):
     """No data on this machine, whatever is installed, until a test puts some there."""
-    monkeypatch.delenv(fashion.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
     monkeypatch.setattr(fashion, "DEBIAN_DIRECTORY", str(tmp_path / "debian"))
 
 
@@ -153,7 +152,7 @@ def test_directory(tmp_path, compress):
     assert data.x_train.dtype == np.float32
     assert np.array_equal(data.t_train, made["train-labels-idx1-ubyte"])
     assert np.array_equal(data.t_test, made["t10k-labels-idx1-ubyte"])
-    assert (data.name, data.image_shape, data.num_classes) == ("tiny", (3, 2), 4)
+    assert (data.name, data.image_shape, data.num_classes) == ("tiny", (3, 2, 1), 4)
     assert str(tmp_path) in data.source
 
 
@@ -280,31 +279,20 @@ def test_a_given_directory_is_the_only_one_looked_in(tmp_path):
 # Fashion-MNIST: downloaded
 
 
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        """Requests are not worth a line in the report."""
-
-
 @pytest.fixture
 def host(monkeypatch, tmp_path):
     """The project's host, played by a server on this machine; returns what it serves."""
     pytest.importorskip("pooch")
     folder = write(tmp_path / "host", compress=True)
-    handler = functools.partial(QuietHandler, directory=str(folder))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(fashion, "_URL", f"http://127.0.0.1:{server.server_port}/")
     checksums = {
         name: hashlib.sha256((folder / f"{name}.gz").read_bytes()).hexdigest()
         for name in FILE_NAMES
     }
     monkeypatch.setattr(fashion, "_SHA256", checksums)
-    yield folder
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(folder) as address:
+        monkeypatch.setattr(fashion, "_URL", address)
+        yield folder
 
 
 def test_download_into_a_directory_once(host, tmp_path):

@@ -50,8 +50,9 @@ def test_curves_are_read_from_a_run(tmp_path: Path) -> None:
 
 def test_images_of_different_numbers(tmp_path: Path) -> None:
     rows = {"data": np.zeros((3, 6)), "one": np.ones((1, 6))}
-    plot_images(tmp_path / "images.png", rows, (2, 3))
-    assert is_picture(tmp_path / "images.png")
+    for shape in ((2, 3, 1), (1, 2, 3), (3, 1, 2)):  # grey, coloured, neither
+        plot_images(tmp_path / "images.png", rows, shape)
+        assert is_picture(tmp_path / "images.png")
 
 
 def test_factors(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from kfac_np.training.data.batches import (
     GrowingBatch,
     MiniBatches,
 )
+from kfac_np.training.data.cifar import cifar_dataset, read_cifar
+from kfac_np.training.data.cifar_sets import cifar10, cifar100, download_cifar
 from kfac_np.training.data.curve_images import curves, draw_curves
 from kfac_np.training.data.dataset import Dataset, Images, Labels, check_dataset, first
 from kfac_np.training.data.fashion import download_fashion_mnist, fashion_mnist
@@ -30,13 +32,18 @@ __all__ = [
     "Labels",
     "MiniBatches",
     "check_dataset",
+    "cifar10",
+    "cifar100",
+    "cifar_dataset",
     "curves",
     "digits",
+    "download_cifar",
     "download_fashion_mnist",
     "draw_curves",
     "fashion_mnist",
     "first",
     "idx_dataset",
     "load",
+    "read_cifar",
     "read_idx",
 ]

@@ -29,11 +29,12 @@ class Dataset:
     ----------
     name : str
     x_train, x_test : array of float32, shapes (N_train, d) and (N_test, d)
-        Rows of pixels in [0, 1], d = height · width.
+        Rows of pixels in [0, 1], d = height · width · channels: the channels of a pixel lie side by
+        side, as convolutions want them, so that ``Reshape(image_shape)`` makes images of rows.
     t_train, t_test : array of int64, shapes (N_train,) and (N_test,), or None
         Classes 0..num_classes-1; None where there are no labels.
-    image_shape : (int, int)
-        Height and width.
+    image_shape : (int, int, int)
+        Height, width and channels: 1 of grey images, 3 of coloured ones.
     num_classes : int or None
     source : str
         Where the data come from, and their licence.
@@ -47,7 +48,7 @@ class Dataset:
     --------
     >>> import numpy as np
     >>> pixels = np.zeros((3, 4), dtype=np.float32)
-    >>> Dataset("dark", pixels, None, pixels[:1], None, (2, 2), None, "made up")
+    >>> Dataset("dark", pixels, None, pixels[:1], None, (2, 2, 1), None, "made up")
     Dataset('dark': 3 for training, 1 for testing, 2 × 2 pixels, no labels)
     """
 
@@ -56,7 +57,7 @@ class Dataset:
     t_train: Labels | None
     x_test: Images
     t_test: Labels | None
-    image_shape: tuple[int, int]
+    image_shape: tuple[int, int, int]
     num_classes: int | None
     source: str
 
@@ -64,11 +65,12 @@ class Dataset:
         check_dataset(self)
 
     def __repr__(self) -> str:
-        height, width = self.image_shape
+        height, width, channels = self.image_shape
+        depth = "" if channels == 1 else f" of {channels} channels"
         labels = "no labels" if self.num_classes is None else f"{self.num_classes} classes"
         return (
             f"Dataset({self.name!r}: {len(self.x_train)} for training, {len(self.x_test)} for "
-            f"testing, {height} × {width} pixels, {labels})"
+            f"testing, {height} × {width} pixels{depth}, {labels})"
         )
 
 
@@ -86,11 +88,16 @@ def check_dataset(dataset: Dataset) -> None:
     --------
     >>> import numpy as np
     >>> pixels = np.full((3, 4), 255, dtype=np.float32)
-    >>> Dataset("loud", pixels, None, pixels, None, (2, 2), None, "made up")
+    >>> Dataset("loud", pixels, None, pixels, None, (2, 2, 1), None, "made up")
     Traceback (most recent call last):
     kfac_np.errors.DataError: loud: x_train: expected values in [0, 1], got 255.0 to 255.0
     """
-    d = math.prod(dataset.image_shape)
+    shape = dataset.image_shape
+    if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise DataError(
+            f"{dataset.name}: image_shape: expected (height, width, channels), got {shape!r}"
+        )
+    d = math.prod(shape)
     for part, x, t in (
         ("train", dataset.x_train, dataset.t_train),
         ("test", dataset.x_test, dataset.t_test),

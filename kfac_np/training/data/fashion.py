@@ -8,10 +8,10 @@ from pathlib import Path
 from kfac_np.errors import DataError
 from kfac_np.training.data.dataset import Dataset
 from kfac_np.training.data.idx import FILE_NAMES, idx_dataset, missing_files
+from kfac_np.training.data.sources import ENVIRONMENT_VARIABLE, cache, named_places, retrieve
 
-__all__ = ["DEBIAN_DIRECTORY", "ENVIRONMENT_VARIABLE", "download_fashion_mnist", "fashion_mnist"]
+__all__ = ["DEBIAN_DIRECTORY", "download_fashion_mnist", "fashion_mnist"]
 
-ENVIRONMENT_VARIABLE = "KFAC_NP_DATA"
 DEBIAN_DIRECTORY = "/usr/share/datasets/fashion-mnist"
 
 _URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -102,31 +102,14 @@ def download_fashion_mnist(directory: str | os.PathLike[str] | None = None) -> P
     Traceback (most recent call last):
     kfac_np.errors.DataError: fashion-mnist: ...
     """
-    try:
-        import pooch
-    except ModuleNotFoundError as error:
-        raise DataError(
-            "fashion-mnist: downloading needs pooch: pip install 'kfac_np[data]'"
-        ) from error
-    directory = Path(directory or pooch.os_cache("kfac_np") / "fashion-mnist")
+    directory = Path(directory or cache("fashion-mnist"))
     for file_name, checksum in _SHA256.items():
-        name = f"{file_name}.gz"
-        try:
-            pooch.retrieve(_URL + name, f"sha256:{checksum}", fname=name, path=directory)
-        except (OSError, ValueError) as error:  # requests' errors are OSErrors
-            raise DataError(
-                f"fashion-mnist: could not download {_URL + name} to {directory}: "
-                f"{' '.join(str(error).split())}"
-            ) from error
+        retrieve("fashion-mnist", f"{_URL}{file_name}.gz", checksum, directory)
     return directory
 
 
 def _places() -> list[Path]:
-    named = os.environ.get(ENVIRONMENT_VARIABLE)
-    return [
-        *([Path(named) / "fashion-mnist", Path(named)] if named else []),
-        Path(DEBIAN_DIRECTORY),
-    ]
+    return [*named_places("fashion-mnist"), Path(DEBIAN_DIRECTORY)]
 
 
 def _absent(places: list[Path]) -> str:

@@ -184,7 +184,7 @@ def idx_dataset(
         t_train=t_train,
         x_test=x_test,
         t_test=t_test,
-        image_shape=image_shape,
+        image_shape=(*image_shape, 1),
         num_classes=int(max(t_train.max(), t_test.max())) + 1,
         source=source or f"IDX files in {directory}",
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 from kfac_np.errors import ConfigError
+from kfac_np.training.data.cifar import cifar_dataset
+from kfac_np.training.data.cifar_sets import cifar10, cifar100
 from kfac_np.training.data.curve_images import curves
 from kfac_np.training.data.dataset import Dataset, first
 from kfac_np.training.data.fashion import fashion_mnist
@@ -26,12 +28,15 @@ def load(
 
     Parameters
     ----------
-    name : {"curves", "digits", "fashion-mnist", "idx:DIR"}
-        ``idx:DIR`` is a directory with MNIST's four files (see `idx_dataset`).
+    name : {"curves", "digits", "fashion-mnist", "cifar10", "cifar100", "cifar:DIR", "idx:DIR"}
+        ``cifar:DIR`` is a directory in CIFAR's binary format (see `cifar_dataset`), ``idx:DIR`` one
+        with MNIST's four files (see `idx_dataset`).
     directory : path, optional
-        Where Fashion-MNIST's files are; no other data set takes one.
+        Where the files of Fashion-MNIST, CIFAR-10 or CIFAR-100 are, and of ``cifar``, which is
+        then the same as ``cifar:DIR``; no other data set takes one.
     download : bool
-        Whether Fashion-MNIST may be downloaded; ignored by the others, which never need it.
+        Whether Fashion-MNIST, CIFAR-10 and CIFAR-100 may be downloaded; ignored by the others,
+        which never need it.
     n_train, n_test : int, optional
         Keep only that many examples, the first ones. CURVES are made in any number, by default
         20,000 and 10,000.
@@ -55,11 +60,14 @@ def load(
     Dataset('digits': 1000 for training, 297 for testing, 8 × 8 pixels, 10 classes)
     >>> load("mnist")
     Traceback (most recent call last):
-    kfac_np.errors.ConfigError: data: expected curves, digits, fashion-mnist or idx:DIR, got 'mnist'
+    kfac_np.errors.ConfigError: data: expected curves, digits, fashion-mnist, cifar10, ...
     """
-    if directory is not None and name != "fashion-mnist":
+    if name == "cifar" and directory is not None:
+        name, directory = f"cifar:{directory}", None
+    if directory is not None and name not in ("fashion-mnist", "cifar10", "cifar100"):
         raise ConfigError(
-            f"data: expected a directory with fashion-mnist only, got it with {name!r}"
+            "data: expected a directory with fashion-mnist, cifar10, cifar100 or cifar only, got "
+            f"it with {name!r}"
         )
     if name == "curves":
         asked = {"n_train": n_train, "n_test": n_test}
@@ -68,8 +76,17 @@ def load(
         dataset = digits()
     elif name == "fashion-mnist":
         dataset = fashion_mnist(directory, download)
+    elif name == "cifar10":
+        dataset = cifar10(directory, download)
+    elif name == "cifar100":
+        dataset = cifar100(directory, download)
+    elif name.startswith("cifar:") and name != "cifar:":
+        dataset = cifar_dataset(name.removeprefix("cifar:"))
     elif name.startswith("idx:") and name != "idx:":
         dataset = idx_dataset(name.removeprefix("idx:"))
     else:
-        raise ConfigError(f"data: expected curves, digits, fashion-mnist or idx:DIR, got {name!r}")
+        raise ConfigError(
+            "data: expected curves, digits, fashion-mnist, cifar10, cifar100, cifar:DIR or idx:DIR,"
+            f" got {name!r}"
+        )
     return first(dataset, n_train, n_test)

@@ -45,7 +45,7 @@ def digits() -> Dataset:
         t_train=t[:_N_TRAIN],
         x_test=x[_N_TRAIN:],
         t_test=t[_N_TRAIN:],
-        image_shape=(8, 8),
+        image_shape=(8, 8, 1),
         num_classes=10,
         source="E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998), "
         "https://doi.org/10.24432/C50P49, CC BY 4.0",
