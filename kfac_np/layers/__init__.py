@@ -14,6 +14,7 @@ from kfac_np.layers.activations import (
     Softplus,
     Tanh,
 )
+from kfac_np.layers.attention import MultiHeadAttention
 from kfac_np.layers.base import Layer
 from kfac_np.layers.batch_norm import BatchNorm, FixedNorm
 from kfac_np.layers.containers import Residual, Sequential
@@ -56,6 +57,7 @@ __all__ = [
     "LeakyReLU",
     "Logistic",
     "MaxPool",
+    "MultiHeadAttention",
     "Normalization",
     "RMSNorm",
     "ReLU",

@@ -78,18 +78,18 @@ class Dense(Layer):
             came = tuple(params.shape) if hasattr(params, "shape") else type(params).__name__
             raise ShapeError(f"{self!r}: expected parameters {expected}, got {came}")
         a = append_ones(x) if self.bias else x
-        return _on_last_axis(a, params.T), a
+        return on_last_axis(a, params.T), a
 
     def backward(
         self, params: Array, cache: Array, g: Array, wrt_input: bool = True
     ) -> tuple[Array | None, AffineStatistics]:
-        dx = _on_last_axis(g, params[:, : self.d_in]) if wrt_input else None
-        return dx, self._statistics(cache, g)
+        dx = on_last_axis(g, params[:, : self.d_in]) if wrt_input else None
+        return dx, affine_statistics(cache, g)
 
     def jvp(self, params: Array, cache: Array, dx: Array | None, dparams: Array) -> Array:
-        dy = _on_last_axis(cache, dparams.T)
+        dy = on_last_axis(cache, dparams.T)
         if dx is not None:
-            dy += _on_last_axis(dx, params[:, : self.d_in].T)
+            dy += on_last_axis(dx, params[:, : self.d_in].T)
         return dy
 
     def backward_jvp(
@@ -102,25 +102,33 @@ class Dense(Layer):
         dg: Array | None,
     ) -> tuple[Array, Array]:
         # The input derivative is g W and the gradient gᵀ ā: differentiate both products.
-        ddx = _on_last_axis(g, dparams[:, : self.d_in])
+        ddx = on_last_axis(g, dparams[:, : self.d_in])
         dgradient = array_namespace(cache).zeros_like(params)
         if dg is not None:
-            ddx += _on_last_axis(dg, params[:, : self.d_in])
-            dgradient += self._statistics(cache, dg).gradient()
+            ddx += on_last_axis(dg, params[:, : self.d_in])
+            dgradient += affine_statistics(cache, dg).gradient()
         if dx is not None:  # the appended 1 does not move
-            dgradient[:, : self.d_in] += self._statistics(dx, g).gradient()
+            dgradient[:, : self.d_in] += affine_statistics(dx, g).gradient()
         return ddx, dgradient
 
-    def _statistics(self, a: Array, g: Array) -> AffineStatistics:
-        xp = array_namespace(a, g)
-        n, t = a.shape[0], math.prod(a.shape[1:-1])
-        vectors = g.shape[: g.ndim - a.ndim]  # (K,) or ()
-        return AffineStatistics(
-            xp.reshape(a, (n, t, a.shape[-1])), xp.reshape(g, (*vectors, n, t, self.d_out))
-        )
+
+def affine_statistics(a: Array, g: Array) -> AffineStatistics:
+    """Statistics of an affine map on the last axis: the axes after N become locations.
+
+    Parameters
+    ----------
+    a : Array, shape (N, ..., d_in + 1)
+    g : Array, shape ([K,] N, ..., d_out)
+    """
+    xp = array_namespace(a, g)
+    n, t = a.shape[0], math.prod(a.shape[1:-1])
+    vectors = g.shape[: g.ndim - a.ndim]  # (K,) or ()
+    return AffineStatistics(
+        xp.reshape(a, (n, t, a.shape[-1])), xp.reshape(g, (*vectors, n, t, g.shape[-1]))
+    )
 
 
-def _on_last_axis(x: Array, m: Array) -> Array:
+def on_last_axis(x: Array, m: Array) -> Array:
     """x @ m as one matrix product, however many axes x has."""
     xp = array_namespace(x, m)
     rows = xp.reshape(x, (-1, x.shape[-1]))
