@@ -163,7 +163,8 @@ class Objective:
         if weights is None:
             return
         require_float("weights", weights)
-        require_same_place("weights", weights, x, "inputs")
+        like = (named[0][1], "parameters") if named else (x, "inputs")  # inputs may be integers
+        require_same_place("weights", weights, *like)
         if weights.shape != x.shape[:1]:
             raise ShapeError(f"weights: expected shape {x.shape[:1]}, got {weights.shape}")
         require_finite("weights", weights)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from toys import MeanOverPositions, MixPositions, Scaling
+from toys import MaskedDropout, MeanOverPositions, MixPositions, Scaling
 
 from kfac_np import trees
 from kfac_np.backend import Backend, Rng, get_backend
@@ -22,24 +22,33 @@ from kfac_np.layers import (
     Activation,
     AdaptiveAveragePool,
     AveragePool,
+    BatchNorm,
     Conv,
     ConvTranspose,
     Dense,
+    Dropout,
+    Embedding,
     Flatten,
     GlobalAveragePool,
     GlobalMaxPool,
+    GroupNorm,
     Identity,
     Layer,
+    LayerNorm,
     LeakyReLU,
     Logistic,
     MaxPool,
+    MultiHeadAttention,
+    Recurrent,
     ReLU,
     Reshape,
     Residual,
+    RMSNorm,
     Sequential,
     SiLU,
     Softplus,
     Tanh,
+    Tied,
 )
 from kfac_np.losses import (
     Loss,
@@ -65,6 +74,11 @@ def host_params(layer: Layer, seed: np.random.Generator, scale: float = 0.6) -> 
     return trees.tree_map(lambda w: scale * seed.standard_normal(w.shape), start)
 
 
+def host_inputs(seed: np.random.Generator, shape: tuple[int, ...], classes: int) -> HostArray:
+    """Standard normal numbers, or whole numbers below `classes`."""
+    return seed.integers(0, classes, shape) if classes else seed.standard_normal(shape)
+
+
 def to_backend(backend: Backend, tree: Tree) -> Tree:
     """Move a tree of host arrays."""
     return trees.tree_map(backend.asarray, tree)
@@ -75,11 +89,15 @@ def to_backend(backend: Backend, tree: Tree) -> Tree:
 
 @dataclass(frozen=True)
 class LayerCase:
-    """A layer and the shape of a batch of inputs, N first."""
+    """A layer and the shape of a batch of inputs, N first.
+
+    Where `classes` is given, inputs are whole numbers below it.
+    """
 
     name: str
     layer: Layer
     shape: tuple[int, ...]
+    classes: int = 0
 
     def __str__(self) -> str:
         return self.name
@@ -87,7 +105,7 @@ class LayerCase:
     def host(self) -> tuple[Tree, HostArray]:
         """Parameters and inputs on the host."""
         seed = generator(self.name)
-        return host_params(self.layer, seed), seed.standard_normal(self.shape)
+        return host_params(self.layer, seed), host_inputs(seed, self.shape, self.classes)
 
     def build(self, backend: Backend) -> tuple[Tree, Any]:
         """Parameters and inputs on the backend."""
@@ -205,6 +223,34 @@ LAYERS: list[LayerCase] = [
         ),
         (3, 4, 3, 1),
     ),
+    LayerCase("attention", MultiHeadAttention(4, 2), (2, 3, 4)),
+    LayerCase("attention_causal", MultiHeadAttention(3, 3, causal=True), (2, 4, 3)),
+    LayerCase("attention_no_bias", MultiHeadAttention(2, 1, bias=False), (3, 2, 2)),
+    LayerCase("attention_of_one_position", MultiHeadAttention(2, 2), (3, 1, 2)),
+    LayerCase("tied", Tied((Dense(3, 3), Tanh()), order=(0, 1, 0, 1, 0)), (4, 3)),
+    LayerCase(
+        "tied_parts", Tied((Tanh(), Dense(2, 2, bias=False), Dense(2, 2)), (0, 2, 1, 2)), (3, 2)
+    ),
+    LayerCase("tied_convolutions", Tied((Conv(1, 1, (2,), padding=1),), (0, 0, 0)), (2, 3, 1)),
+    LayerCase(
+        "tied_grouped_convolutions",
+        Tied((Conv(2, 2, (3,), padding=1, groups=2), SiLU()), (0, 1, 0)),
+        (2, 4, 2),
+    ),
+    LayerCase("tied_scale_and_shift", Tied((LayerNorm(3),), (0, 0)), (2, 2, 3)),
+    LayerCase(
+        "tied_nested",
+        Sequential(Dense(1, 2), Tied((Residual(Tied((Dense(2, 2), Tanh()), (0, 1, 0))),), (0, 0))),
+        (3, 1),
+    ),
+    LayerCase("recurrent", Recurrent(Sequential(Dense(5, 3), Tanh()), 3), (3, 4, 2)),
+    LayerCase("recurrent_linear", Recurrent(Dense(3, 2, bias=False), 2), (2, 3, 1)),
+    LayerCase("recurrent_one_position", Recurrent(Sequential(Tanh(), Dense(3, 2)), 2), (3, 1, 1)),
+    LayerCase(
+        "recurrent_deep",
+        Recurrent(Tied((Dense(3, 3), SiLU(), Dense(3, 2)), (0, 1, 0, 2)), 2),
+        (2, 3, 1),
+    ),
     LayerCase("reshape", Reshape((3, -1, 2)), (2, 4, 6)),
     LayerCase("max_pool", MaxPool((2, 2)), (3, 4, 5, 2)),
     LayerCase("max_pool_overlapping", MaxPool((3, 2), stride=(2, 1), padding=1), (2, 6, 3, 2)),
@@ -223,6 +269,43 @@ LAYERS: list[LayerCase] = [
     LayerCase("global_average_pool", GlobalAveragePool(), (3, 4, 3, 2)),
     LayerCase("global_average_pool_sequence", GlobalAveragePool(), (3, 4, 2)),
     LayerCase("global_max_pool", GlobalMaxPool(), (3, 4, 3, 2)),
+    LayerCase("layer_norm", LayerNorm(4), (3, 4)),
+    LayerCase("layer_norm_sequence", LayerNorm(3, epsilon=0.1), (2, 4, 3)),
+    LayerCase("layer_norm_without_parameters", LayerNorm(4, affine=False), (3, 4)),
+    LayerCase("rms_norm", RMSNorm(4), (3, 4)),
+    LayerCase("rms_norm_image", RMSNorm(2, epsilon=0.1), (2, 3, 2, 2)),
+    LayerCase("rms_norm_without_parameters", RMSNorm(3, affine=False), (2, 2, 3)),
+    LayerCase("group_norm", GroupNorm(2, 4), (2, 3, 2, 4)),
+    LayerCase("group_norm_of_one_group", GroupNorm(1, 4), (3, 4)),
+    LayerCase("group_norm_of_each_channel", GroupNorm(3, 3, affine=False), (2, 4, 3)),
+    LayerCase("batch_norm", BatchNorm(3), (5, 3)),
+    LayerCase("batch_norm_image", BatchNorm(2, epsilon=0.1), (3, 2, 3, 2)),
+    LayerCase("batch_norm_of_one_example", BatchNorm(2), (1, 4, 2)),
+    LayerCase("batch_norm_without_parameters", BatchNorm(2, affine=False), (4, 2)),
+    LayerCase(
+        "batch_norm_in_sequential",
+        Sequential(Dense(2, 3), BatchNorm(3), Tanh(), Dense(3, 2)),
+        (4, 2),
+    ),
+    LayerCase(
+        "batch_norm_in_residual",
+        Residual(
+            Sequential(Conv(1, 2, (2,), bias=False), BatchNorm(2), Softplus()),
+            shortcut=Sequential(Conv(1, 2, (2,), bias=False), BatchNorm(2, affine=False)),
+        ),
+        (3, 4, 1),
+    ),
+    LayerCase("dropout", Dropout(0.5), (3, 4)),
+    LayerCase("dropout_with_a_mask", MaskedDropout(0.4), (4, 3, 2)),
+    LayerCase("embedding", Embedding(4, 2), (5, 3), classes=4),
+    LayerCase("embedding_two_axes", Embedding(3, 2), (2, 2, 3), classes=3),
+    LayerCase("embedding_of_one", Embedding(1, 1), (2, 1), classes=1),
+    LayerCase(
+        "embedding_in_sequential",
+        Sequential(Embedding(3, 2), Tanh(), Flatten(), Dense(4, 2)),
+        (3, 2),
+        classes=3,
+    ),
     # Parameters in dicts, vectors and numbers.
     LayerCase("scaling", Scaling(3), (4, 3)),
     LayerCase("scaling_positions", Scaling(2), (3, 4, 2)),
@@ -331,7 +414,8 @@ class NetworkCase:
     """A network, a loss and a batch.
 
     `kfac_exact` names the sharing rules ("expand", "reduce") with which every K-FAC block of the
-    exact Fisher equals the exact block.
+    exact Fisher equals the exact block. Where `classes` is given, inputs are whole
+    numbers below it.
     """
 
     name: str
@@ -341,6 +425,7 @@ class NetworkCase:
     targets: Targets
     weighted: bool = False
     kfac_exact: tuple[str, ...] = ()
+    classes: int = 0
 
     def __str__(self) -> str:
         return self.name
@@ -354,12 +439,29 @@ class NetworkCase:
         """M."""
         return int(np.prod(self.output_shape[:-1]))
 
+    @property
+    def coupled(self) -> bool:
+        """Whether examples influence each other."""
+        return self.network.couples_examples
+
+    @property
+    def fewest(self) -> int:
+        """The least number of examples that can be evaluated: one has no variance."""
+        return 2 if self.coupled else 1
+
+    @property
+    def reducible(self) -> bool:
+        """Whether reduced factors are defined: one loss term an example, no coupling, and A of
+        embeddings diagonal."""
+        several = self.classes and int(np.prod(self.shape[1:])) > 1
+        return self.terms == self.shape[0] and not self.coupled and not several
+
     @functools.cache  # noqa: B019 - the table lives as long as the tests
     def host(self) -> tuple[Tree, HostArray, HostArray, HostArray | None]:
         """Parameters, x, t and weights on the host."""
         seed = generator(self.name)
         params = host_params(self.network, seed)
-        x = seed.standard_normal(self.shape)
+        x = host_inputs(seed, self.shape, self.classes)
         t = self.targets(seed, self.output_shape)
         weights = seed.uniform(0.2, 2.0, self.shape[0]) if self.weighted else None
         return params, x, t, weights
@@ -590,6 +692,123 @@ NETWORKS: list[NetworkCase] = [
         SQUARED,
         real_targets,
         kfac_exact=("reduce",),
+    ),
+    # Attention, with one loss term an example and with one at every position.
+    NetworkCase(
+        "attention_averaged",
+        Sequential(
+            Dense(1, 2), MultiHeadAttention(2, 2), GlobalAveragePool(), Dense(2, 3, bias=False)
+        ),
+        (4, 3, 1),
+        SOFTMAX,
+        class_targets,
+        weighted=True,
+    ),
+    NetworkCase(
+        "attention_positions",
+        Sequential(Residual(MultiHeadAttention(2, 1, causal=True)), Tanh(), Dense(2, 2)),
+        (3, 3, 2),
+        SOFTMAX,
+        class_targets,
+    ),
+    # Normalisation.
+    NetworkCase(
+        "layer_norm_softmax",
+        Sequential(Dense(3, 4), LayerNorm(4), Tanh(), Dense(4, 3)),
+        (4, 3),
+        SOFTMAX,
+        class_targets,
+        weighted=True,
+    ),
+    NetworkCase(
+        "rms_norm_positions",
+        Sequential(Dense(2, 3, bias=False), RMSNorm(3), SiLU(), Dense(3, 2)),
+        (3, 2, 2),
+        SQUARED,
+        real_targets,
+    ),
+    NetworkCase(
+        "group_norm_sigmoid",
+        Sequential(Conv(1, 4, (2, 2), bias=False), GroupNorm(2, 4), Tanh(), Flatten(), Dense(8, 1)),
+        (3, 2, 3, 1),
+        SIGMOID,
+        unit_targets,
+    ),
+    NetworkCase(
+        "batch_norm_softmax",
+        Sequential(Dense(3, 3, bias=False), BatchNorm(3), Tanh(), Dense(3, 2)),
+        (4, 3),
+        SOFTMAX,
+        class_targets,
+    ),
+    NetworkCase(
+        "batch_norm_positions",
+        Sequential(Conv(1, 2, (2,)), BatchNorm(2, epsilon=0.1), Softplus(), Dense(2, 2)),
+        (4, 3, 1),
+        SQUARED,
+        real_targets,
+        weighted=True,
+    ),
+    # Whole numbers as inputs.
+    NetworkCase(
+        "embedding_linear",
+        Sequential(Embedding(3, 2), Flatten(), Dense(2, 2)),
+        (5, 1),
+        SQUARED,
+        real_targets,
+        kfac_exact=BOTH,
+        classes=3,
+    ),
+    NetworkCase(
+        "embedding_flattened",
+        Sequential(Embedding(4, 2), Flatten(), Dense(4, 3), Tanh(), Dense(3, 3)),
+        (4, 2),
+        SOFTMAX,
+        class_targets,
+        weighted=True,
+        classes=4,
+    ),
+    NetworkCase(
+        "embedding_positions",
+        Sequential(Embedding(3, 3), LayerNorm(3, affine=False), Dense(3, 2)),
+        (3, 2),
+        SIGMOID,
+        unit_targets,
+        classes=3,
+    ),
+    # Weights that are used several times.
+    NetworkCase(
+        "tied_softmax",
+        Sequential(Dense(2, 3), Tied((Dense(3, 3), Tanh()), order=(0, 1, 0, 1, 0))),
+        (4, 2),
+        SOFTMAX,
+        class_targets,
+        weighted=True,
+    ),
+    NetworkCase(
+        "tied_convolutions_squared",
+        Sequential(
+            Tied((Conv(1, 1, (2, 2), padding="same"), Softplus()), (0, 1, 0)),
+            Flatten(),
+            Dense(4, 2),
+        ),
+        (3, 2, 2, 1),
+        SQUARED,
+        real_targets,
+    ),
+    NetworkCase(
+        "recurrent_sigmoid",
+        Sequential(Recurrent(Sequential(Dense(4, 2), Tanh()), 2), GlobalAveragePool(), Dense(2, 1)),
+        (4, 3, 2),
+        SIGMOID,
+        unit_targets,
+    ),
+    NetworkCase(
+        "recurrent_positions",
+        Sequential(Recurrent(Sequential(Dense(3, 2, bias=False), Tanh()), 2), Dense(2, 2)),
+        (3, 3, 1),
+        SOFTMAX,
+        class_targets,
     ),
     # A loss term at every position.
     NetworkCase(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
-from kfac_np.backend import Array, Backend, Rng, array_namespace
+from kfac_np.backend import Array, Backend, Rng, array_namespace, get_backend, to_numpy
 from kfac_np.errors import ShapeError
-from kfac_np.layers import Layer
+from kfac_np.layers import Dropout, Layer
 from kfac_np.trees import Tree
 
 
@@ -144,3 +144,50 @@ class Scaling(Layer):
         scale, gain = params["scale"], params["gain"]
         dy = (dparams["gain"] * scale + gain * dparams["scale"]) * cache
         return dy if dx is None else dy + gain * scale * dx
+
+
+@final
+@dataclass(frozen=True)
+class MaskedDropout(Layer):
+    """`Dropout` with the same mask in every forward pass, whatever the dtype: for the laws."""
+
+    rate: float
+
+    def kept(self, shape: tuple[int, ...]) -> Any:
+        """Which numbers stay, on the host."""
+        return to_numpy(self._mask(get_backend("numpy", "float64").ones(shape))) > 0
+
+    def _mask(self, x: Array) -> Array:
+        xp = array_namespace(x)
+        ones = xp.ones(x.shape, dtype=xp.float64, device=x.device)
+        mask = Dropout(self.rate).forward_random((), ones, Rng(3))[1]
+        return xp.astype(mask, x.dtype)
+
+    def init(self, rng: Rng, backend: Backend) -> Tree:
+        return ()
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape
+
+    def forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:
+        mask = self._mask(x)
+        return x * mask, mask
+
+    def backward(
+        self, params: Tree, cache: Tree, g: Array, wrt_input: bool = True
+    ) -> tuple[Array | None, Tree]:
+        return Dropout(self.rate).backward(params, cache, g, wrt_input)
+
+    def jvp(self, params: Tree, cache: Tree, dx: Array | None, dparams: Tree) -> Array | None:
+        return Dropout(self.rate).jvp(params, cache, dx, dparams)
+
+    def backward_jvp(
+        self,
+        params: Tree,
+        cache: Tree,
+        g: Array,
+        dx: Array | None,
+        dparams: Tree,
+        dg: Array | None,
+    ) -> tuple[Array | None, Tree]:
+        return Dropout(self.rate).backward_jvp(params, cache, g, dx, dparams, dg)

@@ -10,7 +10,7 @@ from typing import Any
 import autograd.numpy as anp
 import numpy as np
 from autograd.extend import defvjp, primitive
-from toys import LinearOverPositions, Scaling
+from toys import LinearOverPositions, MaskedDropout, Scaling
 
 from kfac_np import layers
 
@@ -127,6 +127,44 @@ def _(layer: layers.Reshape, params: Any, x: Any) -> Any:
 
 
 @apply.register
+def _(layer: layers.MultiHeadAttention, params: Any, x: Any) -> Any:
+    # One head of one example at a time.
+    def project(name: str, x: Any) -> Any:
+        w = params[name]
+        y = anp.matmul(x, w[:, : layer.d_model].T)
+        return y + w[:, -1] if layer.bias else y
+
+    d = layer.d_model // layer.heads
+    unseen = np.triu(np.ones((x.shape[1], x.shape[1])), 1) if layer.causal else 0.0
+    examples = []
+    for n in range(x.shape[0]):
+        q, k, v = (project(name, x[n]) for name in ("query", "key", "value"))
+        heads = []
+        for h in range(layer.heads):
+            part = slice(h * d, (h + 1) * d)
+            e = anp.exp(anp.matmul(q[:, part], k[:, part].T) / math.sqrt(d)) * (1.0 - unseen)
+            heads.append(anp.matmul(e / anp.sum(e, axis=1, keepdims=True), v[:, part]))
+        examples.append(project("output", anp.concatenate(heads, axis=1)))
+    return anp.stack(examples)
+
+
+@apply.register
+def _(layer: layers.Tied, params: Any, x: Any) -> Any:
+    for i in layer.order:
+        x = apply(layer.layers[i], params[i], x)
+    return x
+
+
+@apply.register
+def _(layer: layers.Recurrent, params: Any, x: Any) -> Any:
+    states = [np.zeros((x.shape[0], layer.d_state))]
+    for s in range(x.shape[1]):
+        z = anp.concatenate([x[:, s], states[-1]], axis=1)
+        states.append(apply(layer.cell, params, z))
+    return anp.stack(states[1:], axis=1)
+
+
+@apply.register
 def _(layer: layers.MaxPool, params: Any, x: Any) -> Any:
     return over_windows(layer, x, anp.max, -np.inf)
 
@@ -201,6 +239,53 @@ def pad(x: Any, widths: Any, border: float = 0.0) -> Any:
         inner[axis] = slice(max(-low, 0), x.shape[axis] - max(-high, 0))
         x = x[tuple(inner)]
     return x
+
+
+@apply.register
+def _(layer: layers.LayerNorm, params: Any, x: Any) -> Any:
+    return normalised(layer, params, x, (-1,))
+
+
+@apply.register
+def _(layer: layers.BatchNorm, params: Any, x: Any) -> Any:
+    return normalised(layer, params, x, tuple(range(x.ndim - 1)))
+
+
+@apply.register
+def _(layer: layers.RMSNorm, params: Any, x: Any) -> Any:
+    x = x / anp.sqrt(anp.mean(x**2, axis=-1, keepdims=True) + layer.epsilon)
+    return x * params[0] if layer.affine else x
+
+
+@apply.register
+def _(layer: layers.GroupNorm, params: Any, x: Any) -> Any:
+    bare = layers.GroupNorm(layer.groups, layer.channels, layer.epsilon, affine=False)
+    c, axes = layer.channels // layer.groups, tuple(range(1, x.ndim))
+    parts = [normalised(bare, (), x[..., i * c : (i + 1) * c], axes) for i in range(layer.groups)]
+    x = anp.concatenate(parts, axis=-1)
+    return x * params[0] + params[1] if layer.affine else x
+
+
+def normalised(layer: Any, params: Any, x: Any, axes: tuple[int, ...]) -> Any:
+    c = x - anp.mean(x, axis=axes, keepdims=True)
+    x = c / anp.sqrt(anp.mean(c**2, axis=axes, keepdims=True) + layer.epsilon)
+    return x * params[0] + params[1] if layer.affine else x
+
+
+@apply.register
+def _(layer: layers.Dropout, params: Any, x: Any) -> Any:
+    return 1.0 * x
+
+
+@apply.register
+def _(layer: MaskedDropout, params: Any, x: Any) -> Any:
+    return np.where(layer.kept(x.shape), 1.0 / (1.0 - layer.rate), 0.0) * x
+
+
+@apply.register
+def _(layer: layers.Embedding, params: Any, x: Any) -> Any:
+    one_hot = 1.0 * (x[..., None] == np.arange(layer.size))
+    return anp.matmul(one_hot, params.T)
 
 
 @apply.register
