@@ -32,7 +32,10 @@ from kfac_np.layers.global_pooling import (
 from kfac_np.layers.initializers import Initializer, fan_in_normal, glorot, he, sparse
 from kfac_np.layers.normalization import GroupNorm, LayerNorm, Normalization, RMSNorm
 from kfac_np.layers.pooling import AveragePool, MaxPool
+from kfac_np.layers.recurrent import Recurrent
 from kfac_np.layers.reshape import Reshape
+from kfac_np.layers.tied import Tied
+from kfac_np.layers.uses import merge_uses
 
 __all__ = [
     "GELU",
@@ -61,15 +64,18 @@ __all__ = [
     "Normalization",
     "RMSNorm",
     "ReLU",
+    "Recurrent",
     "Reshape",
     "Residual",
     "Sequential",
     "SiLU",
     "Softplus",
     "Tanh",
+    "Tied",
     "fan_in_normal",
     "glorot",
     "he",
+    "merge_uses",
     "sparse",
     "standard_normal",
 ]
