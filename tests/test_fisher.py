@@ -11,19 +11,32 @@ from numerics import EPS, assert_close, flat
 from references.dense import dense
 
 from kfac_np import trees
-from kfac_np.backend import Backend, Rng, get_backend, to_numpy
+from kfac_np.backend import Array, Backend, Rng, get_backend, to_numpy
 from kfac_np.errors import InputError
 from kfac_np.fisher import Empirical, Exact, FisherType, InputOnly, MonteCarlo
 from kfac_np.objective import Evaluation
+from kfac_np.statistics import (
+    AffineStatistics,
+    ElementwiseStatistics,
+    EmbeddingStatistics,
+    GroupedStatistics,
+    Statistics,
+)
 
 HostArray = np.ndarray
 
 
 def chunks(e: Evaluation, fisher: FisherType, rng: Rng) -> list[HostArray]:
-    """Per-example gradients of each chunk, rows (k, n), columns in the order of `ravel`."""
+    """Gradients of each chunk, shape (K, N, P), columns in the order of `ravel`.
+
+    Where examples are coupled, the batch is one example: (K, 1, P).
+    """
     found = []
     for statistics in fisher.statistics(e, rng):
-        each = [to_numpy(s.per_example()) for s in trees.leaves(statistics)]
+        each = [
+            to_numpy(s.gradient())[:, None] if e.scale.coupled else to_numpy(s.per_example())
+            for s in trees.leaves(statistics)
+        ]
         found.append(np.concatenate([u.reshape(*u.shape[:2], -1) for u in each], axis=-1))
     return found
 
@@ -50,22 +63,29 @@ def test_empirical(case: NetworkCase, backend: Backend):
 @pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("case", NETWORKS, ids=str)
 def test_monte_carlo(case: NetworkCase, samples: int, backend: Backend):
-    """(1/M) Σ_n w_n (1/K) Σ_k u u^T with u the sum over positions of J^T ∂ℓ/∂z at drawn targets."""
+    """(1/M) Σ_n (1/K) Σ_k u u^T, u = √w_n Σ_s J_ns^T ∂ℓ/∂z_ns at drawn targets.
+
+    Where examples are coupled the sum is over them, too, and the batch is one n.
+    """
     e, reference, rng = case.build(backend).evaluate(), dense(case), Rng(3)
     expected = 0.0
     for k in range(samples):
         drawn = case.loss.sample_targets(rng.child(k), e.outputs)
         g = reference.output_gradients_at(to_numpy(drawn))
-        u = np.einsum("mcp,mc->mp", reference.jacobians, g)
-        u = u.reshape(case.shape[0], -1, u.shape[-1]).sum(axis=1)
-        w = reference.weights.reshape(case.shape[0], -1)[:, 0]
-        expected = expected + np.einsum("n,np,nq->pq", w, u, u) / samples
+        u = np.einsum("m,mcp,mc->mp", reference.weights**0.5, reference.jacobians, g)
+        alone = 1 if case.coupled else case.shape[0]
+        u = u.reshape(alone, -1, u.shape[-1]).sum(axis=1)
+        expected = expected + u.T @ u / samples
     assert_close(matrix(e, MonteCarlo(samples), rng), expected / case.terms)
 
 
 @pytest.mark.parametrize(
     "case",
-    [c for c in NETWORKS if c.name.startswith(("tanh", "weighted", "gelu", "positions_m"))],
+    [
+        c
+        for c in NETWORKS
+        if c.name.startswith(("tanh", "weighted", "gelu", "positions_m", "batch_norm"))
+    ],
     ids=str,
 )
 def test_monte_carlo_is_unbiased(case: NetworkCase):
@@ -85,6 +105,20 @@ def test_monte_carlo_is_unbiased(case: NetworkCase):
     assert np.all(np.abs(values.mean(axis=0) - exact) <= allowed)
 
 
+def what_was_seen(s: Statistics) -> list[Array]:
+    """The inputs that statistics hold: each group of a grouped layer has its own."""
+    match s:
+        case AffineStatistics():
+            return [s.a]
+        case GroupedStatistics():
+            return [group.a for group in s.groups]
+        case ElementwiseStatistics():
+            return [s.x]
+        case EmbeddingStatistics():
+            return [s.indices]
+    raise AssertionError(s)
+
+
 @pytest.mark.parametrize("case", NETWORKS, ids=str)
 def test_input_only(case: NetworkCase, backend: Backend):
     e = case.build(backend).evaluate()
@@ -92,24 +126,30 @@ def test_input_only(case: NetworkCase, backend: Backend):
     _, reference = e.objective.network.backward(e.params, e.cache, e.outputs)
     for s, full in zip(trees.leaves(statistics), trees.leaves(reference), strict=True):
         assert s.num_vectors == 0
-        assert_close(s.a, full.a)
+        assert s.gradient().shape == (0, *s.parameter_shape)
+        for a, b in zip(what_was_seen(s), what_was_seen(full), strict=True):
+            assert_close(a, b)
 
 
 @pytest.mark.parametrize("case", NETWORKS, ids=str)
 @pytest.mark.parametrize("budget", [1, 3_000, 20_000, 10**9])
 def test_the_budget_bounds_a_backward_pass(case: NetworkCase, budget: int, backend: Backend):
     e = case.build(backend).evaluate()
-    positions, columns = e.scale.positions, e.outputs.shape[-1]
+    # As many vectors as an example has terms, or where examples are coupled the whole batch.
+    together, columns = (
+        case.terms if case.coupled else e.scale.positions,
+        e.outputs.shape[-1],
+    )
     one = (
         8
         * case.shape[0]
         * max(case.network.backward_size(case.shape[1:]), math.prod(case.output_shape[1:]))
     )
     counts = [v.shape[0] for v in Exact(budget_bytes=budget).vectors(e, Rng(0))]
-    assert sum(counts) == positions * columns
+    assert sum(counts) == together * columns
     assert max(counts) * one <= max(budget, one)
     if budget == 1:
-        assert counts == [1] * (positions * columns)
+        assert counts == [1] * (together * columns)
     if budget == 10**9:
         assert len(counts) == 1
 
@@ -127,11 +167,12 @@ def test_weights_enter_as_roots(case: NetworkCase, backend: Backend):
     """A weight multiplies an example's terms, and so its part of every Fisher, once."""
     problem = case.build(backend)
     plain = problem.objective.evaluate(problem.params, problem.x, problem.t)
-    root = np.sqrt(to_numpy(problem.weights))[None, :, None]
+    root = np.sqrt(to_numpy(problem.weights))
+    root = root.reshape(1, -1, *[1] * (len(case.output_shape) - 1))
     for fisher in (Exact(), Exact(1), MonteCarlo(2), Empirical()):
-        weighted, without = (chunks(e, fisher, Rng(1)) for e in (problem.evaluate(), plain))
+        weighted, without = (fisher.vectors(e, Rng(1)) for e in (problem.evaluate(), plain))
         for u, v in zip(weighted, without, strict=True):
-            assert_close(u, root * v)
+            assert_close(u, root * to_numpy(v))
 
 
 @pytest.mark.parametrize("fisher", [Exact(), Exact(1), MonteCarlo(2), Empirical(), InputOnly()])
