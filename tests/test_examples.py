@@ -58,6 +58,54 @@ EXPECTED: dict[str, tuple[list[str], list[str]]] = {
             r"wrote digits\.png",
         ],
     ),
+    "06_a_convolution_is_a_dense_layer": (
+        [],
+        [
+            r"1\. 4 images of 7×7×2: 16 patches each, ā is \(4, 16, 19\)",
+            r"3\. ∂L/∂W̄ = Σ g āᵀ; differs from finite differences by \de-(0[89]|1\d)",
+            r"4\. ā has 1216 numbers, x 392; the same gradient in 4 parts",
+        ],
+    ),
+    "07_omega_and_gamma": (
+        [],
+        [
+            r" +corner of Ω: 36 \(the number of locations\), of A: 1",
+            r" +damping by pi_trace +\d\.\de-1\d",
+            r" +damping by plain +\d\.\de(-01|\+00)",
+        ],
+    ),
+    "08_three_assumptions_as_pictures": (
+        ["--plot", "blocks.png"],
+        [
+            r"IAD +0\.0\d\d +1\.0\d +\d\.\de-01",
+            r"IAD, SH, SUD +0\.[3-7]\d\d +1\.\d\d +\d\.\de-1\d",
+            r"wrote blocks\.png",
+        ],
+    ),
+    "09_expand_against_reduce": (
+        [],
+        [
+            r"1\. a loss at every location +\d\.\de-1\d +refused",
+            r"2\. mean, linear head +9\.\de-01 +\d\.\de-1\d",
+            r"the border costs reduce 17\.3 %, 4\.5 %, 0\.8 %",
+        ],
+    ),
+    "10_grouped_convolutions": (
+        [],
+        [
+            r" +group 1, small inputs +\d\.\de-1\d +4\.\d\d",
+            r" +after a step with own factors +\d\.\de-[23]\d",
+            r" +after a step with averaged ones +\d\.\de\+00",
+        ],
+    ),
+    "11_batch_statistics": (
+        [],
+        [
+            r" +alone: layer 1: BatchNorm\(4\): expected at least two values .*",
+            r"3\. vectors carried back: 12; with rows taken for gradients F is off by \d+%",
+            r"4\. frozen: examples coupled\? True before, False after",
+        ],
+    ),
 }
 
 
