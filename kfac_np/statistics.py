@@ -7,6 +7,7 @@ moment of them. Nothing here divides: sums stay sums until :class:`Scale` turns 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import operator
 from abc import ABC, abstractmethod
@@ -129,15 +130,19 @@ class AffineStatistics(Statistics):
         return AffineStatistics(xp.zeros((*g.shape[-3:-1], 0), dtype=g.dtype, device=g.device), g)
 
     def chunks(self) -> Iterator[AffineStatistics]:
-        """The same statistics, some examples at a time, with `inputs` as an array."""
+        """The same statistics, some examples at a time, with `inputs` as an array.
+
+        Nothing here holds on to a chunk: without one who asked for it, it is gone.
+        """
         if not isinstance(self.inputs, Patches):
-            yield self
-            return
-        for rows, a in self.inputs.chunks():
-            yield AffineStatistics(a, self.g[..., rows, :, :])
+            return iter((self,))
+        return itertools.starmap(self._chunk, self.inputs.chunks())
+
+    def _chunk(self, rows: slice, a: Array) -> AffineStatistics:
+        return AffineStatistics(a, self.g[..., rows, :, :])
 
     def gradient(self) -> Array:
-        return functools.reduce(operator.add, (s._gradient() for s in self.chunks()))
+        return functools.reduce(operator.add, map(AffineStatistics._gradient, self.chunks()))
 
     def _gradient(self) -> Array:
         """Sum over examples and locations of g āᵀ, `inputs` being an array."""
@@ -149,8 +154,11 @@ class AffineStatistics(Statistics):
 
     def per_example(self) -> Array:
         xp = array_namespace(self.g)
-        parts = [xp.matrix_transpose(s.g) @ s.a for s in self.chunks()]
+        parts = list(map(AffineStatistics._per_example, self.chunks()))
         return parts[0] if len(parts) == 1 else xp.concat(parts, axis=-3)
+
+    def _per_example(self) -> Array:
+        return array_namespace(self.g).matrix_transpose(self.g) @ self.a
 
 
 @final

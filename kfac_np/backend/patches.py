@@ -212,13 +212,19 @@ def fold(rows: Array, geometry: Geometry, padded_size: tuple[int, ...]) -> Array
     >>> fold(np.ones((1, 3, 2)), geometry, (4,))[0, :, 0]
     array([1., 2., 2., 1.])
     """
-    xp = array_namespace(rows)
-    out, c = geometry.unpadded.output_size(padded_size), rows.shape[-1] // geometry.taps
+    xp, c = array_namespace(rows), rows.shape[-1] // geometry.taps
     x = xp.zeros((rows.shape[0], *padded_size, c), dtype=rows.dtype, device=rows.device)
+    _add_patches(x, slice(None), rows, geometry)
+    return x
+
+
+def _add_patches(x: Array, examples: slice, rows: Array, geometry: Geometry) -> None:
+    """Fold the rows into some examples of x."""
+    n, c = rows.shape[0], x.shape[-1]
+    out = geometry.unpadded.output_size(x.shape[1:-1])
     for i, window in enumerate(geometry.windows(out)):
         part = rows[..., i * c : (i + 1) * c]
-        x[:, *window, :] += xp.reshape(part, (rows.shape[0], *out, c))
-    return x
+        x[examples, *window, :] += array_namespace(rows).reshape(part, (n, *out, c))
 
 
 def transposed_product_generic(
@@ -236,13 +242,14 @@ def transposed_product_generic(
     """
     xp = array_namespace(g, w)
     n, *out, c_out = g.shape
-    t, padded = math.prod(out), geometry.padded_size(size)
-    parts = []
+    t, c = math.prod(out), w.shape[1] // geometry.taps
+    x = xp.zeros((n, *geometry.padded_size(size), c), dtype=g.dtype, device=g.device)
     step = _examples_at_once(g, t * w.shape[1], budget_bytes)
-    for start in range(0, max(n, 1), step):
-        rows = xp.reshape(g[start : min(start + step, n), ...], (-1, c_out)) @ w
-        parts.append(fold(xp.reshape(rows, (-1, t, w.shape[1])), geometry, padded))
-    x = parts[0] if len(parts) == 1 else xp.concat(parts)
+    for start in range(0, n, step):
+        examples = slice(start, min(start + step, n))
+        rows = xp.reshape(g[examples, ...], (-1, c_out)) @ w
+        _add_patches(x, examples, xp.reshape(rows, (-1, t, w.shape[1])), geometry)
+        del rows  # before the next ones are made
     return pad(x, tuple((-low, -high) for low, high in geometry.padding))
 
 
@@ -346,7 +353,10 @@ class Patches:
         return unfold(self.x, self.geometry, self.ones)
 
     def chunks(self) -> Iterator[tuple[slice, Array]]:
-        """Slices of examples and their unfolded rows (n, T, d), within the budget."""
+        """Slices of examples and their unfolded rows (n, T, d), within the budget.
+
+        Let go of the rows before asking for the next ones.
+        """
         n, t, d = self.shape
         step = _examples_at_once(self.x, t * d, self.budget_bytes)
         for start in range(0, n, step):
@@ -366,6 +376,7 @@ class Patches:
         for rows, chunk in self.chunks():
             flat = xp.reshape(chunk, (-1, d)) @ m
             y[rows, ...] = xp.reshape(flat, (-1, t, m.shape[1]))
+            del chunk  # before the next one is unfolded
         return xp.reshape(y, (n, *self.out, m.shape[1]))
 
 

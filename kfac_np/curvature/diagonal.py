@@ -53,6 +53,7 @@ class DiagonalBlock(Block):
             for k in range(s.num_vectors):  # one vector at a time bounds the memory
                 u = xp.matrix_transpose(chunk.stacked_g[k, ...]) @ chunk.inputs
                 total = total + xp.sum(u**2, axis=0)
+            del chunk  # before the next one is unfolded
         return {"diagonal": total / scale.terms}
 
     def matrix(self, moments: Moments, shape: tuple[int, ...]) -> DiagonalMatrix:

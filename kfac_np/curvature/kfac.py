@@ -119,6 +119,7 @@ class KFACBlock(Block):
             sums = rows.shape[0] if weights is None else array_namespace(rows).sum(weights)
             count = count + sums
             first += chunk.num_examples
+            del chunk, rows  # before the next ones are unfolded
         return total / count
 
     def _frequencies(self, s: EmbeddingStatistics, scale: Scale) -> Array:

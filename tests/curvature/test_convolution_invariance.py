@@ -69,7 +69,7 @@ class ZeroPad(Layer):
 
 NETWORKS = {
     "1d": ([Conv(2, 3, (3,)), Conv(3, 2, (2,))], (7, 2)),
-    "2d": ([Conv(2, 3, (2, 2)), Conv(3, 2, (2, 2), bias=True)], (4, 4, 2)),
+    "2d": ([Conv(2, 3, (2, 2)), Conv(3, 2, (2, 2))], (4, 4, 2)),
     "strided, dilated": (
         [Conv(2, 3, (2, 2), stride=(2, 1)), Conv(3, 2, (2, 2), dilation=(1, 2))],
         (6, 5, 2),
