@@ -15,13 +15,13 @@ from kfac_np import products, trees
 from kfac_np.backend import Backend, Rng, to_numpy
 from kfac_np.fisher import Empirical, Exact
 
-FILES = names("")
+FILES = names("mlp_", "seq_", "cnn", "inv_", "mv_")
 PRODUCTS = names("mv_")
-MATRICES = names("mlp_", "seq_")
+MATRICES = [name for name in names("mlp_", "seq_", "cnn") if "ggn" in load(name)]
 
 
 def test_files_are_there():
-    assert (len(FILES), len(PRODUCTS), len(MATRICES)) == (19, 3, 12)
+    assert (len(FILES), len(PRODUCTS), len(MATRICES)) == (27, 4, 13)
 
 
 @pytest.mark.parametrize("name", FILES)
