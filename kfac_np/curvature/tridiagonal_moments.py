@@ -67,6 +67,7 @@ def cross_input_moment(
         total = total + x.T @ y
         count = count + (x.shape[0] if weights is None else array_namespace(x).sum(weights))
         first = last
+        del x, y  # before the next ones are unfolded
     return total / count
 
 
@@ -100,8 +101,10 @@ def cross_derivative_moment(
 
 
 def _rows(s: AffineStatistics, scale: Scale, sharing: Sharing) -> Iterator[Array]:
-    for chunk in s.inputs_only().chunks():
-        yield sharing(chunk, scale)[0]
+    def rows(chunk: AffineStatistics) -> Array:
+        return sharing(chunk, scale)[0]
+
+    return map(rows, s.inputs_only().chunks())  # unlike a loop, it does not hold on to a chunk
 
 
 def _side_by_side(left: Iterator[Array], right: Iterator[Array]) -> Iterator[tuple[Array, Array]]:

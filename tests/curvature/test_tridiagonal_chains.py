@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,11 @@ from kfac_np.curvature import (
     FullKronecker,
     KFACBlock,
     describe,
+    expand,
     find_chains,
     reduce,
 )
+from kfac_np.curvature.tridiagonal_moments import cross_input_moment
 from kfac_np.errors import CurvatureError
 from kfac_np.fisher import Exact
 from kfac_np.layers import Conv, Dense, Flatten, Layer, ReLU, Residual, Sequential, Tanh
@@ -150,6 +153,22 @@ def test_patches_are_unfolded_in_chunks_of_each_layers_own(backend: Backend):
     for plain, weighted in zip(found[2::2], found[3::2], strict=True):
         assert_close(plain, found[0], 1e-13)
         assert_close(weighted, found[1], 1e-13)
+
+
+def test_never_more_than_a_chunk_of_each_layer_is_unfolded():
+    backend = get_backend("numpy", "float64")
+    budget, n = 2**16, 200
+    network = Sequential(*(Conv(8, 8, (5,), padding="same", budget_bytes=budget) for _ in "ab"))
+    x = backend.asarray(np.random.default_rng(0).standard_normal((n, 100, 8)))
+    e = Objective(network, SquaredError()).evaluate(network.init(Rng(0), backend), x, x)
+    first, second = e.backward(e.output_gradient())
+    whole = n * 100 * 41 * 8
+    tracemalloc.start()
+    cross_input_moment(first, second, e.scale, expand)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # a chunk of each, another while it is being padded, and slack of as much
+    assert peak < 5 * budget < 0.1 * whole
 
 
 def test_layers_of_different_locations_are_refused_or_left_uncoupled(backend: Backend):
