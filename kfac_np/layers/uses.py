@@ -77,12 +77,12 @@ def merge_uses(uses: Sequence[Statistics]) -> Statistics:
         groups = zip(*(s.groups for s in parts), strict=True)
         merged: Any = tuple(merge_uses(group) for group in groups)
         return GroupedStatistics(merged)
-    g = _locations([s.g for s in parts if hasattr(s, "g")])
     if isinstance(first, EmbeddingStatistics):
         indices = array_namespace(first.indices).concat([s.indices for s in parts], axis=1)
-        return EmbeddingStatistics(indices, g, first.size)
+        return EmbeddingStatistics(indices, _locations([s.g for s in parts]), first.size)
     if isinstance(first, ElementwiseStatistics):
-        return ElementwiseStatistics(_locations([s.x for s in parts]), g, first.shift)
+        x, g = _locations([s.x for s in parts]), _locations([s.g for s in parts])
+        return ElementwiseStatistics(x, g, first.shift)
     raise CurvatureError(
         f"merge_uses: expected statistics of the library's own kinds for a parameter used "
         f"{len(uses)} times, got {type(first).__name__}"
