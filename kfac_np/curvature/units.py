@@ -8,7 +8,6 @@ from typing import Any, final
 
 from kfac_np.backend import Array, all_finite, array_namespace
 from kfac_np.curvature.base import Block, Factors, Moments
-from kfac_np.curvature.diagonal import require_vectors
 from kfac_np.curvature.ladder import Ladder
 from kfac_np.matrices import UnitMatrix
 from kfac_np.matrices.stacked import unit_apply, unit_eigh
@@ -28,7 +27,9 @@ __all__ = ["UnitBlock"]
 class UnitBlock(Block):
     """The exact 2×2 block of each channel's scale and shift; what couples channels is left out.
 
-    (1/M) Σ_{n,k} u uᵀ, u = (∂/∂γ_c, ∂/∂β_c); 1×1 without a shift. The damping is exact.
+    (1/M) Σ_{n,k} u uᵀ, u = (∂/∂γ_c, ∂/∂β_c); 1×1 without a shift. The damping is exact. Without
+    vectors (`InputOnly`) it is what a Kronecker factor of inputs is elsewhere, the mean over
+    examples and locations of u uᵀ with u = (x̂_c, 1).
 
     Examples
     --------
@@ -47,13 +48,11 @@ class UnitBlock(Block):
         return {}
 
     def moments(self, s: ElementwiseStatistics, scale: Scale) -> Moments:
-        require_vectors(s, "UnitBlock")
-        r = 2 if s.shift else 1
-        xp, rows = array_namespace(s.g), term_gradients(s, scale)
-        u = xp.reshape(rows, (rows.shape[0], r, -1))
-        pairs = [[xp.sum(u[:, i, :] * u[:, j, :], axis=0) for j in range(r)] for i in range(r)]
-        blocks = xp.stack([xp.stack(row, axis=-1) for row in pairs], axis=-2)  # (C, r, r)
-        return {"units": blocks / scale.terms}
+        if s.num_vectors == 0:
+            return {"units": _input_moment(s, scale)}
+        rows = term_gradients(s, scale)
+        u = array_namespace(rows).reshape(rows, (rows.shape[0], *s.parameter_shape))
+        return {"units": _squares(u, u) / scale.terms}
 
     def matrix(self, moments: Moments, shape: tuple[int, ...]) -> UnitMatrix:
         return UnitMatrix(moments["units"])
@@ -74,3 +73,21 @@ class UnitBlock(Block):
     ) -> Mapping[str, Any]:
         r, c = shape
         return {"factors": f"{c} blocks {r}×{r}", "factorise": 10 * c, "solve": 4 * r * r * c}
+
+
+def _squares(u: Array, v: Array) -> Array:
+    """Σ_n u_n v_nᵀ for each channel, shapes (R, r, C) to (C, r, r)."""
+    xp, r = array_namespace(u), u.shape[1]
+    pairs = [[xp.sum(u[:, i, :] * v[:, j, :], axis=0) for j in range(r)] for i in range(r)]
+    return xp.stack([xp.stack(row, axis=-1) for row in pairs], axis=-2)
+
+
+def _input_moment(s: ElementwiseStatistics, scale: Scale) -> Array:
+    """The weighted mean over examples and locations of u uᵀ, u = (x̂, 1), or x̂ without a shift."""
+    xp = array_namespace(s.x)
+    x = xp.reshape(s.x, (-1, 1, s.x.shape[-1]))
+    u = xp.concat([x, xp.ones_like(x)], axis=1) if s.shift else x
+    weights = scale.row_weights(u.shape[0])
+    if weights is None:
+        return _squares(u, u) / u.shape[0]
+    return _squares(u, weights[:, None, None] * u) / xp.sum(weights)

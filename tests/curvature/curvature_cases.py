@@ -80,8 +80,8 @@ SHARING = {"expand": BlockDiagonal(), "reduce": BlockDiagonal(KFACBlock(sharing=
 
 
 def supported(case: CurvatureCase, network: NetworkCase) -> bool:
-    """Reduced factors are not defined for a loss at every position."""
-    return not (case.reduces and network.terms > network.shape[0])
+    """Reduced factors are not defined for a loss at every position, coupling, and some more."""
+    return network.reducible or not case.reduces
 
 
 def pairs() -> list[tuple[str, NetworkCase]]:

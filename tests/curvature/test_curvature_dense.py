@@ -40,14 +40,14 @@ def expected_fisher(case: NetworkCase, problem: Problem, fisher: str) -> np.ndar
 
 
 def monte_carlo(case: NetworkCase, problem: Problem) -> np.ndarray:
-    """(1/M) Σ_n w_n (1/K) Σ_k u uᵀ, u = Σ_s J_nsᵀ ∇ℓ(z_ns, t̃_nsk), with the targets drawn there.
+    """(1/M) Σ_n (1/K) Σ_k u uᵀ, u = √w_n Σ_s J_nsᵀ ∇ℓ(z_ns, t̃_nsk), with the targets drawn there.
 
     Samples of one example's positions are independent of zero mean, so that the squares of their
-    sums are unbiased: positions are carried back together.
+    sums are unbiased: positions are carried back together. Where examples are coupled, so are they,
+    and the whole batch is one n.
     """
     reference = reference_of(case)
-    n, positions = case.shape[0], reference.terms // case.shape[0]
-    weights = reference.weights[::positions]
+    alone = 1 if case.coupled else case.shape[0]
     z = problem.objective.network.forward(problem.params, problem.x)[0]
     total = 0.0
     for k in range(SAMPLES):
@@ -55,9 +55,9 @@ def monte_carlo(case: NetworkCase, problem: Problem) -> np.ndarray:
         drawn = drawn.reshape(reference.terms, *drawn.shape[z.ndim - 1 :])
         loss = autograd.grad(lambda zm, tm: term(case.loss, zm, tm))
         g = [loss(zm, tm) for zm, tm in zip(reference.outputs, drawn, strict=True)]
-        u = np.einsum("mcp,mc->mp", reference.jacobians, np.stack(g))
-        u = u.reshape(n, positions, -1).sum(1)
-        total = total + np.einsum("n,np,nq->pq", weights, u, u) / SAMPLES
+        u = np.einsum("m,mcp,mc->mp", reference.weights**0.5, reference.jacobians, np.stack(g))
+        u = u.reshape(alone, -1, u.shape[-1]).sum(1)
+        total = total + u.T @ u / SAMPLES
     return total / reference.terms
 
 
@@ -77,9 +77,9 @@ def test_full_matrix_blocks_and_diagonal(backend: Backend, case: NetworkCase, fi
 def test_all_columns_at_once_or_one_at_a_time(backend: Backend, case: NetworkCase):
     """A budget of one byte carries back one column at a time: the moments are the same sums."""
     e = case.build(backend).evaluate()
-    assert len(list(Exact(budget_bytes=1).vectors(e, Rng(0)))) == case.output_shape[-1] * (
-        case.terms // case.shape[0]
-    )
+    together = case.terms if case.coupled else case.terms // case.shape[0]
+    vectors = list(Exact(budget_bytes=1).vectors(e, Rng(0)))
+    assert len(vectors) == case.output_shape[-1] * together
     for name in ("kfac", "kfac reduce", "diagonal", "exact blocks", "full", "tridiagonal"):
         if supported(CURVATURES[name], case):
             whole = estimate(CURVATURES[name].curvature, e, Exact())
@@ -101,7 +101,17 @@ def test_inputs_are_formed_once_however_many_chunks(backend: Backend):
 
 @pytest.mark.parametrize(
     "name",
-    ["tanh_squared", "relu_softmax", "logistic_sigmoid", "gelu_poisson", "positions_mixed_softmax"],
+    [
+        "tanh_squared",
+        "relu_softmax",
+        "logistic_sigmoid",
+        "gelu_poisson",
+        "positions_mixed_softmax",
+        "layer_norm_softmax",
+        "batch_norm_softmax",
+        "batch_norm_positions",
+        "embedding_flattened",
+    ],
 )
 @pytest.mark.parametrize("kind", ["full", "diagonal", "kfac"])
 def test_monte_carlo_is_unbiased(name: str, kind: str):
@@ -126,6 +136,13 @@ def test_input_only_gives_kfac_with_g_the_identity(backend: Backend, case: Netwo
     curvature = BlockDiagonal()
     moments, exact = estimate(curvature, e, InputOnly()), estimate(curvature, e, Exact())
     for path, p in trees.items(e.params):
+        if "G" not in moments[path]:  # scale and shift, g = 1: (x̂, 1) is what is squared
+            found = dict(trees.items(e.backward(e.output_gradient())))[path]
+            x = host(found.x).reshape(-1, p.shape[1])
+            seen = np.stack([x, np.ones_like(x)])[: p.shape[0]]
+            expected = np.einsum("irc,jrc->cij", seen, seen) / len(x)
+            assert_close(moments[path]["units"], expected)
+            continue
         identity = np.broadcast_to(np.eye(p.shape[-2]), (*p.shape[:-2], p.shape[-2], p.shape[-2]))
         np.testing.assert_array_equal(host(moments[path]["G"]), identity)
         np.testing.assert_array_equal(host(moments[path]["A"]), host(exact[path]["A"]))
@@ -139,13 +156,35 @@ def test_input_only_is_refused_by_all_others(backend: Backend, kind: str):
         estimate(CURVATURES[kind].curvature, e, InputOnly())
 
 
-@pytest.mark.parametrize("case", [c for c in NETWORKS if c.terms > c.shape[0]], ids=str)
+@pytest.mark.parametrize(
+    "case", [c for c in NETWORKS if c.terms > c.shape[0] and not c.classes], ids=str
+)
 def test_reduce_is_refused_for_a_loss_at_every_position(backend: Backend, case: NetworkCase):
     e = case.build(backend).evaluate()
     terms = case.terms // case.shape[0]
     match = rf"layer 0[.\w]*: reduce: expected one loss term an example, got {terms}; .* use expand"
     for fisher in (*FISHERS.values(), InputOnly()):
         with pytest.raises(CurvatureError, match=match):
+            estimate(CURVATURES["kfac reduce"].curvature, e, fisher)
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        (
+            "batch_norm_softmax",
+            "expected examples that do not influence each other",
+        ),
+        (
+            "embedding_flattened",
+            "expected sharing by expand for an embedding used at 2",
+        ),
+    ],
+)
+def test_reduce_is_refused_where_it_is_not_defined(backend: Backend, name: str, match: str):
+    e = networks(name=name)[0].build(backend).evaluate()
+    for fisher in (*FISHERS.values(), InputOnly()):
+        with pytest.raises(CurvatureError, match=f"layer 0: .*{match}"):
             estimate(CURVATURES["kfac reduce"].curvature, e, fisher)
 
 

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from cases import NETWORKS, NetworkCase, networks, to_backend
 from curvature_cases import CURVATURES, dense, estimate, supported
-from numerics import assert_close, flat, host
+from numerics import assert_close, flat, host, relative_error
+from references.dense import dense as reference_of
 
 from kfac_np import trees
 from kfac_np.backend import Backend
+from kfac_np.curvature import Curvature, FullMatrix
 from kfac_np.fisher import Empirical, Exact, InputOnly
 from kfac_np.objective import Evaluation, Objective
+from kfac_np.statistics import ElementwiseStatistics, EmbeddingStatistics, GroupedStatistics
 
 HostArray = np.ndarray[Any, Any]
 KINDS = ("kfac", "kfac reduce", "diagonal", "exact blocks", "full", "tridiagonal")
@@ -39,18 +42,39 @@ def evaluate(
     )
 
 
-def kinds(case: NetworkCase):
+def kinds(case: NetworkCase) -> list[Curvature]:
     return [CURVATURES[k].curvature for k in KINDS if supported(CURVATURES[k], case)]
+
+
+def kinds_of_batches(case: NetworkCase) -> list[Curvature]:
+    """Those that see a batch whose examples are coupled as a whole: K-FAC takes its rows apart."""
+    if not case.coupled:
+        return kinds(case)
+    return [CURVATURES[k].curvature for k in ("diagonal", "exact blocks", "full")]
 
 
 @pytest.mark.parametrize("case", NETWORKS, ids=str)
 def test_a_batch_twice_over_is_the_batch(backend: Backend, case: NetworkCase):
     once = evaluate(backend, case)
     twice = evaluate(backend, case, np.tile(np.arange(case.shape[0]), 2))
-    for curvature in kinds(case):
+    for curvature in kinds_of_batches(case):
         for fisher in BOTH:
             a, b = estimate(curvature, once, fisher), estimate(curvature, twice, fisher)
             assert_close(trees.ravel(b), trees.ravel(a))
+
+
+@pytest.mark.parametrize("case", networks(coupled=True), ids=str)
+def test_kfac_of_coupled_examples_depends_on_how_many_there_are(
+    backend: Backend, case: NetworkCase
+):
+    """Twice over, half of what an example does to others it does to copies of them.
+
+    The square of a sum does not notice, the sum of squares over rows does.
+    """
+    curvature = CURVATURES["kfac"].curvature
+    once = evaluate(backend, case)
+    twice = evaluate(backend, case, np.tile(np.arange(case.shape[0]), 2))
+    assert relative_error(dense(curvature, twice), dense(curvature, once)) > 1e-3
 
 
 @pytest.mark.parametrize("case", NETWORKS, ids=str)
@@ -63,7 +87,23 @@ def test_the_order_of_examples_does_not_matter(backend: Backend, case: NetworkCa
         )
 
 
-@pytest.mark.parametrize("case", networks(weighted=False), ids=str)
+@pytest.mark.parametrize("case", NETWORKS, ids=str)
+def test_weights_multiply_terms_and_nothing_else(backend: Backend, case: NetworkCase):
+    """(1/M) Σ_n w_n J_nᵀ B_n J_n at other weights: batch statistics do not notice them."""
+    n, reference = case.shape[0], reference_of(case)
+    weights = np.resize([2.0, 0.0, 0.5], n)
+    e = evaluate(backend, case, weights=weights)
+    w, j = np.repeat(weights, reference.terms // n), reference.jacobians
+    g = reference.output_gradients
+    for fisher, inner in (
+        (Exact(), reference.output_hessians),
+        (Empirical(), g[:, :, None] * g[:, None, :]),
+    ):
+        expected = np.einsum("m,mcp,mcd,mdq->pq", w, j, inner, j, optimize=True) / len(w)
+        assert_close(dense(FullMatrix(), e, fisher), expected)
+
+
+@pytest.mark.parametrize("case", networks(weighted=False, coupled=False), ids=str)
 def test_a_weight_is_a_repetition_up_to_the_number_of_terms(backend: Backend, case: NetworkCase):
     """Weights 2, 0, 1, ... : C · N is that of a batch with the examples so many times."""
     n = case.shape[0]
@@ -109,7 +149,7 @@ def test_the_undamped_step_does_not_notice_the_scale_of_the_loss(backend: Backen
 
 
 @pytest.mark.parametrize(
-    "case", [c for c in networks(weighted=False) if c.shape[0] % 2 == 0], ids=str
+    "case", [c for c in networks(weighted=False, coupled=False) if c.shape[0] % 2 == 0], ids=str
 )
 def test_moments_are_means_over_parts_of_the_batch(backend: Backend, case: NetworkCase):
     """So that mini-batches and devices can average them."""
@@ -125,7 +165,7 @@ def test_moments_are_means_over_parts_of_the_batch(backend: Backend, case: Netwo
 
 @pytest.mark.parametrize("case", NETWORKS, ids=str)
 def test_part_of_an_evaluation_is_the_evaluation_of_that_part(backend: Backend, case: NetworkCase):
-    n = max(1, case.shape[0] // 2)
+    n = max(case.fewest, case.shape[0] // 2)
     part = evaluate(backend, case, np.arange(n))
     taken = evaluate(backend, case).take(n)
     for curvature in kinds(case):
@@ -151,9 +191,23 @@ def test_positions_that_do_not_mix_are_examples(backend: Backend, name: str):
 
 @pytest.mark.parametrize("case", NETWORKS, ids=str)
 def test_the_corner_of_a_factor_with_bias_is_one(backend: Backend, case: NetworkCase):
-    """A is a mean: its homogeneous corner says so, with weights and positions too."""
+    """A is a mean: its homogeneous corner says so, with weights and positions too.
+
+    So does the corner of each group of a grouped layer; that of an embedding's one-hot inputs is
+    the sum of their frequencies.
+    """
     e = evaluate(backend, case)
     moments = estimate(CURVATURES["kfac"].curvature, e)
     for path, s in trees.items(e.backward(e.output_gradient())):
-        if np.all(host(s.a)[..., -1] == 1.0):  # the homogeneous coordinate
-            assert float(host(moments[path]["A"])[-1, -1]) == pytest.approx(1.0, rel=1e-15)
+        if isinstance(s, ElementwiseStatistics):
+            assert "A" not in moments[path]  # no Kronecker product
+            continue
+        A = host(moments[path]["A"])
+        if isinstance(s, EmbeddingStatistics):
+            assert A.shape == (s.size,)
+            assert np.sum(A) == pytest.approx(1.0, rel=1e-15)
+            continue
+        grouped = isinstance(s, GroupedStatistics)
+        for group, a in zip(s.groups if grouped else [s], A if grouped else [A], strict=True):
+            if np.all(host(group.a)[..., -1] == 1.0):  # the homogeneous coordinate
+                assert a[-1, -1] == pytest.approx(1.0, rel=1e-15)
