@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from matrix_cases import CASES, SINGULAR, Case, dense, gram, kronecker, positive
+from matrix_cases import CASES, SINGULAR, Case, dense, gram, kronecker, positive, units
 from numerics import assert_close, flat, host
 
 from kfac_np.backend import Backend, Rng
-from kfac_np.errors import FactorizationError
+from kfac_np.errors import FactorizationError, ShapeError
+from kfac_np.matrices import UnitMatrix
 
 DAMPINGS = (0.0, 0.1, 10.0)
 POWERS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.7)
@@ -162,6 +163,8 @@ def test_what_rounding_makes_of_a_zero_eigenvalue_is_zero(backend: Backend):
             assert float(host(case.matrix.logdet())) == -np.inf
             with pytest.raises(FactorizationError, match="numerically singular"):
                 case.matrix.power(-0.5)
+        unit = units(backend, gram(2, 1, seed), positive(2, seed))
+        assert float(host(unit.matrix.logdet())) == -np.inf
     assert {-1.0, 1.0} <= signs
 
 
@@ -201,6 +204,22 @@ def test_diagonal_is_never_singular_by_rounding(backend: Backend):
     assert_close(matrix.solve(backend.asarray(values)), np.ones((1, 3)))
     assert_close(matrix.power(-0.5).to_dense(), np.diag(values[0] ** -0.5))
     assert float(host(matrix.logdet())) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_units_of_very_different_size_are_judged_one_by_one(backend: Backend):
+    """Blocks of a unit have no rounding error in common with those of another unit."""
+    blocks = [10.0**k * positive(2, k) for k in (0, 30, 60, 90)]
+    case = units(backend, *blocks)
+    v = case.vector().reshape(2, 4)
+    expected = np.stack([np.linalg.solve(m, v[:, i]) for i, m in enumerate(blocks)], axis=1)
+    solution = host(case.matrix.solve(backend.asarray(v)))
+    np.testing.assert_allclose(solution, expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 3), (2, 2, 1), (2, 2)])
+def test_units_of_other_shapes_are_refused(backend: Backend, shape: tuple[int, ...]):
+    with pytest.raises(ShapeError, match=r"blocks: expected shape \(C, 1, 1\) or \(C, 2, 2\)"):
+        UnitMatrix(backend.zeros(shape))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
