@@ -213,8 +213,9 @@ def unit_apply(U: Array, values: Array, v: Array) -> Array:
 def unit_eigh(blocks: Array) -> tuple[Array, Array]:
     """Eigenvalues (r, C), the largest first, and eigenvectors (C, r, r) of many small blocks.
 
-    In closed form, elementwise over the blocks. An eigenvalue within rounding error of 0, relative
-    to the other one of its block, is made 0.
+    In closed form, elementwise over the blocks. The smaller eigenvalue is the determinant over the
+    larger one, so that rows of very different size (a scale and a shift have their own) lose no
+    digits; where rounding is all there is of the determinant it is made 0.
 
     Examples
     --------
@@ -229,11 +230,17 @@ def unit_eigh(blocks: Array) -> tuple[Array, Array]:
     a, b, d = blocks[:, 0, 0], 0.5 * (blocks[:, 0, 1] + blocks[:, 1, 0]), blocks[:, 1, 1]
     mean, half = 0.5 * (a + d), 0.5 * (a - d)
     radius = xp.hypot(half, b)
-    large, small = mean + radius, mean - radius
-    eps = xp.finfo(blocks.dtype).eps
-    small = xp.where(small > 4.0 * eps * xp.abs(large), small, xp.zeros_like(small))
-    angle = 0.5 * xp.atan2(b, half)
-    c, s = xp.cos(angle), xp.sin(angle)
+    large = mean + radius
+    safe = xp.where(large > 0, large, xp.ones_like(large))
+    product = a * (d / safe)
+    small = product - b * (b / safe)
+    lost = small <= 4.0 * xp.finfo(blocks.dtype).eps * product
+    small = xp.where(lost, xp.zeros_like(small), small)
+    # The angle from the axis of the larger entry: near 0, a small one keeps its digits.
+    angle = 0.5 * xp.atan2(b, xp.abs(half))
+    first = half >= 0
+    c = xp.where(first, xp.cos(angle), xp.sin(angle))
+    s = xp.where(first, xp.sin(angle), xp.cos(angle))
     U = xp.stack([xp.stack([c, -s], axis=-1), xp.stack([s, c], axis=-1)], axis=-2)
     return xp.stack([large, small]), U
 

@@ -216,6 +216,21 @@ def test_units_of_very_different_size_are_judged_one_by_one(backend: Backend):
     np.testing.assert_allclose(solution, expected, rtol=1e-13)
 
 
+@pytest.mark.parametrize("grade", [1e-3, 1e6, 1e-12, 1e15])
+def test_rows_of_a_unit_of_very_different_size(backend: Backend, grade: float):
+    """A scale and a shift have units of their own, and [grade² a, grade b; ., d] loses nothing."""
+    core = np.asarray([[[2.0, 0.6], [0.6, 0.5]], [[0.3, -0.4], [-0.4, 2.0]]])
+    rows = np.asarray([grade, 1.0])
+    case = units(backend, *(core * rows[:, None] * rows[None, :]))
+    v = np.random.default_rng(1).standard_normal((2, 2))
+    expected = np.stack(
+        [np.linalg.solve(m, v[:, i] / rows) / rows for i, m in enumerate(core)], axis=1
+    )
+    solution = host(case.matrix.solve(backend.asarray(v)))
+    np.testing.assert_allclose(solution, expected, rtol=1e-13)
+    assert_close(case.matrix.logdet(), np.sum(np.log(np.linalg.det(core))) + 4 * np.log(grade))
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 3), (2, 2, 1), (2, 2)])
 def test_units_of_other_shapes_are_refused(backend: Backend, shape: tuple[int, ...]):
     with pytest.raises(ShapeError, match=r"blocks: expected shape \(C, 1, 1\) or \(C, 2, 2\)"):
