@@ -18,6 +18,7 @@ import kfac_np
 
 ROOT = Path(__file__).parent.parent
 ADDING = ROOT / "docs" / "adding.md"
+CONVOLUTIONS = ROOT / "docs" / "convolutions.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = [page for page in PAGES if page.exists()]
 
@@ -55,6 +56,11 @@ def annotations_as_text() -> int:
 def test_recipes_run():
     names = run(ADDING)
     assert {"QuadraticDense", "Binomial", "TraceBlock", "pi_largest", "row_squares"} <= set(names)
+    assert {"CausalConv", "Temperature", "Jitter", "CentreBatch"} <= set(names)
+
+
+def test_the_page_on_convolutions_is_true():
+    assert "refused" in run(CONVOLUTIONS)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +69,13 @@ def test_recipes_run():
         ("2.0 * x * (g @ square)", "x * (g @ square)", "adjointness"),
         ("linear + 2.0 * x", "linear - 2.0 * x", "adjointness"),
         ("g[..., None, :]", "g[..., None, :] / g.shape[0]", "adjointness"),
+        ("AffineStatistics(cache, g)  #", "AffineStatistics(cache, g / 6)  #", "adjointness"),
+        ("cache.product(dparams.T)", "0.0 * cache.product(dparams.T)", "adjointness"),
+        ("return cache.take(rows)", "return cache.take(slice(2, 4))", "take"),
+        ("(params * g if", "(g if", "adjointness"),
+        ('rng.child("jitter").normal', "rng.normal", "random_numbers"),
+        ("return True", "return False", "coupling"),
+        ("return Shift(mean), x - mean", "return self, x - mean", "evaluation"),
         ("return self.trials * logistic(z) - t", "return logistic(z) - t", "gradient"),
         ("return self.trials * s", "return s", "hessian"),
         ("draws, z.dtype", "draws[1:, ...], z.dtype", "sampled_targets"),

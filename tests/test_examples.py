@@ -150,7 +150,7 @@ def readme_blocks(language: str) -> list[str]:
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_readme(name: str, tmp_path: Path):
     # In a process of its own, as a newcomer would: on each backend by changing one line.
-    program, line = readme_blocks("python")
+    program, line, _ = readme_blocks("python")
     assert program.count('get_backend("numpy")') == 1
     assert line.strip() == 'backend = get_backend("cupy")'
     assert len(program.splitlines()) <= 25
@@ -162,6 +162,22 @@ def test_readme(name: str, tmp_path: Path):
     assert last is not None, lines[-1]
     assert float(last[1]) < 0.1
     assert int(last[2]) < 45
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+def test_readme_with_convolutions(name: str, tmp_path: Path):
+    # The same program, fewer steps, with the other network in place of the first.
+    program, _, network = readme_blocks("python")
+    assert len([line for line in network.splitlines() if line]) <= 5
+    (old,) = re.findall(r"^network = .*\n", program, re.M)
+    program = program.replace(old, network).replace("range(60)", "range(20)")
+    script = tmp_path / "readme.py"
+    script.write_text(program.replace('"numpy"', f'"{name}"'), encoding="utf-8")
+    *_, last = run([str(script)], tmp_path).splitlines()
+    found = re.fullmatch(r"step 20: loss (\S+), λ \S+, (\d+) of 297 test images wrong", last)
+    assert found is not None, last
+    assert float(found[1]) < 0.3
+    assert int(found[2]) < 45
 
 
 def test_readme_commands_are_understood():
