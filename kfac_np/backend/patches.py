@@ -73,7 +73,14 @@ class Geometry:
         return replace(self, padding=((0, 0),) * len(self.kernel))
 
     def padded_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """Sizes after padding."""
+        """Sizes after padding.
+
+        Raises
+        ------
+        ShapeError
+            Negative padding cuts everything off.
+        """
+        _require_left(size, self.padding)
         return tuple(n + low + high for n, (low, high) in zip(size, self.padding, strict=True))
 
     def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
@@ -114,8 +121,7 @@ def pad(x: Array, padding: tuple[tuple[int, int], ...], value: float = 0.0) -> A
     xp = array_namespace(x)
     size = x.shape[1:-1]
     padded = [n + low + high for n, (low, high) in zip(size, padding, strict=True)]
-    if any(n < 1 for n in padded):
-        raise ShapeError(f"padding: expected something to be left of {size} after {padding}")
+    _require_left(size, padding)
     shape = (x.shape[0], *padded, x.shape[-1])
     out = xp.full(shape, value, dtype=x.dtype, device=x.device)
     inner = [
@@ -126,6 +132,12 @@ def pad(x: Array, padding: tuple[tuple[int, int], ...], value: float = 0.0) -> A
     ]
     out[:, *inner, :] = x[:, *outer, :]
     return out
+
+
+def _require_left(size: tuple[int, ...], padding: tuple[tuple[int, int], ...]) -> None:
+    cut = (max(-low, 0) + max(-high, 0) for low, high in padding)
+    if any(c and c >= n for n, c in zip(size, cut, strict=True)):
+        raise ShapeError(f"expected something to be left of {tuple(size)} after padding {padding}")
 
 
 def unfold_generic(x: Array, geometry: Geometry, ones: bool = False) -> Array:

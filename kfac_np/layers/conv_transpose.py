@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import final
+from typing import Any, final
 
 from kfac_np.backend import Array, Backend, Rng, array_namespace
 from kfac_np.errors import InputError, ShapeError
@@ -13,6 +13,7 @@ from kfac_np.layers.convolution import Conv
 from kfac_np.layers.initializers import Initializer, he
 from kfac_np.layers.spatial import (
     check_axes,
+    check_budget,
     check_channels,
     check_padding,
     options,
@@ -37,8 +38,10 @@ class ConvTranspose(Layer):
 
         (n - 1) · stride + dilation · (kernel - 1) + 1 + output_padding - padding on both sides.
 
-    Parameters are as those of `Conv`; column (tap, channel) is what `Conv` from the output's
-    channels to the input's has, kernel turned round, in row `channel`.
+    Parameters have the shape of those of `Conv`. The convolution that this is the adjoint of goes
+    from c_out channels to c_in; entry (o, (tap, i)) here is its entry (i, (tap', o)), tap' being
+    the tap counted from the other end of each axis of the kernel. (`torch.nn.ConvTranspose2d`
+    stores that convolution's entry as weight[i, o, tap'].)
 
     Parameters
     ----------
@@ -77,9 +80,16 @@ class ConvTranspose(Layer):
         check_axes(name, self.kernel, stride=self.stride, dilation=self.dilation)
         check_channels(name, self)
         check_padding(name, self.padding, axes, ())
-        extra = per_axis(self.output_padding, axes)
+        check_budget(name, self.budget_bytes)
+        given: Any = self.output_padding
+        extra = given if isinstance(given, tuple) else (given,) * axes
+        whole = all(isinstance(o, int) and not isinstance(o, bool) for o in extra)
         stride = per_axis(self.stride, axes)
-        if len(extra) != axes or not all(0 <= o < s for o, s in zip(extra, stride, strict=True)):
+        if not (
+            whole
+            and len(extra) == axes
+            and all(0 <= o < s for o, s in zip(extra, stride, strict=True))
+        ):
             raise InputError(
                 f"{name}: expected output_padding to be at least 0 and less than the stride "
                 f"{self.stride}, got {self.output_padding!r}"
@@ -127,8 +137,11 @@ class ConvTranspose(Layer):
         require_channels(self, len(self.kernel), self.c_in, shape)
         try:
             return self._conv.output_shape((*self._stuffed_size(shape[:-1]), self.c_in))
-        except ShapeError as error:
-            raise error.within(repr(self)) from None
+        except ShapeError:
+            came = ", ".join(map(str, ("N", *shape)))
+            raise ShapeError(
+                f"{self!r}: expected inputs of which padding leaves something, got ({came})"
+            ) from None
 
     def forward(self, params: Array, x: Array) -> tuple[Array, Tree]:
         self.output_shape(x.shape[1:])

@@ -26,6 +26,7 @@ from kfac_np.layers.initializers import Initializer, he
 from kfac_np.layers.spatial import (
     Padding,
     check_axes,
+    check_budget,
     check_channels,
     check_padding,
     init_kernel,
@@ -104,6 +105,7 @@ class Conv(Layer):
         check_axes("Conv", self.kernel, stride=self.stride, dilation=self.dilation)
         check_channels("Conv", self)
         check_padding("Conv", self.padding, len(self.kernel), ("same", "valid"))
+        check_budget("Conv", self.budget_bytes)
 
     def __repr__(self) -> str:
         extra = options(self, stride=1, dilation=1, padding=0, groups=1, bias=True)

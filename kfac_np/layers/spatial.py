@@ -108,6 +108,14 @@ def check_channels(name: str, layer: Kernel) -> None:
         )
 
 
+def check_budget(name: str, budget_bytes: Any) -> None:
+    """Raise `InputError` unless a budget is a positive number of bytes, or None."""
+    if not (budget_bytes is None or _is_positive(budget_bytes)):
+        raise InputError(
+            f"{name}: expected budget_bytes to be a positive integer or None, got {budget_bytes!r}"
+        )
+
+
 def require_channels(
     layer: object, axes: int, channels: int | None, shape: tuple[int, ...]
 ) -> None:

@@ -116,8 +116,7 @@ def _(layer: layers.ConvTranspose, params: Any, x: Any) -> Any:
                     spread[p * s + t * d, p] = 1.0
                 part = anp.moveaxis(anp.tensordot(spread, part, axes=(1, axis + 1)), 0, axis + 1)
             y = y + part
-        cut = [slice(low, n - high) for (low, high), n in zip(pads, whole, strict=True)]
-        outputs.append(y[(slice(None), *cut, slice(None))] + b)
+        outputs.append(pad(y, [(-low, -high) for low, high in pads]) + b)
     return anp.concatenate(outputs, axis=-1)
 
 
