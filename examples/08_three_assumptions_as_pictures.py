@@ -69,10 +69,10 @@ for name, block in blocks.items():
     trace = np.trace(block) / np.trace(exact)
     print(f"{name:20s}  {error[name]:14.3f}  {trace:6.2f}   {second_to_first(block):24.1e}")
 
-# Independence costs little here. The other two cost half of the block: digits are dark at the
-# border, where pixels and derivatives are not those of the middle, and neighbouring derivatives are
-# alike. What they buy is in the last column: only with SUD and SH of g is the block a Kronecker
-# product (theorem 1 of the paper), and a step costs two small inverses.
+# Independence costs little here. The other two cost about half of the block each: digits are empty
+# at the border, so that pixels there are not like those of the middle, and derivatives at different
+# locations are correlated. What is bought is in the last column: only with SUD and SH of g is the
+# block a Kronecker product (theorem 1 of the paper), and its inverse that of two small matrices.
 
 assert error["IAD"] < 0.1 < error["IAD, SH"]
 assert second_to_first(blocks["IAD, SH, SUD"]) < 1e-12 < 1e-2 < second_to_first(blocks["IAD, SUD"])
