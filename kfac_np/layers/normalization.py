@@ -109,7 +109,8 @@ class Normalization(Layer):
         ddx = self.jacobian(x_hat, other, sum(parts[1:], parts[0])) if parts else None
         if dx is not None:
             bent = self.jacobian_change(x_hat, other, self._scaled(params, g), dx)
-            ddx = bent if ddx is None or bent is None else ddx + bent
+            if bent is not None:
+                ddx = bent if ddx is None else ddx + bent
         if not self.affine:
             return ddx, ()
         dgradient = array_namespace(params).zeros_like(params)
