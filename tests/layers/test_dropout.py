@@ -104,16 +104,9 @@ def test_derivatives_are_those_of_the_masked_network(network: Sequential, backen
     h, v = 1e-6, network.init(Rng(9), backend)
 
     def moved(step: float):
-        at = tuple(
-            p if isinstance(p, tuple) else p + step * u for p, u in zip(params, v, strict=True)
-        )
-        return objective.evaluate(at, x, t, rng=Rng(3))
+        return objective.evaluate(trees.axpy(step, v, params), x, t, rng=Rng(3))
 
-    slope = sum(
-        float(backend.xp.sum(g * u))
-        for g, u in zip(e.gradient(), v, strict=True)
-        if not isinstance(g, tuple)
-    )
+    slope = float(trees.inner(e.gradient(), v))
     assert (moved(h).value - moved(-h).value) / (2 * h) == pytest.approx(slope, rel=1e-7)
     dz = (to_numpy(moved(h).outputs) - to_numpy(moved(-h).outputs)) / (2 * h)
     assert_close(e.jvp(v), dz, 1e-8)
@@ -127,9 +120,9 @@ def test_the_mean_over_masks_of_a_linear_network_is_the_network(backend: Backend
     network = Sequential(Flatten(), Dropout(0.5), Dense(3, 2))
     params, x = network.init(Rng(0), backend), Rng(1).normal((2, 3), backend)
     draws = np.stack(
-        [to_numpy(network.forward_random(params, x, Rng(7, i))[0]) for i in range(2000)]
+        [to_numpy(network.forward_random(params, x, Rng(7, i))[0]) for i in range(800)]
     )
-    allowed = 5 * draws.std(axis=0) / 2000**0.5
+    allowed = 5 * draws.std(axis=0) / 800**0.5
     assert np.all(np.abs(draws.mean(axis=0) - to_numpy(network.forward(params, x)[0])) < allowed)
 
 

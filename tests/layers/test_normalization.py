@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -230,10 +231,9 @@ def test_one_number_has_no_variance(backend: Backend):
 @pytest.mark.parametrize("layer", ALL, ids=repr)
 def test_wrong_shapes_are_named(layer: Layer, backend: Backend):
     params = layer.init(Rng(0), backend)
-    name = repr(layer).replace("(", r"\(").replace(")", r"\)")
-    with pytest.raises(
-        ShapeError, match=rf"{name}: expected inputs \(N, \.\.\., 4\), got \(N, 3\)"
-    ):
+    name = f"^{re.escape(repr(layer))}"
+    inputs = re.escape("expected inputs (N, ..., 4), got (N")
+    with pytest.raises(ShapeError, match=rf"{name}: {inputs}, 3\)"):
         layer.forward(params, backend.ones((2, 3)))
     with pytest.raises(ShapeError, match=rf"{name}: expected parameters .*, got tuple"):
         layer.forward((), backend.ones((2, 4)))
