@@ -30,7 +30,8 @@ from kfac_np.layers.global_pooling import (
     GlobalMaxPool,
 )
 from kfac_np.layers.initializers import Initializer, fan_in_normal, glorot, he, sparse
-from kfac_np.layers.normalization import GroupNorm, LayerNorm, Normalization, RMSNorm
+from kfac_np.layers.normalization import GroupNorm, LayerNorm, RMSNorm
+from kfac_np.layers.normalization_base import Normalization
 from kfac_np.layers.pooling import AveragePool, MaxPool
 from kfac_np.layers.recurrent import Recurrent
 from kfac_np.layers.reshape import Reshape

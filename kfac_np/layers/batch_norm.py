@@ -10,7 +10,7 @@ from kfac_np.backend import Array, array_namespace
 from kfac_np.errors import ShapeError
 from kfac_np.layers.base import Layer
 from kfac_np.layers.normalise import mean_over, normalise
-from kfac_np.layers.normalization import MeanNormalization, Normalization
+from kfac_np.layers.normalization_base import MeanNormalization, Normalization
 from kfac_np.trees import Tree
 
 __all__ = ["BatchNorm", "FixedNorm"]
