@@ -149,12 +149,12 @@ def _add_problem(parser: argparse.ArgumentParser) -> None:
     add("--download", action="store_true", help="allow downloading Fashion-MNIST or CIFAR")
     add("--n-train", type=int, metavar="N", help="keep only the first N training examples")
     add("--n-test", type=int, metavar="N")
-    add("--model", metavar="NAME", help="autoencoder (default) or mlp")
+    add("--model", metavar="NAME", help="autoencoder (default), mlp, convnet or resnet")
     add(
         "--sizes",
         type=_sizes,
         metavar="N,N,...",
-        help="hidden layers; of an autoencoder those down to the code, which are mirrored",
+        help="hidden layers of an mlp, or of an autoencoder down to the code, which are mirrored",
     )
     add("--activation", metavar="NAME", help="of hidden units: logistic, tanh, relu, gelu, ...")
     add("--init", metavar="NAME", help="initial weights: sparse, glorot, he, fan-in")

@@ -10,6 +10,7 @@ from typing import Any
 
 from kfac_np import curvature
 from kfac_np.cli.arguments import table_from
+from kfac_np.cli.outline import outline
 from kfac_np.cli.progress import announce_restart, interruptible, observing, require_extras
 from kfac_np.errors import CheckpointError, ConfigError, DivergenceError, FactorizationError
 from kfac_np.optimizers import KFAC
@@ -17,6 +18,7 @@ from kfac_np.training import checkpoint, plots
 from kfac_np.training.config import Config, from_table, to_table, toml
 from kfac_np.training.experiment import Experiment
 from kfac_np.training.lock import locked
+from kfac_np.training.parts import ConvNet, ResNet
 from kfac_np.training.run import CHECKPOINTS, new_directory, read_config, run
 from kfac_np.training.tables import merge
 
@@ -76,7 +78,7 @@ def train(flags: argparse.Namespace) -> int:
 
 
 def describe(flags: argparse.Namespace) -> int:
-    """Print the layer table of a model and of its curvature.
+    """Print the layer table of a model and of its curvature; of an image model, all its layers.
 
     Examples
     --------
@@ -102,8 +104,10 @@ def describe(flags: argparse.Namespace) -> int:
         optimizer.curvature if isinstance(optimizer, KFAC) else curvature.BlockDiagonal()
     )
     params = experiment.start().state.params
-    shape = experiment.supply.x.shape[1:]
-    print(curvature.describe(optimizer.objective.network, params, approximation, shape))
+    network, shape = optimizer.objective.network, experiment.supply.x.shape[1:]
+    if isinstance(config.model, ConvNet | ResNet):  # what became of the image is of interest
+        print(f"{outline(network, shape)}\n")
+    print(curvature.describe(network, params, approximation, shape))
     return 0
 
 

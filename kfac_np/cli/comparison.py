@@ -139,7 +139,7 @@ def _compare(
             pictures.setdefault("data", to_numpy(experiment.test[0][:_PICTURES, ...]))
             params = position.parameters[summary["parameters"]]
             images = reconstruct(
-                experiment.optimizer.objective, params, experiment.test[0][:_PICTURES, ...]
+                experiment.frozen(params), params, experiment.test[0][:_PICTURES, ...]
             )
             pictures[label] = to_numpy(images)
         if summary["status"] == "interrupted":

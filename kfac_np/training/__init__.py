@@ -5,6 +5,7 @@
 
 from kfac_np.training.config import Config, from_table, to_table
 from kfac_np.training.experiment import Experiment
+from kfac_np.training.image_models import convnet, resnet
 from kfac_np.training.loop import Position, Step, Supply, start, train
 from kfac_np.training.metrics import Metrics, evaluate, reconstruct
 from kfac_np.training.models import autoencoder, mlp
@@ -19,10 +20,12 @@ __all__ = [
     "Step",
     "Supply",
     "autoencoder",
+    "convnet",
     "evaluate",
     "from_table",
     "mlp",
     "reconstruct",
+    "resnet",
     "run",
     "start",
     "to_table",

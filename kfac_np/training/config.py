@@ -104,6 +104,10 @@ class RunSettings:
         first step and once after the last).
     evaluation_examples : int
         Training examples that are evaluated, the first ones; always the same.
+    statistics_examples : int
+        Training examples, the first ones, that batch statistics are taken from when a network with
+        such is evaluated: all at once, and for every evaluation anew, since they depend on the
+        parameters.
     checkpoint_every : int
         Steps between checkpoints; with 0 only the last step gets one.
     keep_checkpoints : int
@@ -118,6 +122,7 @@ class RunSettings:
     seconds: float | None = None
     evaluations: int = 25
     evaluation_examples: int = 2000
+    statistics_examples: int = 500
     checkpoint_every: int = 0
     keep_checkpoints: int = 2
 
@@ -131,7 +136,7 @@ class RunSettings:
         for name in ("evaluations", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: expected at least 0, got {getattr(self, name)}")
-        for name in ("evaluation_examples", "keep_checkpoints"):
+        for name in ("evaluation_examples", "statistics_examples", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, Backend, get_backend
+from kfac_np.objective import Objective
 from kfac_np.optimizers import Optimizer
 from kfac_np.training.config import Config
 from kfac_np.training.data import Dataset
@@ -84,8 +85,17 @@ class Experiment:
         """Metrics on the fixed part of the training set."""
         rows = slice(0, self.evaluation_examples)
         x, t = self.supply.x[rows, ...], self.supply.t[rows, ...]
-        return evaluate(self.optimizer.objective, params, x, t, self.task)
+        return evaluate(self.frozen(params), params, x, t, self.task)
 
     def evaluate_test(self, params: Tree) -> Metrics:
         """Metrics on the test set."""
-        return evaluate(self.optimizer.objective, params, *self.test, self.task)
+        return evaluate(self.frozen(params), params, *self.test, self.task)
+
+    def frozen(self, params: Tree) -> Objective:
+        """The objective as it is used after training, for these parameters.
+
+        Batch statistics, where the network has such, are those of the first
+        ``run.statistics_examples`` training examples (or all), whatever is evaluated.
+        """
+        rows = slice(0, min(self.config.run.statistics_examples, self.supply.x.shape[0]))
+        return self.optimizer.objective.evaluation(params, self.supply.x[rows, ...])

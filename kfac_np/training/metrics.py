@@ -8,12 +8,15 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, final
 
 from kfac_np.backend import Array, array_namespace, logistic
-from kfac_np.errors import ShapeError
+from kfac_np.errors import InputError, ShapeError
+from kfac_np.layers import Layer
 from kfac_np.losses import SigmoidCrossEntropy
 from kfac_np.objective import Objective
 from kfac_np.trees import Tree
 
 __all__ = ["Metrics", "Task", "evaluate", "reconstruct"]
+
+_LARGEST_CHUNK, _NUMBERS_AT_ONCE = 1000, 2**24
 
 Task = Literal["reconstruction", "classification"]
 """What the targets are: the inputs themselves, or class labels."""
@@ -51,24 +54,35 @@ class Metrics:
 
 
 def evaluate(
-    objective: Objective, params: Tree, x: Array, t: Array, task: Task, chunk: int = 1000
+    objective: Objective, params: Tree, x: Array, t: Array, task: Task, chunk: int | None = None
 ) -> Metrics:
-    """Evaluate a model on examples, `chunk` at a time, so that memory does not grow with them.
+    """Evaluate a model on examples, some at a time, so that memory does not grow with them.
 
     Parameters
     ----------
     objective : Objective
+        As it is used after training: batch statistics must be frozen (`Objective.evaluation`),
+        since those of a chunk would make the result depend on the chunks.
     params : tree of Array
     x : Array, shape (N, ...)
     t : Array
         Targets; for reconstruction usually `x` itself.
     task : {"reconstruction", "classification"}
-    chunk : int
+    chunk : int, optional
+        Examples at a time; by default so many that the outputs of all layers together are 2²⁴
+        numbers, and 1000 at most.
 
     Returns
     -------
     Metrics
         Means over all N examples.
+
+    Raises
+    ------
+    InputError
+        The network still takes batch statistics.
+    ShapeError
+        There are no examples, or not as many targets.
 
     Examples
     --------
@@ -88,9 +102,11 @@ def evaluate(
         raise ShapeError(
             f"evaluation: expected as many targets as inputs, got {t.shape[0]} and {n}"
         )
+    if chunk is None:
+        chunk = _chunk_size(objective.network, x.shape[1:])
     for rows in _chunks(n, chunk):
         target = t[rows, ...]
-        z, _ = objective.network.forward(params, x[rows, ...])
+        z = _outputs(objective, params, x[rows, ...])
         values = objective.loss.value(z, target)
         terms += math.prod(values.shape)
         loss += float(xp.sum(values))
@@ -109,6 +125,8 @@ def evaluate(
 def reconstruct(objective: Objective, params: Tree, x: Array) -> Array:
     """Mean of the model's distribution of outputs, for each input: what it takes `x` to be.
 
+    Batch statistics must be frozen, as for `evaluate`.
+
     Returns
     -------
     Array, shape of the outputs
@@ -120,7 +138,21 @@ def reconstruct(objective: Objective, params: Tree, x: Array) -> Array:
     >>> reconstruct(Objective(Identity(), SigmoidCrossEntropy()), (), np.zeros((1, 2)))
     array([[0.5, 0.5]])
     """
-    return _mean_output(objective, objective.network.forward(params, x)[0])
+    return _mean_output(objective, _outputs(objective, params, x))
+
+
+def _outputs(objective: Objective, params: Tree, x: Array) -> Array:
+    if objective.network.couples_examples:
+        raise InputError(
+            "evaluation: expected a network whose examples do not influence each other, got one "
+            "with batch statistics; freeze them with Objective.evaluation"
+        )
+    # Unlike `forward`, this keeps no caches, which are larger than all else.
+    return objective.network.evaluation(params, x)[1]
+
+
+def _chunk_size(network: Layer, shape: tuple[int, ...]) -> int:
+    return max(1, min(_LARGEST_CHUNK, _NUMBERS_AT_ONCE // max(1, network.backward_size(shape))))
 
 
 def _mean_output(objective: Objective, z: Array) -> Array:

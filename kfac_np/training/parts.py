@@ -10,11 +10,11 @@ from kfac_np import curvature, fisher, layers, losses, optimizers
 from kfac_np.curvature.sharing import Sharing
 from kfac_np.errors import ConfigError
 from kfac_np.objective import Objective
-from kfac_np.training import data, models
+from kfac_np.training import data, image_models, models
 from kfac_np.training.annotations import Choices
 from kfac_np.training.metrics import Task
 
-__all__ = ["Autoencoder", "Classifier", "Model", "choices"]
+__all__ = ["Autoencoder", "Classifier", "ConvNet", "Model", "ResNet", "choices"]
 
 
 class Model(ABC):
@@ -103,10 +103,109 @@ class Classifier(Model):
         return "classification"
 
     def objective(self, dataset: data.Dataset) -> Objective:
-        if dataset.num_classes is None:
-            raise ConfigError(f"model: expected data with labels for an mlp, got {dataset.name!r}")
-        sizes = (dataset.x_train.shape[1], *self.sizes, dataset.num_classes)
+        sizes = (dataset.x_train.shape[1], *self.sizes, _classes("an mlp", dataset))
         return models.mlp(sizes, self.activation, self.initializer)
+
+
+@final
+@dataclass(frozen=True)
+class ConvNet(Model):
+    """A convolutional classifier, as `kfac_np.training.convnet` makes it.
+
+    Parameters
+    ----------
+    channels : tuple of int
+    kernel : int
+    pooling : {"max", "average"}
+    window : int
+    hidden : tuple of int
+    dropout : float
+    activation : Activation
+    initializer : callable
+
+    Examples
+    --------
+    >>> from kfac_np.training.data import digits
+    >>> ConvNet(channels=(4,), kernel=3).objective(digits()).network.layers[:2]
+    (Reshape((8, 8, 1)), Conv(1, 4, (3, 3), padding='same'))
+    """
+
+    channels: tuple[int, ...] = (32, 32, 64)
+    kernel: int = 5
+    pooling: image_models.Pooling = "max"
+    window: int = 3
+    hidden: tuple[int, ...] = ()
+    dropout: float = 0.0
+    activation: layers.Activation = layers.ReLU()
+    initializer: layers.Initializer = layers.he
+
+    @property
+    def task(self) -> Task:
+        return "classification"
+
+    def objective(self, dataset: data.Dataset) -> Objective:
+        return image_models.convnet(
+            dataset.image_shape,
+            _classes("a convnet", dataset),
+            self.channels,
+            self.kernel,
+            self.pooling,
+            self.window,
+            self.hidden,
+            self.dropout,
+            self.activation,
+            self.initializer,
+        )
+
+
+@final
+@dataclass(frozen=True)
+class ResNet(Model):
+    """A residual classifier, as `kfac_np.training.resnet` makes it.
+
+    Parameters
+    ----------
+    widths : tuple of int
+    blocks : int
+    normalization : {"none", "batch", "group", "layer"}
+    dropout : float
+    activation : Activation
+    initializer : callable
+
+    Examples
+    --------
+    >>> ResNet(widths=(8, 16)).task
+    'classification'
+    """
+
+    widths: tuple[int, ...] = (16, 32, 64)
+    blocks: int = 1
+    normalization: image_models.NormalizationName = "group"
+    dropout: float = 0.0
+    activation: layers.Activation = layers.ReLU()
+    initializer: layers.Initializer = layers.he
+
+    @property
+    def task(self) -> Task:
+        return "classification"
+
+    def objective(self, dataset: data.Dataset) -> Objective:
+        return image_models.resnet(
+            dataset.image_shape,
+            _classes("a resnet", dataset),
+            self.widths,
+            self.blocks,
+            self.normalization,
+            self.dropout,
+            self.activation,
+            self.initializer,
+        )
+
+
+def _classes(model: str, dataset: data.Dataset) -> int:
+    if dataset.num_classes is None:
+        raise ConfigError(f"model: expected data with labels for {model}, got {dataset.name!r}")
+    return dataset.num_classes
 
 
 def choices() -> Choices:
@@ -118,7 +217,12 @@ def choices() -> Choices:
     ['kfac', 'sgd', 'adam']
     """
     return {
-        Model: {"autoencoder": Autoencoder, "mlp": Classifier},
+        Model: {
+            "autoencoder": Autoencoder,
+            "mlp": Classifier,
+            "convnet": ConvNet,
+            "resnet": ResNet,
+        },
         layers.Activation: {
             "logistic": layers.Logistic,
             "tanh": layers.Tanh,

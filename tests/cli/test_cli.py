@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shlex
 import signal
 import subprocess
@@ -24,10 +25,15 @@ from kfac_np.cli.progress import interruptible
 from kfac_np.errors import ConfigError
 from kfac_np.training import checkpoint
 from kfac_np.training.config import from_table, read_table
+from kfac_np.training.experiment import Experiment
 from kfac_np.training.lock import locked
 from kfac_np.training.records import read_records
+from kfac_np.training.run import read_config
 
-SMALL = ["--data", "digits", "--n-train", "120", "--n-test", "40", "--sizes", "8,3"]
+DIGITS = ["--data", "digits", "--n-train", "120", "--n-test", "40"]
+SMALL = [*DIGITS, "--sizes", "8,3"]
+CONVNET = ["--model", "convnet", "--set", "model.channels=[2, 3]", "--set", "model.dropout=0.1"]
+RESNET = ["--model", "resnet", "--set", "model.widths=[2, 4]"]
 
 
 def command(words: Sequence[str], **options: Any) -> subprocess.Popen[str]:
@@ -265,6 +271,49 @@ def test_compare_classifiers(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert not (tmp_path / "reconstructions.png").exists()
 
 
+@pytest.mark.parametrize("model", [CONVNET, RESNET], ids=["convnet", "resnet"])
+def test_networks_for_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: list[str]
+) -> None:
+    words = [*DIGITS, *model, "--steps", "3", "--batch-size", "40"]
+    names = "kfac,kfac-fixed,kfc-pre,sgd,adam"
+    assert main(["compare", *words, "--optimizers", names, "--out", str(tmp_path)]) == 0
+    assert "test accuracy" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert {s["status"] for s in summary.values()} == {"finished"}
+    assert main(["factors", str(tmp_path / "kfac")]) == 0
+    assert (tmp_path / "kfac" / "factors.png").exists()
+
+
+def test_describe_shows_what_became_of_the_image(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["describe", *DIGITS, *CONVNET]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    layers, curvature = lines[: lines.index([])], lines[lines.index([]) + 1 :]
+    shapes = [words[-1] for words in layers if words[-1].count("×") == 2]
+    assert shapes == ["8×8×1", "8×8×2", "4×4×2", "4×4×2", "4×4×3", "2×2×3", "2×2×3"]
+    assert [words[0] for words in curvature] == ["path", "1", "4", "9", "total"]
+    assert "19×19," in curvature[2]  # A of 9 · 2 + 1 inputs
+    assert main(["describe", *DIGITS, *RESNET]) == 0
+    printed = capsys.readouterr().out
+    assert "6.1      Conv(2, 4, (1, 1), stride=2, bias=False)" in printed
+    assert "4 blocks 2×2" in printed
+
+
+def test_train_on_a_directory_in_cifar_s_format(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = random.Random(0).randbytes(3072 * 6)
+    records = b"".join(bytes([i % 3]) + pixels[3072 * i : 3072 * (i + 1)] for i in range(6))
+    for name in ("data_batch_1.bin", "test_batch.bin"):
+        (tmp_path / name).write_bytes(records)
+    words = ["train", "--data", f"cifar:{tmp_path}", *CONVNET, "--steps", "1"]
+    assert main([*words, "--batch-size", "4", "--out", str(tmp_path / "run")]) == 0
+    assert "Conv(3, 2, (5, 5)" in repr(Experiment.of(read_config(tmp_path / "run")).optimizer)
+    words = ["describe", "--data", "cifar", "--data-dir", str(tmp_path), "--model", "mlp"]
+    assert main(words) == 0
+    assert "Dense(3072, 256)" in capsys.readouterr().out
+
+
 def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["describe"]) == 0
     printed = capsys.readouterr().out
@@ -301,7 +350,7 @@ def test_factors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["train"], "run: expected a budget, steps or seconds, got neither"),
         (["train", "--steps", "1", "--data", "mnist"], "data: expected curves, digits, fashion"),
         (["train", "--steps", "1", "--data", "idx:/nowhere"], "/nowhere"),
-        (["train", "--steps", "1", "--model", "cnn"], "model.name: expected autoencoder or mlp"),
+        (["train", "--steps", "1", "--model", "cnn"], "model.name: expected autoencoder, mlp"),
         (["train", "--steps", "1", "--optimizer", "x"], "expected kfac, sgd or adam, got 'x'"),
         (["train", "--steps", "1", "--set", "x"], "--set: expected path.to.option=value, got 'x'"),
         (["train", "--steps", "1", "--set", "x=1"], "configuration: unknown option 'x'"),
@@ -327,6 +376,13 @@ def test_factors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["compare", "--set", "compare=3"], "compare: expected a table for each optimiser"),
         (["factors", "/no"], "/no: expected a run directory"),
         (["describe", "--sizes", "0"], "model sizes"),
+        (["describe", "--model", "convnet"], "expected data with labels for a convnet, got"),
+        (["describe", "--data", "cifar:/no"], "/no: expected a directory with data_batch_*.bin"),
+        (["describe", "--data", "digits", "--data-dir", "/no"], "data: expected a directory with"),
+        (
+            ["describe", *DIGITS, "--model", "resnet", "--set", "model.widths=[1,1,1,1]"],
+            "resnet: expected images of at least 9 × 9 pixels for 4 stages, got 8 × 8",
+        ),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(

@@ -11,6 +11,10 @@ import pytest
 
 from kfac_np import curvature, fisher, optimizers
 from kfac_np.errors import ConfigError
+from kfac_np.layers import Identity
+from kfac_np.losses import SquaredError
+from kfac_np.objective import Objective
+from kfac_np.optimizers import kfc_pre, practical
 from kfac_np.training.config import (
     RunSettings,
     from_table,
@@ -35,6 +39,9 @@ CASES: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": {"name": "sgd", "rate": {"name": "cosine", "initial": 0.1, "steps": 9}}},
     "adam": {"optimizer": {"name": "adam", "averaging": {"decay": 0.5}}},
     "mlp": {"model": {"name": "mlp", "sizes": [5], "activation": "gelu", "initializer": "he"}},
+    "convnet": {"model": "convnet", "data": "digits"},
+    "resnet": {"model": {"name": "resnet", "normalization": "none", "widths": [3]}},
+    "pre": {"optimizer": "kfc-pre"},
     "growing": {"batch": {"name": "growing", "first": 8}},
     "slope": {"model": {"activation": {"name": "leaky-relu", "slope": 0.2}}},
     "squared": {"model": {"loss": "squared-error"}},
@@ -137,7 +144,16 @@ def test_the_seed_is_one_unless_said_otherwise() -> None:
         ({"run": {"steps": 1, "keep_checkpoints": 0}}, "run: keep_checkpoints: expected at least"),
         ({"seed": -1}, "seed: expected at least 0, got -1"),
         ({"seed": "x"}, "seed: expected an integer, got 'x'"),
-        ({"model": "cnn"}, "model.name: expected autoencoder or mlp, got 'cnn'"),
+        ({"model": "cnn"}, "model.name: expected autoencoder, mlp, convnet or resnet, got 'cnn'"),
+        (
+            {"model": {"name": "resnet", "normalization": "x"}},
+            "model.normalization: expected none, batch, group or layer, got 'x'",
+        ),
+        (
+            {"model": {"name": "convnet", "sizes": [3]}},
+            "model: unknown option 'sizes', expected channels, kernel, pooling, window, hidden",
+        ),
+        ({"run": {"steps": 1, "statistics_examples": 0}}, "statistics_examples: expected at leas"),
         ({"model": {"activation": "sin"}}, "model.activation.name: expected logistic, tanh"),
         ({"model": {"sizes": "x"}}, "model.sizes: expected a list, each entry an integer"),
         ({"optimizer": "lbfgs"}, "optimizer.name: expected kfac, sgd or adam, got 'lbfgs'"),
@@ -169,6 +185,19 @@ def test_defaults_follow_data_model_and_optimiser() -> None:
     once = complete({"optimizer": {"name": "kfac-fixed", "refresh": {"interval": 2}}})
     assert once["optimizer"]["step_rule"] == variants()["kfac-fixed"]["step_rule"]
     assert complete(once) == once
+    small = complete({"data": "digits", "model": "convnet", "optimizer": "adam"})
+    assert small["model"] == {"name": "convnet", "channels": [16, 16, 32], "kernel": 3}
+    large = complete({"data": "cifar10", "model": {"name": "resnet", "blocks": 3}})
+    assert large["model"] == {"name": "resnet", "blocks": 3}
+    assert large["batch"]["size"] > small["batch"]["size"]
+    assert complete(small) == small
+
+
+def test_variants_are_the_presets_of_the_library() -> None:
+    objective = Objective(Identity(), SquaredError())
+    for name, preset in (("kfac-fixed", practical), ("kfc-pre", kfc_pre)):
+        optimizer = from_table(table(optimizer=name)).optimizer
+        assert dataclasses.replace(optimizer, objective=objective) == preset(objective)
 
 
 def test_short_names_find_their_place() -> None:

@@ -169,6 +169,46 @@ def test_other_backends_resume_too(tmp_path: Path, backend: str) -> None:
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
+IMAGE_MODELS: dict[str, dict[str, Any]] = {
+    "dropout": {"name": "convnet", "channels": [2, 2], "hidden": [5], "dropout": 0.3},
+    "batch": {"name": "resnet", "widths": [2, 3], "normalization": "batch"},
+    "group": {"name": "resnet", "widths": [4], "normalization": "group"},
+}
+
+
+@pytest.mark.parametrize("optimizer", ["kfac", "adam"])
+@pytest.mark.parametrize("name", IMAGE_MODELS)
+def test_networks_for_images_resume_too(tmp_path: Path, name: str, optimizer: str) -> None:
+    changes: dict[str, Any] = {
+        "model": IMAGE_MODELS[name],
+        "optimizer": KFAC if optimizer == "kfac" else {"name": "adam", "rate": 0.01},
+        "run": {"steps": 9, "checkpoint_every": 4, "evaluations": 3},
+    }
+    run(experiment(**changes), tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(experiment(**changes), tmp_path / "cut", observer=killed_after(6))
+    run(Experiment.of(read_config(tmp_path / "cut")), tmp_path / "cut", resume=True)
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_batch_statistics_are_those_of_the_same_examples_whatever_is_evaluated() -> None:
+    one = experiment(
+        model=IMAGE_MODELS["batch"],
+        run={"steps": 1, "statistics_examples": 50, "evaluation_examples": 50},
+    )
+    params = one.start().state.params
+    objective = one.optimizer.objective
+    x, t = one.supply.x[:50], one.supply.t[:50]
+    assert one.evaluate(params).loss == pytest.approx(objective.value(params, x, t), rel=1e-5)
+    z, _ = one.frozen(params).network.forward(params, one.test[0])
+    correct = np.mean(z.argmax(axis=1) == one.test[1])
+    assert one.evaluate_test(params).accuracy == pytest.approx(float(correct))
+    other = experiment(model=IMAGE_MODELS["batch"], run={"steps": 1, "statistics_examples": 60})
+    assert other.evaluate_test(params) != one.evaluate_test(params)
+    plain = experiment(model={"name": "mlp", "sizes": [3]})
+    assert plain.frozen(plain.start().state.params) is plain.optimizer.objective
+
+
 def test_an_interrupted_run_saves_and_goes_on(whole_run: Path, tmp_path: Path) -> None:
     stops = iter([False] * 8 + [True])
     _, summary = run(experiment(), tmp_path, observer=Observer(should_stop=lambda: next(stops)))
@@ -286,6 +326,9 @@ def test_a_classifier_reports_accuracy() -> None:
 def test_a_classifier_needs_labels() -> None:
     with pytest.raises(ConfigError, match="expected data with labels for an mlp, got 'curves'"):
         experiment(model={"name": "mlp"}, data={"name": "curves", "n_train": 2, "n_test": 1})
+    for name in ("convnet", "resnet"):
+        with pytest.raises(ConfigError, match=f"labels for a {name}"):
+            experiment(model={"name": name}, data={"name": "curves", "n_train": 2, "n_test": 1})
 
 
 def test_an_older_run_is_moved_aside(tmp_path: Path) -> None:
