@@ -63,10 +63,8 @@ class Runner:
                 "seed": self.seed,
                 "step": step.report.step,
                 "seconds": round(self.spent, 2),
-                "loss": seen.loss,
-                "accuracy": seen.accuracy,
-                "test_loss": test.loss,
-                "test_accuracy": test.accuracy,
+                **seen.as_dict(),
+                **{f"test_{name}": value for name, value in test.as_dict().items()},
             }
         )
 
@@ -115,16 +113,18 @@ def table_of(runners: list[Runner], levels: list[tuple[str, float]]) -> str:
                 parts.append(f"{statistics.median(values):g}{spread} {unit}")
             cells.append(", ".join(parts))
         lines.append(f"| {column.replace('_', ' ')} {level:g} | " + " | ".join(cells) + " |")
-    last = " | ".join(
-        f"{statistics.median(r.rows[-1]['loss'] for r in runners if r.name == n and r.rows):.3f}, "
-        f"{statistics.median(r.rows[-1]['test_accuracy'] for r in runners if r.name == n):.4f}"
-        for n in names
-    )
-    return "\n".join([*lines, f"| loss, test accuracy at the end | {last} |"])
+    quantity = "test_accuracy" if "test_accuracy" in runners[0].rows[0] else "reconstruction_error"
+    ends = []
+    for name in names:
+        rows = [r.rows[-1] for r in runners if r.name == name and r.rows]
+        loss, other = (statistics.median(row[key] for row in rows) for key in ("loss", quantity))
+        ends.append(f"{loss:.4g}, {other:.4g}")
+    what = quantity.replace("_", " ")
+    return "\n".join([*lines, f"| loss, {what} at the end | {' | '.join(ends)} |"])
 
 
 def picture(runners: list[Runner], path: Path) -> None:
-    """Loss and test accuracy against steps and against seconds, a line for each seed."""
+    """Loss and test accuracy (or loss) against steps and seconds, a line for each seed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -132,9 +132,8 @@ def picture(runners: list[Runner], path: Path) -> None:
 
     names = list(dict.fromkeys(r.name for r in runners))
     figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), sharey="row", constrained_layout=True)
-    for row, (column, label) in enumerate(
-        (("loss", "training loss"), ("test_accuracy", "test accuracy"))
-    ):
+    other = "test_accuracy" if "test_accuracy" in runners[0].rows[0] else "test_loss"
+    for row, column in enumerate(("loss", other)):
         for axis, x in zip(axes[row], ("step", "seconds"), strict=True):
             for r in runners:
                 colour, style = (
@@ -151,9 +150,9 @@ def picture(runners: list[Runner], path: Path) -> None:
                     label=r.name if first else None,
                 )
             axis.set_xlabel("steps" if x == "step" else "processor seconds")
-            axis.set_ylabel(label)
+            axis.set_ylabel({"loss": "training loss"}.get(column, column.replace("_", " ")))
             axis.grid(alpha=0.3)
-            if column == "loss":
+            if column.endswith("loss"):
                 axis.set_yscale("log")
     axes[0][0].legend()
     figure.savefig(path, dpi=110)
