@@ -1,4 +1,4 @@
-"""The command line ``kfac-np``: train, compare, describe, factors.
+"""The command line ``kfac-np``: train, compare, describe, factors, figures.
 
 Exit codes: 0 success; 1 the run failed (it diverged, the disk is full, ...); 2 bad usage,
 configuration, data or checkpoint; 130 interrupted, 143 terminated (the run has saved a checkpoint).
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from kfac_np.cli.arguments import make_parser
 from kfac_np.cli.commands import describe, factors, train
 from kfac_np.cli.comparison import compare
+from kfac_np.cli.drawing import draw_figures
 from kfac_np.errors import CheckpointError, ConfigError, DataError, InputError, KfacError
 
 __all__ = ["main"]
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     commands = {"train": train, "compare": compare, "describe": describe, "factors": factors}
+    commands["figures"] = draw_figures
     try:
         flags = make_parser().parse_args(words)
         return commands[flags.command](flags)

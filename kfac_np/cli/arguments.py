@@ -110,6 +110,12 @@ def make_parser() -> argparse.ArgumentParser:
     factors.add_argument("directory", type=_path, metavar="RUN_DIR")
     factors.add_argument("--out", type=_path, metavar="FILE", help="default RUN_DIR/factors.png")
     factors.set_defaults(command="factors")
+
+    figures = add("figures", "draw the K-FAC papers' figures (docs/figures.md) and their numbers")
+    figures.add_argument("names", nargs="*", metavar="NAME", help="which, or all")
+    figures.add_argument("--quick", action="store_true", help="of tiny networks, within seconds")
+    figures.add_argument("--out", type=_path, metavar="DIR", help="default runs/figures")
+    figures.set_defaults(command="figures")
     return parser
 
 
