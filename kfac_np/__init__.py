@@ -6,6 +6,7 @@ The names most programs need are here; every other one is in the module of its f
 
 from kfac_np.backend import Backend, Rng, get_backend
 from kfac_np.curvature import (
+    EKFAC,
     BlockDiagonal,
     BlockTridiagonal,
     DiagonalBlock,
@@ -39,6 +40,7 @@ from kfac_np.optimizers import KFAC, SGD, Adam, practical, published
 __version__ = "0.1.0"
 
 __all__ = [
+    "EKFAC",
     "GELU",
     "KFAC",
     "SGD",

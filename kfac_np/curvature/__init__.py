@@ -13,6 +13,7 @@ from kfac_np.curvature.damping import (
 )
 from kfac_np.curvature.describe import describe
 from kfac_np.curvature.diagonal import DiagonalBlock
+from kfac_np.curvature.ekfac import EKFAC
 from kfac_np.curvature.exact import ExactBlock, FullMatrix
 from kfac_np.curvature.full_kronecker import FullKronecker
 from kfac_np.curvature.kfac import KFACBlock
@@ -24,6 +25,7 @@ from kfac_np.curvature.tridiagonal_chains import find_chains
 from kfac_np.curvature.units import UnitBlock
 
 __all__ = [
+    "EKFAC",
     "Assumption",
     "Block",
     "BlockDiagonal",

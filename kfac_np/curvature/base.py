@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kfac_np import trees
@@ -106,23 +106,45 @@ class Curvature(ABC):
     array([[2.]])
     """
 
-    def estimate(self, e: Evaluation, fisher: FisherType, rng: Rng) -> dict[str, Moments]:
+    def estimate(
+        self,
+        e: Evaluation,
+        fisher: FisherType,
+        rng: Rng,
+        old: dict[str, Moments] | None = None,
+    ) -> dict[str, Moments]:
         """Moments on a batch: each chunk of vectors is carried back, and its moments added.
+
+        Parameters
+        ----------
+        e : Evaluation
+        fisher : FisherType
+        rng : Rng
+            For a Fisher type that samples.
+        old : dict, optional
+            The moments so far, for a curvature that measures along directions it has from them
+            (`EKFAC`). They are not averaged here: see `mix`.
 
         Returns
         -------
         dict
             Path of a parameter ("0", "2.1") to its named moments.
         """
-        inputs: dict[str, Moments] = {}
-        total: dict[str, Moments] = {}
-        for statistics in fisher.statistics(e, rng):
-            if not total:
-                inputs = self.input_moments(statistics, e.scale)
-                total = self.moments(statistics, e.scale)
-            else:
-                total = trees.axpy(1.0, self.moments(statistics, e.scale), total)
-        return {path: {**inputs.get(path, {}), **m} for path, m in total.items()}
+        return accumulate(e, fisher, rng, self.input_moments, self.moments)
+
+    def mix(
+        self, old: dict[str, Moments], new: dict[str, Moments], epsilon: float
+    ) -> dict[str, Moments]:
+        """ε old + (1 - ε) new: a step of the moving average over batches.
+
+        Parameters
+        ----------
+        old, new : dict
+            As `estimate` gives them; `new` was given `old`.
+        epsilon : float
+            Weight of the old moments, in [0, 1).
+        """
+        return trees.tree_map(lambda m, n: epsilon * m + (1.0 - epsilon) * n, old, new)
 
     @abstractmethod
     def input_moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
@@ -192,3 +214,36 @@ class Curvature(ABC):
             block = self.block_of(path)
             out[path] = {"block": type(block).__name__, **block.cost(p.shape, kinds[path])}
         return out
+
+
+def accumulate(
+    e: Evaluation,
+    fisher: FisherType,
+    rng: Rng,
+    once: Callable[[Tree, Scale], dict[str, Moments]],
+    each: Callable[[Tree, Scale], dict[str, Moments]],
+) -> dict[str, Moments]:
+    """What `once` makes of the first chunk's statistics, and the sum of what `each` makes of all.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kfac_np.fisher import Exact
+    >>> from kfac_np.layers import Identity
+    >>> from kfac_np.losses import SquaredError
+    >>> from kfac_np.objective import Objective
+    >>> z = np.zeros((5, 3))
+    >>> e = Objective(Identity(), SquaredError()).evaluate((), z, z)
+    >>> counting = lambda statistics, scale: {"": {"chunks": np.ones(1)}}
+    >>> accumulate(e, Exact(budget_bytes=1), Rng(0), lambda *_: {}, counting)
+    {'': {'chunks': array([3.])}}
+    """
+    first: dict[str, Moments] = {}
+    total: dict[str, Moments] = {}
+    for statistics in fisher.statistics(e, rng):
+        if not total:
+            first = once(statistics, e.scale)
+            total = each(statistics, e.scale)
+        else:
+            total = trees.axpy(1.0, each(statistics, e.scale), total)
+    return {path: {**first.get(path, {}), **m} for path, m in total.items()}

@@ -124,7 +124,13 @@ class BlockTridiagonal(Curvature):
 
     # ------------------------------------------------------------------------------- moments
 
-    def estimate(self, e: Evaluation, fisher: FisherType, rng: Rng) -> dict[str, Moments]:
+    def estimate(
+        self,
+        e: Evaluation,
+        fisher: FisherType,
+        rng: Rng,
+        old: dict[str, Moments] | None = None,
+    ) -> dict[str, Moments]:
         """Moments on a batch, as of every curvature; here the chains are found, too."""
         resolved = self._with_chains(e.objective.network, e.params)
         return super(BlockTridiagonal, resolved).estimate(e, fisher, rng)

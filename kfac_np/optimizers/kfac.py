@@ -248,7 +248,7 @@ class KFAC(Optimizer):
             return old, []
         part = _part(e, self.statistics_fraction)
         rng = Rng(self.seed).child("targets", k)
-        new = self.curvature.estimate(part, self.fisher, rng)
+        new = self.curvature.estimate(part, self.fisher, rng, old or None)
         events: list[LadderEvent] = []
         if not all_finite(*trees.leaves(new)):
             for path, m in new.items():
@@ -263,8 +263,7 @@ class KFAC(Optimizer):
         if not old:
             return new, events
         epsilon = self.moving_average.epsilon(self.statistics.count(k))
-        mixed = trees.tree_map(lambda m, n: epsilon * m + (1.0 - epsilon) * n, old, new)
-        return mixed, events
+        return self.curvature.mix(old, new, epsilon), events
 
     def _trials(
         self,

@@ -283,6 +283,7 @@ def _optimizer_choices() -> dict[Any, dict[str, Any]]:
         curvature.Curvature: {
             "block-diagonal": curvature.BlockDiagonal,
             "block-tridiagonal": curvature.BlockTridiagonal,
+            "ekfac": curvature.EKFAC,
             "full-kronecker": curvature.FullKronecker,
             "full": curvature.FullMatrix,
         },

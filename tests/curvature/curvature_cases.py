@@ -16,6 +16,7 @@ from numerics import host
 from kfac_np import trees
 from kfac_np.backend import Rng
 from kfac_np.curvature import (
+    EKFAC,
     BlockDiagonal,
     BlockTridiagonal,
     Curvature,
@@ -64,6 +65,8 @@ CURVATURES: dict[str, CurvatureCase] = {
     "diagonal": CurvatureCase(BlockDiagonal(DiagonalBlock()), True),
     "exact blocks": CurvatureCase(BlockDiagonal(ExactBlock()), True),
     "full": CurvatureCase(FullMatrix(), True),
+    "ekfac": CurvatureCase(EKFAC(), True),
+    "ekfac reduce": CurvatureCase(EKFAC(sharing=reduce), True, reduces=True),
     "tridiagonal": CurvatureCase(BlockTridiagonal(split=True), False),
     "tridiagonal reduce": CurvatureCase(
         BlockTridiagonal(KFACBlock(sharing=reduce), split=True), False, reduces=True

@@ -13,7 +13,7 @@ from numerics import assert_close, flat, frobenius_distance, host
 
 from kfac_np import trees
 from kfac_np.backend import Backend, get_backend
-from kfac_np.curvature import BlockDiagonal, KFACBlock
+from kfac_np.curvature import EKFAC, BlockDiagonal, KFACBlock
 from kfac_np.curvature.ladder import Ladder
 from kfac_np.fisher import Exact
 from kfac_np.layers import Dense, Sequential, Tanh
@@ -42,11 +42,16 @@ def evaluate(backend: Backend, case: NetworkCase) -> Evaluation:
 
 
 def step(backend: Backend, case: NetworkCase, name: str, damping: float = 0.05) -> Any:
-    """Moments, and the solution for a fixed vector."""
+    """Moments, and the solution for a fixed vector; of EKFAC the matrix in place of moments.
+
+    An eigenbasis may have other signs, and does not change smoothly.
+    """
     e, curvature = evaluate(backend, case), CURVATURES[name].curvature
     moments = estimate(curvature, e)
     factors, events = curvature.factorise(moments, damping)
     assert not events
+    if isinstance(curvature, EKFAC):
+        moments = curvature.matrix(moments, e.params).to_dense()
     return moments, curvature.solve(factors, case.tangent(backend))
 
 

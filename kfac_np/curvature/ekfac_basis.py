@@ -1,0 +1,125 @@
+"""Eigenbases of Kronecker factors that are kept for a while, as entries of moments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+
+from kfac_np.backend import Array, all_finite, array_namespace, to_numpy
+from kfac_np.curvature.base import Moments
+from kfac_np.errors import CurvatureError, FactorizationError
+from kfac_np.matrices.base import resolved_eigh
+
+__all__ = ["eigenvectors", "first_basis", "next_bases"]
+
+
+def first_basis(path: str, m: Moments) -> Moments:
+    """The eigenbasis of the A and G at hand, of age 0.
+
+    Parameters
+    ----------
+    path : str
+        Of the parameter, for errors.
+    m : dict
+        "A", shape ([groups,] n, n), or (n,) where it is diagonal; "G".
+
+    Returns
+    -------
+    dict
+        "U_A" (unless A is diagonal) and "U_G", eigenvectors as columns; "age", a 0-d array;
+        "absent", shape ([groups,] d_out, d_in + 1), is true where A or G has no eigenvalue. Factors
+        that are not finite have the identity as basis: moments that are not finite are the
+        business of who uses them.
+
+    Raises
+    ------
+    FactorizationError
+        A finite factor has no eigendecomposition.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> basis = first_basis("0", {"A": np.ones((2, 2)), "G": np.eye(1)})
+    >>> (basis["U_A"] ** 2).round(12), basis["absent"]
+    (array([[0.5, 0.5],
+           [0.5, 0.5]]), array([[ True, False]]))
+    """
+    if not all_finite(m["A"], m["G"]):
+        m = {name: array_namespace(m[name]).zeros_like(m[name]) for name in ("A", "G")}
+    try:
+        return _new(m)
+    except FactorizationError as error:
+        raise FactorizationError(f"layer {path}: factors A, G: {error}") from error
+
+
+def next_bases(old: Mapping[str, Moments], interval: int) -> dict[str, Moments]:
+    """Bases for the estimate after `old`: one estimate older, or new, of the averages in `old`.
+
+    A basis that should be new, and whose factors have no eigendecomposition, is kept. Its age says
+    so, and it is tried again at the next estimate.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> m = {"A": np.eye(2), "G": np.eye(1)}
+    >>> old = {"0": m | first_basis("0", m)}
+    >>> [float(next_bases(old, interval)["0"]["age"]) for interval in (1, 2)]
+    [0.0, 1.0]
+    """
+    kronecker = {path: m for path, m in old.items() if "G" in m}
+    for path, m in kronecker.items():
+        if "age" not in m:
+            raise CurvatureError(
+                f"layer {path}: EKFAC expected moments of its own to go on from, got {', '.join(m)}"
+            )
+    ages = _to_host([m["age"] for m in kronecker.values()])
+    bases: dict[str, Moments] = {}
+    for (path, m), age in zip(kronecker.items(), ages, strict=True):
+        bases[path] = {**eigenvectors(m), "age": _number(age + 1.0, m["G"])}
+        if age + 1.0 >= interval:
+            with suppress(FactorizationError):
+                bases[path] = _new(m)
+    return bases
+
+
+def eigenvectors(m: Moments) -> Moments:
+    """Of these moments "U_A", if there is one, and "U_G".
+
+    Examples
+    --------
+    >>> list(eigenvectors({"A": 1, "G": 2, "U_G": 3}))
+    ['U_G']
+    """
+    return {name: x for name, x in m.items() if name in ("U_A", "U_G")}
+
+
+def _new(m: Moments) -> Moments:
+    xp = array_namespace(m["G"])
+    g, u_g = _eigh(m["G"])
+    if m["A"].ndim == 1:  # of one-hot inputs
+        a, basis = m["A"], {"U_G": u_g}
+    else:
+        a, u_a = _eigh(m["A"])
+        basis = {"U_A": u_a, "U_G": u_g}
+    absent = xp.logical_or((g <= 0)[..., :, None], (a <= 0)[..., None, :])
+    return {**basis, "age": _number(0.0, m["G"]), "absent": absent}
+
+
+def _eigh(m: Array) -> tuple[Array, Array]:
+    """`resolved_eigh` of a factor, or of those of all groups."""
+    if m.ndim == 2:
+        return resolved_eigh(m)
+    pairs = [resolved_eigh(m[i, ...]) for i in range(m.shape[0])]
+    xp = array_namespace(m)
+    return xp.stack([values for values, _ in pairs]), xp.stack([u for _, u in pairs])
+
+
+def _number(value: float, like: Array) -> Array:
+    """A 0-d array of the dtype of the moments: it is stored, moved and checked like them."""
+    return array_namespace(like).asarray(value, dtype=like.dtype, device=like.device)
+
+
+def _to_host(numbers: Iterable[Array]) -> list[float]:
+    """0-d arrays as numbers, moved at once."""
+    found = list(numbers)
+    return [float(x) for x in to_numpy(array_namespace(*found).stack(found))] if found else []
