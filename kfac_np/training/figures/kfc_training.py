@@ -34,12 +34,12 @@ def draw(quick: bool = False) -> Drawing:
     adaptive = KFAC(objective, damping=LevenbergMarquardt(initial=1.0))
     racers = [
         Racer("K-FAC, adaptive, batch 500", adaptive, large, steps),
-        Racer("K-FAC, rate 0.1, batch 100", practical(objective, 0.1), small, 2 * steps),
+        Racer("K-FAC, rate 0.01, batch 100", practical(objective, 0.01), small, 2 * steps),
         Racer("KFC-pre, rate 0.003, batch 100", kfc_pre(objective), small, 2 * steps),
         Racer("SGD, Nesterov 0.9, rate 0.03, batch 100", SGD(objective, 0.03), small, 4 * steps),
         Racer("Adam, rate 0.003, batch 100", Adam(objective, 3e-3), small, 4 * steps),
     ]
     rows = race(racers, x, t, evaluations=40)
     title = "convolutional network on digits, training loss of the current parameters"
-    figure = draw_race(rows, title, "SoftmaxCrossEntropy, mean over images", steps)
+    figure = draw_race(rows, title, "SoftmaxCrossEntropy, mean over images", 2 * steps)
     return Drawing(figure, Table(COLUMNS, rows))

@@ -66,7 +66,7 @@ def draw_fashion_race(quick: bool = False) -> Drawing:
     sizes = _SMALL if quick else (400, 200, 100, 30)
     batch = ConstantBatch(100 if quick else 1000)
     steps = 6 if quick else 200
-    return _race(data, autoencoder((784, *sizes)), 150.0, batch, 0.01, steps, "Fashion-MNIST")
+    return _race(data, autoencoder((784, *sizes)), 150.0, batch, 0.003, steps, "Fashion-MNIST")
 
 
 def draw_faces_race(quick: bool = False) -> Drawing:
@@ -81,7 +81,7 @@ def draw_faces_race(quick: bool = False) -> Drawing:
     sizes = _SMALL if quick else (400, 200, 100, 30)
     objective = autoencoder((625, *sizes), loss=SquaredError())
     batch = ConstantBatch(100 if quick else 1000)
-    return _race(data, objective, 1.0, batch, 0.01, 6 if quick else 200, "generated faces")
+    return _race(data, objective, 1.0, batch, 0.002, 6 if quick else 200, "generated faces")
 
 
 def contestants(
@@ -90,7 +90,7 @@ def contestants(
     batch: BatchSchedule,
     rate: float,
     steps: int,
-    per_step: int = 10,
+    per_step: int = 6,
 ) -> list[Racer]:
     """Four kinds of K-FAC with the published adaptation, and SGD with `per_step` as many steps.
 
@@ -111,7 +111,7 @@ def contestants(
     --------
     >>> racers = contestants(autoencoder((4, 2)), 1.0, ConstantBatch(9), 0.01, 5)
     >>> [racer.steps for racer in racers]
-    [5, 5, 5, 5, 50]
+    [5, 5, 5, 5, 30]
     """
     racers = []
     for kind, curvature in (

@@ -94,7 +94,7 @@ def race(
     racers : sequence of Racer
     x, t : Array
     evaluations : int
-        How often, spread over a run's steps.
+        How often, spread over the steps of the shortest run, and over those after it.
     examples : int
         The first ones, on which the loss is evaluated.
     seed : int
@@ -116,13 +116,16 @@ def race(
     [('SGD', 0), ('SGD', 2), ('SGD', 4)]
     """
     rows = []
+    fewest = min(racer.steps for racer in racers)
     for racer in racers:
-        every = max(1, racer.steps // evaluations)
+        # densely where curves are compared per iteration, then over what remains
+        early, late = max(1, fewest // evaluations), max(1, racer.steps // evaluations)
         position = start(racer.optimizer, Backend.of(x), seed)
         supply = Supply(x, t, racer.batch, seed)
         steps = train(racer.optimizer, supply, position)
         for step in itertools.chain([None], itertools.islice(steps, racer.steps)):
             position = position if step is None else step.position
+            every = early if position.step <= fewest else late
             if position.step % every == 0 or position.step == racer.steps:
                 losses = _losses(racer.optimizer.objective, position.parameters, x, t, examples)
                 rows.append((racer.label, position.step, position.seconds, *losses))
@@ -130,7 +133,7 @@ def race(
 
 
 def draw_race(rows: Sequence[tuple[Any, ...]], title: str, ylabel: str, steps: int) -> Any:
-    """Curves per iteration (up to `steps`) and per second, on logarithmic axes.
+    """Curves per iteration (the first `steps`) and per second, on a logarithmic axis.
 
     Returns
     -------
@@ -152,10 +155,10 @@ def draw_race(rows: Sequence[tuple[Any, ...]], title: str, ylabel: str, steps: i
         by_second.plot([row[2] for row in own], losses, label=label, **style)
     label_axes(by_step, "per iteration", "iterations", ylabel)
     label_axes(by_second, "per second", "seconds of optimisation", "")
-    if max(row[1] for row in rows) > 2 * steps:  # many cheap steps against few
-        by_step.set_xscale("symlog", linthresh=10, subs=range(2, 10))
-    by_step.set_xlim(left=0)
-    log_axis(by_step, "y", [row[3] for row in rows])
+    by_step.set_xlim(-0.02 * steps, 1.02 * steps)  # cheap steps go on, per second
+    log_axis(by_step, "y", [row[3] for row in rows if row[1]])
+    # the start may be far above: as much of the way down as is not a vertical line
+    by_step.set_ylim(top=1.3 * max(row[3] for row in rows if row[1]))
     by_second.legend(fontsize=7)
     figure.suptitle(title, fontsize=10)
     return figure
