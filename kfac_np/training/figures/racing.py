@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -87,7 +87,7 @@ def race(
     """Train each from the same parameters; evaluate the training loss on the way.
 
     Steps, batches and parameters depend on the seed alone; only the clock, which runs during
-    steps, is the machine's.
+    steps, is the machine's. Runs take turns, so that whatever else the machine does slows all.
 
     Parameters
     ----------
@@ -115,21 +115,30 @@ def race(
     >>> [row[:2] for row in race([sgd], x, x, evaluations=2)]
     [('SGD', 0), ('SGD', 2), ('SGD', 4)]
     """
-    rows = []
     fewest = min(racer.steps for racer in racers)
-    for racer in racers:
-        # densely where curves are compared per iteration, then over what remains
-        early, late = max(1, fewest // evaluations), max(1, racer.steps // evaluations)
-        position = start(racer.optimizer, Backend.of(x), seed)
-        supply = Supply(x, t, racer.batch, seed)
-        steps = train(racer.optimizer, supply, position)
-        for step in itertools.chain([None], itertools.islice(steps, racer.steps)):
-            position = position if step is None else step.position
-            every = early if position.step <= fewest else late
-            if position.step % every == 0 or position.step == racer.steps:
-                losses = _losses(racer.optimizer.objective, position.parameters, x, t, examples)
-                rows.append((racer.label, position.step, position.seconds, *losses))
-    return rows
+    rows: dict[str, list[tuple[Any, ...]]] = {}
+    runs = [_run(racer, x, t, fewest, evaluations, examples, seed) for racer in racers]
+    for turn in itertools.zip_longest(*runs):
+        for row in turn:
+            if row is not None:
+                rows.setdefault(row[0], []).append(row)
+    return [row for own in rows.values() for row in own]
+
+
+def _run(
+    racer: Racer, x: Array, t: Array, fewest: int, evaluations: int, examples: int, seed: int
+) -> Iterator[tuple[Any, ...]]:
+    """One run, from evaluation to evaluation."""
+    # densely where curves are compared per iteration, then over what remains
+    early, late = max(1, fewest // evaluations), max(1, racer.steps // evaluations)
+    position = start(racer.optimizer, Backend.of(x), seed)
+    steps = train(racer.optimizer, Supply(x, t, racer.batch, seed), position)
+    for step in itertools.chain([None], itertools.islice(steps, racer.steps)):
+        position = position if step is None else step.position
+        every = early if position.step <= fewest else late
+        if position.step % every == 0 or position.step == racer.steps:
+            losses = _losses(racer.optimizer.objective, position.parameters, x, t, examples)
+            yield (racer.label, position.step, position.seconds, *losses)
 
 
 def draw_race(rows: Sequence[tuple[Any, ...]], title: str, ylabel: str, steps: int) -> Any:
