@@ -82,7 +82,7 @@ def race(
     for name, own in tables.items():
         optimizer = {"name": name, **own.get("optimizer", {})}
         table = {**common, "seed": seed, **own, "optimizer": optimizer}
-        run = {"steps": 10**9, **common.get("run", {})}
+        run = {"steps": 10**9, **own.get("run", {})}
         experiment = Experiment.of(from_table({**table, "run": run}), dataset)
         steps = train(experiment.optimizer, experiment.supply, experiment.start())
         runners.append(Runner(name, seed, experiment, steps))
@@ -169,10 +169,14 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--loss", default="")
     parser.add_argument("--accuracy", default="")
+    parser.add_argument("--examples", type=int, default=5000, help="training examples evaluated")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     tables = {name: json.loads(text) for name, text in (c.split("=", 1) for c in args.contenders)}
     common = {"data": {"name": args.data}, "model": {"name": args.model}}
+    tables = {
+        name: {"run": {"evaluation_examples": args.examples}, **own} for name, own in tables.items()
+    }
     dataset = load(args.data)
     runners = []
     for seed in map(int, args.seeds.split(",")):

@@ -85,10 +85,10 @@ def practical(
 
 def kfc_pre(
     objective: Objective,
-    rate: float | Schedule = 3e-3,
+    rate: float | Schedule = 0.01,
     *,
     momentum: float = 0.9,
-    damping: float | Schedule = 1e-3,
+    damping: float | Schedule = 0.03,
     **changes: Any,
 ) -> KFAC:
     """SGD with momentum on gradients that the inverse curvature has preconditioned ("KFC-pre").
