@@ -32,7 +32,7 @@ def draw_figures(flags: argparse.Namespace) -> int:
     require_extras()
     directory = flags.out or "runs/figures"
     for name in wanted:
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         print(f"{name}: drawing", file=sys.stderr, flush=True)
         try:
             written = figures.draw(name, directory, quick=flags.quick)
@@ -41,7 +41,7 @@ def draw_figures(flags: argparse.Namespace) -> int:
                 raise
             print(f"{name}: left out, {error}", file=sys.stderr)
             continue
-        seconds = time.perf_counter() - began
-        print(f"{name}: {seconds:.1f} s, {', '.join(path.name for path in written)}", flush=True)
+        took = f"{time.perf_counter() - began:.1f} s ({time.process_time() - used:.1f} s of processors)"
+        print(f"{name}: {took}, {', '.join(path.name for path in written)}", flush=True)
     print(f"Everything is in {directory}")
     return 0

@@ -32,12 +32,13 @@ def draw(quick: bool = False) -> Drawing:
     objective = convnet(data.image_shape, 10, channels, kernel=3)
     large, small = ConstantBatch(min(500, examples)), ConstantBatch(100)
     adaptive = KFAC(objective, damping=LevenbergMarquardt(initial=1.0))
+    pre = kfc_pre(objective, 3e-3, damping=1e-3)
     racers = [
         Racer("K-FAC, adaptive, batch 500", adaptive, large, steps),
         Racer("K-FAC, rate 0.01, batch 100", practical(objective, 0.01), small, 2 * steps),
-        Racer("KFC-pre, rate 0.003, batch 100", kfc_pre(objective), small, 2 * steps),
-        Racer("SGD, Nesterov 0.9, rate 0.03, batch 100", SGD(objective, 0.03), small, 4 * steps),
-        Racer("Adam, rate 0.003, batch 100", Adam(objective, 3e-3), small, 4 * steps),
+        Racer("KFC-pre, rate 0.003, batch 100", pre, small, 2 * steps),
+        Racer("SGD, Nesterov 0.9, rate 0.1, batch 100", SGD(objective, 0.1), small, 4 * steps),
+        Racer("Adam, rate 0.01, batch 100", Adam(objective, 0.01), small, 4 * steps),
     ]
     rows = race(racers, x, t, evaluations=40)
     title = "convolutional network on digits, training loss of the current parameters"
