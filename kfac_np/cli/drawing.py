@@ -41,7 +41,8 @@ def draw_figures(flags: argparse.Namespace) -> int:
                 raise
             print(f"{name}: left out, {error}", file=sys.stderr)
             continue
-        took = f"{time.perf_counter() - began:.1f} s ({time.process_time() - used:.1f} s of processors)"
-        print(f"{name}: {took}, {', '.join(path.name for path in written)}", flush=True)
+        seconds, processors = time.perf_counter() - began, time.process_time() - used
+        names = ", ".join(path.name for path in written)
+        print(f"{name}: {seconds:.1f} s ({processors:.1f} s of processors), {names}", flush=True)
     print(f"Everything is in {directory}")
     return 0
