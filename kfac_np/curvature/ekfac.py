@@ -49,6 +49,11 @@ class EKFAC(Curvature):
     it is the identity; grouped layers have a basis for each group; scale and shift have no
     Kronecker product, but the block that `elementwise` makes.
 
+    Where a factor has an eigenvalue several times, its eigenvectors are a matter of choice, and so
+    is S if the curvature along them is not the same. By `reduce` that is so wherever the averaged
+    inputs have fewer directions than the inputs, and it is no fault of the estimate: any choice has
+    the properties above.
+
     The first estimate carries vectors back twice: for A and G, and for S in their eigenbasis. An
     estimate costs two products with U more than that of K-FAC, and with T > 1 a derivative for
     each example.
@@ -110,7 +115,9 @@ class EKFAC(Curvature):
         kinds = {path: type(s) for path, s in trees.items(statistics)}
         out = super().costs(network, params, statistics)
         for path, p in trees.items(params):
-            if not issubclass(kinds[path], ElementwiseStatistics):
+            if issubclass(kinds[path], ElementwiseStatistics):
+                out[path] = {**out[path], "block": type(self.elementwise).__name__}
+            else:
                 shape = "×".join(map(str, p.shape))
                 factors = f"{out[path]['factors']}, S {shape}"
                 out[path] = {**out[path], "block": "EKFAC", "factors": factors}

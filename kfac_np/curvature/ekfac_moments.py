@@ -125,7 +125,7 @@ def resolve(squares: Array, absent: Array | None = None) -> Array:
     """
     xp = array_namespace(squares)
     error = rounding_error(squares, max(squares.shape))
-    lost = squares <= float(xp.finfo(squares.dtype).eps) * error
+    lost = squares < float(xp.finfo(squares.dtype).eps) * error  # Inf is not, and stays
     if absent is not None:
-        lost = xp.logical_or(lost, xp.logical_and(absent, squares <= error))
+        lost = xp.logical_or(lost, xp.logical_and(absent, squares < error))
     return xp.where(lost, xp.zeros_like(squares), squares)
