@@ -165,9 +165,10 @@ def draw_race(rows: Sequence[tuple[Any, ...]], title: str, ylabel: str, steps: i
     label_axes(by_step, "per iteration", "iterations", ylabel)
     label_axes(by_second, "per second", "seconds of optimisation", "")
     by_step.set_xlim(-0.02 * steps, 1.02 * steps)  # cheap steps go on, per second
-    log_axis(by_step, "y", [row[3] for row in rows if row[1]])
     # the start may be far above: as much of the way down as is not a vertical line
-    by_step.set_ylim(top=1.3 * max(row[3] for row in rows if row[1]))
+    shown = [row[3] for row in rows if row[1]] or [row[3] for row in rows]
+    log_axis(by_step, "y", shown)
+    by_step.set_ylim(min(shown) / 1.1, 1.1 * max(shown))
     by_second.legend(fontsize=7)
     figure.suptitle(title, fontsize=10)
     return figure
