@@ -17,7 +17,7 @@ from optimizer_cases import Case, case, flat
 
 from kfac_np import trees
 from kfac_np.backend import Array, Backend, get_backend, to_numpy
-from kfac_np.curvature import BlockDiagonal, DiagonalBlock, FullMatrix, KFACBlock
+from kfac_np.curvature import EKFAC, BlockDiagonal, DiagonalBlock, FullMatrix, KFACBlock
 from kfac_np.fisher import Empirical, Exact, InputOnly, MonteCarlo
 from kfac_np.objective import Objective
 from kfac_np.optimizers import (
@@ -57,6 +57,7 @@ OPTIMIZERS: dict[str, Make] = {
     "kfac_exact_damping": lambda o: KFAC(
         o, curvature=BlockDiagonal(KFACBlock(exact_damping=True)), **QUICK
     ),
+    "kfac_eigenbasis": lambda o: KFAC(o, curvature=EKFAC(basis_interval=4), **QUICK),
     "kfac_mixed_blocks": lambda o: KFAC(
         o, curvature=BlockDiagonal(overrides={"2": DiagonalBlock()}), **QUICK
     ),
