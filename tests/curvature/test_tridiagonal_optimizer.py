@@ -80,7 +80,7 @@ def exact_fisher(e: Any) -> Any:
     rows = []
     for statistics in Exact().statistics(e, Rng(0)):
         parts = [
-            np.einsum("kno,ni->knoi", host(s.stacked_g)[:, :, 0, :], host(s.a)[:, 0, :])
+            np.einsum("vno,ni->vnoi", host(s.stacked_g)[:, :, 0, :], host(s.a)[:, 0, :])
             for s in trees.leaves(statistics)
         ]
         k, n = parts[0].shape[:2]

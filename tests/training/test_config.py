@@ -153,7 +153,7 @@ def test_the_seed_is_one_unless_said_otherwise() -> None:
             {"model": {"name": "convnet", "sizes": [3]}},
             "model: unknown option 'sizes', expected channels, kernel, pooling, window, hidden",
         ),
-        ({"run": {"steps": 1, "statistics_examples": 0}}, "statistics_examples: expected at leas"),
+        ({"run": {"steps": 1, "statistics_examples": 0}}, "statistics_examples: expected at least"),
         ({"model": {"activation": "sin"}}, "model.activation.name: expected logistic, tanh"),
         ({"model": {"sizes": "x"}}, "model.sizes: expected a list, each entry an integer"),
         ({"optimizer": "lbfgs"}, "optimizer.name: expected kfac, sgd or adam, got 'lbfgs'"),
