@@ -90,7 +90,7 @@ def contestants(
     batch: BatchSchedule,
     rate: float,
     steps: int,
-    per_step: int = 6,
+    per_step: int = 12,
 ) -> list[Racer]:
     """Four kinds of K-FAC with the published adaptation, and SGD with `per_step` as many steps.
 
@@ -111,7 +111,7 @@ def contestants(
     --------
     >>> racers = contestants(autoencoder((4, 2)), 1.0, ConstantBatch(9), 0.01, 5)
     >>> [racer.steps for racer in racers]
-    [5, 5, 5, 5, 30]
+    [5, 5, 5, 5, 60]
     """
     racers = []
     for kind, curvature in (
