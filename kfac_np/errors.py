@@ -1,4 +1,4 @@
-"""Every error this library raises on purpose, each a subclass of :class:`KfacError`.
+"""Every error this library raises on purpose, each a subclass of :class:`KfacError`, and checks.
 
 A message is one line that names the layer or argument, what was expected, and what came.
 """
@@ -16,6 +16,9 @@ __all__ = [
     "KfacError",
     "ShapeError",
     "TargetError",
+    "require_callable",
+    "require_in",
+    "require_instance",
 ]
 
 
@@ -130,3 +133,44 @@ class CheckpointError(KfacError):
     >>> issubclass(CheckpointError, KfacError)
     True
     """
+
+
+def require_instance(what: str, value: object, kind: type, *, optional: bool = False) -> None:
+    """Raise `InputError` unless `value` is a `kind` (or None, if that may be).
+
+    Examples
+    --------
+    >>> require_instance("Residual inner", 3, str)
+    Traceback (most recent call last):
+    kfac_np.errors.InputError: Residual inner: expected a str, got 3
+    """
+    if not isinstance(value, kind) and not (optional and value is None):
+        article = "an" if kind.__name__[0] in "AEIOaeio" else "a"
+        raise InputError(f"{what}: expected {article} {kind.__name__}, got {value!r}")
+
+
+def require_callable(what: str, value: object) -> None:
+    """Raise `InputError` unless `value` can be called.
+
+    Examples
+    --------
+    >>> require_callable("Conv initializer", "he")
+    Traceback (most recent call last):
+    kfac_np.errors.InputError: Conv initializer: expected a function, got 'he'
+    """
+    if not callable(value) or isinstance(value, type):
+        raise InputError(f"{what}: expected a function, got {value!r}")
+
+
+def require_in(what: str, value: object, low: float, high: float, interval: str) -> None:
+    """Raise `InputError` unless `value` is a number with low <= value < high; no bool.
+
+    Examples
+    --------
+    >>> require_in("Dropout rate", "0.5", 0.0, 1.0, "[0, 1)")
+    Traceback (most recent call last):
+    kfac_np.errors.InputError: Dropout rate: expected a number in [0, 1), got '0.5'
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not low <= value < high:  # type: ignore[operator]
+        raise InputError(f"{what}: expected a number in {interval}, got {value!r}")

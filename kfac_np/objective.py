@@ -158,6 +158,8 @@ class Objective:
             raise ShapeError(f"x: expected shape (N, ...) with at least two axes, got {x.shape}")
         if x.shape[0] == 0:
             raise ShapeError(f"x: expected at least one example, got shape {x.shape}")
+        if 0 in x.shape:
+            raise ShapeError(f"x: expected no axis to be empty, got shape {tuple(x.shape)}")
         self.network.output_shape(x.shape[1:])
         self.network.check_inputs(x)
         if weights is None:

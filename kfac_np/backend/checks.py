@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import array_api_compat
+import numpy as np
 
 from kfac_np.backend.array import Array, array_namespace
 from kfac_np.errors import InputError
@@ -40,8 +41,9 @@ def require_float(name: str, x: Any) -> None:
     """
     require_array(name, x)
     xp = array_namespace(x)
-    if not xp.isdtype(x.dtype, "real floating"):
-        raise InputError(f"{name}: expected an array of floats, got dtype {x.dtype}")
+    if not xp.isdtype(x.dtype, (xp.float32, xp.float64)):
+        wanted = "floats" if not xp.isdtype(x.dtype, "real floating") else "float32 or float64"
+        raise InputError(f"{name}: expected an array of {wanted}, got dtype {x.dtype}")
 
 
 def require_array(name: str, x: Any) -> None:
@@ -55,6 +57,11 @@ def require_array(name: str, x: Any) -> None:
     """
     if not array_api_compat.is_array_api_obj(x):
         raise InputError(f"{name}: expected an array, got {type(x).__name__}")
+    if isinstance(x, np.ma.MaskedArray):
+        raise InputError(
+            f"{name}: expected an array without a mask, got {type(x).__name__}; give weights of 0 "
+            "to examples that do not count"
+        )
 
 
 def require_finite(name: str, x: Array) -> None:

@@ -11,7 +11,7 @@ from kfac_np.backend import Array
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments
 from kfac_np.curvature.kfac import KFACBlock
 from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping
-from kfac_np.errors import CurvatureError
+from kfac_np.errors import CurvatureError, require_instance
 from kfac_np.matrices import BlockDiagonalMatrix, Matrix
 from kfac_np.statistics import Scale
 from kfac_np.trees import Tree
@@ -45,6 +45,13 @@ class BlockDiagonal(Curvature):
 
     block: Block = KFACBlock()
     overrides: Mapping[str, Block] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require_instance("BlockDiagonal block", self.block, Block)
+        require_instance("BlockDiagonal overrides", self.overrides, Mapping)
+        for path, block in self.overrides.items():
+            require_instance("BlockDiagonal overrides: path", path, str)
+            require_instance(f"BlockDiagonal overrides[{path!r}]", block, Block)
 
     def block_of(self, path: str) -> Block:
         return self.overrides.get(path, self.block)

@@ -22,7 +22,7 @@ from kfac_np.backend import (
     unfold,
 )
 from kfac_np.curvature.diagonal import require_vectors
-from kfac_np.errors import CurvatureError
+from kfac_np.errors import CurvatureError, require_instance
 from kfac_np.matrices import DenseMatrix, KroneckerMatrix
 from kfac_np.statistics import AffineStatistics, GroupedStatistics, Scale, term_gradients
 
@@ -134,6 +134,7 @@ def convolution_block(
     array([[ 37.,  63.],
            [ 63., 109.]])
     """
+    require_instance("convolution_block assumptions", assumptions, Assumption)
     _check(s, scale, assumptions)
     if Assumption.IAD not in assumptions:
         uncorrelated = Assumption.SUD in assumptions
@@ -201,6 +202,7 @@ def kfc_factors(
            [1., 2., 2., 2.],
            [2., 3., 2., 3.]])
     """
+    require_instance("convolution_block assumptions", assumptions, Assumption)
     _check(s, scale, assumptions)
     homogeneous = Assumption.SUD | Assumption.SH_DERIVATIVES
     if Assumption.IAD not in assumptions or not (

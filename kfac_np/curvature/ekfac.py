@@ -18,7 +18,7 @@ from kfac_np.curvature.kfac import KFACBlock
 from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping
 from kfac_np.curvature.sharing import Sharing, expand
 from kfac_np.curvature.units import UnitBlock
-from kfac_np.errors import ConfigError, CurvatureError
+from kfac_np.errors import ConfigError, CurvatureError, require_callable, require_instance
 from kfac_np.fisher import FisherType
 from kfac_np.layers import Layer
 from kfac_np.matrices import BlockDiagonalMatrix, KroneckerSpectral, Matrix, StackedMatrix
@@ -97,6 +97,8 @@ class EKFAC(Curvature):
     basis_interval: int = 20
 
     def __post_init__(self) -> None:
+        require_callable("EKFAC sharing", self.sharing)
+        require_instance("EKFAC elementwise", self.elementwise, Block)
         n = self.basis_interval
         if not isinstance(n, int) or isinstance(n, bool) or n < 1:
             raise ConfigError(f"EKFAC basis_interval: expected a whole number > 0, got {n!r}")

@@ -12,7 +12,12 @@ from kfac_np.curvature.damping import DampingRule, pi_trace
 from kfac_np.curvature.ladder import Ladder
 from kfac_np.curvature.sharing import Sharing, expand
 from kfac_np.curvature.units import UnitBlock
-from kfac_np.errors import CurvatureError, FactorizationError
+from kfac_np.errors import (
+    CurvatureError,
+    FactorizationError,
+    require_callable,
+    require_instance,
+)
 from kfac_np.matrices import KroneckerDiagonal, KroneckerMatrix, Matrix, StackedMatrix
 from kfac_np.matrices.base import resolved_eigh
 from kfac_np.statistics import (
@@ -73,6 +78,12 @@ class KFACBlock(Block):
     rule: DampingRule = pi_trace
     exact_damping: bool = False
     elementwise: Block = UnitBlock()
+
+    def __post_init__(self) -> None:
+        require_callable("KFACBlock sharing", self.sharing)
+        require_callable("KFACBlock rule", self.rule)
+        require_instance("KFACBlock exact_damping", self.exact_damping, bool)
+        require_instance("KFACBlock elementwise", self.elementwise, Block)
 
     def __repr__(self) -> str:
         names = [getattr(f, "__name__", repr(f)) for f in (self.sharing, self.rule)]

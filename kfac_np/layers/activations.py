@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, Backend, Rng, array_namespace, erf, logistic, softplus
-from kfac_np.errors import InputError
+from kfac_np.errors import require_in
 from kfac_np.layers.base import Layer
 from kfac_np.trees import Tree
 
@@ -194,8 +194,7 @@ class LeakyReLU(Activation):
     slope: float = 0.01
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.slope <= 1.0:
-            raise InputError(f"LeakyReLU: expected a slope in [0, 1], got {self.slope!r}")
+        require_in("LeakyReLU slope", self.slope, 0.0, math.nextafter(1.0, 2.0), "[0, 1]")
 
     def value(self, x: Array) -> Array:
         return array_namespace(x).maximum(x, self.slope * x)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from kfac_np.backend import Array, Backend, Rng
-from kfac_np.errors import InputError, ShapeError
+from kfac_np.errors import InputError, ShapeError, require_instance
 from kfac_np.layers.base import Layer
 from kfac_np.trees import Tree
 
@@ -184,6 +184,10 @@ class Residual(Layer):
 
     inner: Layer
     shortcut: Layer | None = None
+
+    def __post_init__(self) -> None:
+        require_instance("Residual inner", self.inner, Layer)
+        require_instance("Residual shortcut", self.shortcut, Layer, optional=True)
 
     def __repr__(self) -> str:
         shortcut = "" if self.shortcut is None else f", shortcut={self.shortcut!r}"

@@ -64,6 +64,7 @@ class Conv(Layer):
     stride, dilation : int or tuple of int
     padding : int, tuple, "same" or "valid"
         Zeros on both sides: a number for all axes, one for each, or (before, after) for each.
+        Negative numbers cut pixels off instead.
         "same" pads so that an axis of n has ⌈n / stride⌉ locations, the odd zero at the end;
         "valid" is 0.
     groups : int

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, Backend, Rng, append_ones, array_namespace
-from kfac_np.errors import InputError, ShapeError
+from kfac_np.errors import InputError, ShapeError, require_callable, require_instance
 from kfac_np.layers.base import Layer
 from kfac_np.layers.initializers import Initializer, glorot
 from kfac_np.statistics import AffineStatistics
@@ -47,8 +47,10 @@ class Dense(Layer):
 
     def __post_init__(self) -> None:
         for name, size in (("d_in", self.d_in), ("d_out", self.d_out)):
-            if not isinstance(size, int) or size < 1:
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise InputError(f"Dense: expected {name} to be a positive integer, got {size!r}")
+        require_instance("Dense bias", self.bias, bool)
+        require_callable("Dense initializer", self.initializer)
 
     def __repr__(self) -> str:
         return f"Dense({self.d_in}, {self.d_out}{'' if self.bias else ', bias=False'})"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, Backend, Rng, array_namespace
-from kfac_np.errors import InputError
+from kfac_np.errors import require_in
 from kfac_np.layers.base import Layer
 from kfac_np.trees import Tree
 
@@ -46,8 +46,7 @@ class Dropout(Layer):
     rate: float
 
     def __post_init__(self) -> None:
-        if isinstance(self.rate, bool) or not 0.0 <= self.rate < 1.0:
-            raise InputError(f"Dropout: expected a rate in [0, 1), got {self.rate!r}")
+        require_in("Dropout rate", self.rate, 0.0, 1.0, "[0, 1)")
 
     def __repr__(self) -> str:
         return f"Dropout({self.rate!r})"

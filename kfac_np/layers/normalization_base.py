@@ -182,7 +182,8 @@ class MeanNormalization(Normalization):
                     f"{name}: expected {option} to be a positive integer, got {size!r}"
                 )
         # Smaller ones round to 0 in single precision, and then a constant is divided by 0.
-        if not 1e-30 <= self.epsilon < math.inf:
+        number = isinstance(self.epsilon, int | float) and not isinstance(self.epsilon, bool)
+        if not number or not 1e-30 <= self.epsilon < math.inf:
             raise InputError(
                 f"{name}: expected epsilon to be a finite number >= 1e-30, got {self.epsilon!r}"
             )

@@ -6,7 +6,7 @@ import math
 from typing import Any, Literal, Protocol
 
 from kfac_np.backend import Array, Backend, Rng
-from kfac_np.errors import InputError, ShapeError
+from kfac_np.errors import InputError, ShapeError, require_callable, require_instance
 from kfac_np.layers.initializers import Initializer
 
 __all__ = ["Padding", "padding_pairs", "per_axis"]
@@ -101,6 +101,8 @@ def check_channels(name: str, layer: Kernel) -> None:
     for option, size in sizes.items():
         if not _is_positive(size):
             raise InputError(f"{name}: expected {option} to be a positive integer, got {size!r}")
+    require_instance(f"{name} bias", layer.bias, bool)
+    require_callable(f"{name} initializer", layer.initializer)
     if layer.c_in % layer.groups or layer.c_out % layer.groups:
         raise InputError(
             f"{name}: expected groups to divide c_in and c_out, got {layer.groups} groups for "

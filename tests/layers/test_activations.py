@@ -89,5 +89,5 @@ def test_nan_is_not_hidden(activation: Activation, backend: Backend):
 
 @pytest.mark.parametrize("slope", [-0.1, 1.1, math.nan])
 def test_leaky_relu_slope(slope: float):
-    with pytest.raises(InputError, match=r"LeakyReLU: expected a slope in \[0, 1\], got"):
+    with pytest.raises(InputError, match=r"LeakyReLU slope: expected a number in \[0, 1\], got"):
         LeakyReLU(slope)

@@ -138,5 +138,5 @@ def test_sampled_targets_follow_the_masked_network(backend: Backend):
 
 @pytest.mark.parametrize("rate", [1.0, -0.1, 1.5, float("nan"), True])
 def test_rates_out_of_range(rate: float):
-    with pytest.raises(InputError, match=r"Dropout: expected a rate in \[0, 1\), got"):
+    with pytest.raises(InputError, match=r"Dropout rate: expected a number in \[0, 1\), got"):
         Dropout(rate)
