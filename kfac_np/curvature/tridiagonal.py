@@ -57,9 +57,10 @@ class BlockTridiagonal(Curvature):
 
     A chain is needed: layers each of which acts on what the last one made, so that it is the
     neighbours that depend on each other most. It is taken from the network of the evaluation, in
-    `estimate`; a network that is not a chain is refused with the reason. Moments of neighbours
-    need weights that are used at as many locations: with `expand` layers of equal T, with
-    `reduce` all layers.
+    `estimate`; a network that is not a chain is refused with the reason. A `Residual` with
+    parameters is none, nor are `Tied` and `Recurrent`, whose weights act on what they made
+    themselves (`find_chains`). Moments of neighbours need weights that are used at as many
+    locations: with `expand` layers of equal T, with `reduce` all layers.
 
     Parameters
     ----------
@@ -107,6 +108,10 @@ class BlockTridiagonal(Curvature):
             raise CurvatureError(
                 "BlockTridiagonal block: expected a KFACBlock with factored damping, got "
                 f"{self.block!r}"
+            )
+        if not (self.chains is None or _are_chains(self.chains)):
+            raise CurvatureError(
+                f"BlockTridiagonal chains: expected a tuple of tuples of paths, got {self.chains!r}"
             )
 
     def block_of(self, path: str) -> Block:
@@ -255,6 +260,13 @@ class BlockTridiagonal(Curvature):
         for path, after in following.items():  # Ξᵀ
             out[after] = out[after] - pull(own[path], scaled[path])
         return trees.map_named(lambda path, _: out[path], v)
+
+
+def _are_chains(chains: object) -> bool:
+    return isinstance(chains, tuple) and all(
+        isinstance(chain, tuple) and all(isinstance(path, str) for path in chain)
+        for chain in chains
+    )
 
 
 def _links(named: Mapping[str, Mapping[str, Array]], key: str) -> Iterable[tuple[str, str]]:

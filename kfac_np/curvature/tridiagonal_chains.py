@@ -4,21 +4,30 @@ from __future__ import annotations
 
 from kfac_np import trees
 from kfac_np.errors import CurvatureError
-from kfac_np.layers import Layer, Residual, Sequential
+from kfac_np.layers import Layer, Recurrent, Residual, Sequential, Tied
 from kfac_np.trees import Tree
 
 __all__ = ["find_chains"]
 
 Chains = tuple[tuple[str, ...], ...]
+Steps = list[tuple[str | None, str]]
 
 
 def find_chains(network: Layer, params: Tree, *, split: bool = False) -> Chains:
     """Find the chains of a network: parameters each of which acts on what the last one made.
 
     Layers without parameters (activations, pooling, reshapes) do not interrupt a chain, and
-    `Sequential` may be nested. What does: a `Residual` with parameters inside and others outside,
-    whose outputs reach further than the next layer; and a layer that has several parameters or is
-    a container unknown here.
+    `Sequential` may be nested. What does:
+
+    - a `Residual` with parameters inside and others outside, or in both of its branches: what goes
+      into it reaches further than the next layer, and the branches lie side by side. Each branch
+      is walked for chains of its own; nothing is coupled across the sum.
+    - `Tied` and `Recurrent`. Their statistics are those of all uses together, side by side as
+      locations, so that moments with a neighbour would pair a use with whatever stands at its
+      place there; and what a use acts on was made in part by an earlier use of the same weights.
+      None of their parameters is coupled, neither to neighbours nor within.
+    - a layer that has several parameters or is a container unknown here. None of these is
+      coupled. A layer unknown here that has one matrix is taken for a link.
 
     Parameters
     ----------
@@ -64,20 +73,40 @@ def find_chains(network: Layer, params: Tree, *, split: bool = False) -> Chains:
     return (*chains, tuple(current)) if current else tuple(chains)
 
 
-def _walk(network: Layer, params: Tree, place: str) -> list[tuple[str | None, str]]:
+def _walk(network: Layer, params: Tree, place: str) -> Steps:
     """Paths of parameters in order; None where a chain ends, with the reason."""
     if isinstance(network, Sequential):
-        found = []
+        found: Steps = []
         for i, layer in enumerate(network.layers):
             found += _walk(layer, params[i], f"{place}.{i}" if place else str(i))
         return found
     paths = [path for path, _ in trees.items(params, place)]
     at = f"layer {place}: " if place else ""
     if isinstance(network, Residual) and paths:
-        why = "a Residual with parameters inside and others outside is not a chain: its input "
-        end = (None, f"{at}{why}reaches past them")
-        return [end, *_walk(network.inner, params, place), end]
+        return _walk_branches(network, params, place, at)
+    if paths and isinstance(network, Tied | Recurrent):
+        name = type(network).__name__
+        why = f"a {name} is no link of a chain: it acts on what its own weights made"
+        return _each_alone(paths, f"{at}{why}")
     if paths and isinstance(params, tuple | list | dict):
-        end = (None, f"{at}{network!r} has parameters {', '.join(paths)}, not one matrix")
-        return [end, *(step for path in paths for step in ((path, ""), end))]
+        why = f"{network!r} has parameters {', '.join(paths)}, not one matrix"
+        return _each_alone(paths, f"{at}{why}")
     return [(path, "") for path in paths]
+
+
+def _walk_branches(network: Residual, params: Tree, place: str, at: str) -> Steps:
+    why = f"{at}a Residual with parameters inside and others outside is not a chain: its input "
+    end = (None, f"{why}reaches past them")
+    if network.shortcut is None:
+        return [end, *_walk(network.inner, params, place), end]
+    inner, shortcut = (
+        _walk(branch, params[i], f"{place}.{i}" if place else str(i))
+        for i, branch in enumerate((network.inner, network.shortcut))
+    )
+    why = f"{at}a Residual with parameters in inner and shortcut is not a chain: the two lie "
+    return [end, *inner, (None, f"{why}side by side"), *shortcut, end]
+
+
+def _each_alone(paths: list[str], why: str) -> Steps:
+    end = (None, why)
+    return [end, *(step for path in paths for step in ((path, ""), end))]

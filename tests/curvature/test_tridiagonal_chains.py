@@ -28,7 +28,18 @@ from kfac_np.curvature import (
 from kfac_np.curvature.tridiagonal_moments import cross_input_moment
 from kfac_np.errors import CurvatureError
 from kfac_np.fisher import Exact
-from kfac_np.layers import Conv, Dense, Flatten, Layer, ReLU, Residual, Sequential, Tanh
+from kfac_np.layers import (
+    Conv,
+    Dense,
+    Flatten,
+    Layer,
+    Recurrent,
+    ReLU,
+    Residual,
+    Sequential,
+    Tanh,
+    Tied,
+)
 from kfac_np.losses import SigmoidCrossEntropy, SquaredError
 from kfac_np.objective import Evaluation, Objective
 
@@ -50,6 +61,13 @@ CHAINS: dict[str, tuple[Layer, tuple[tuple[str, ...], ...]]] = {
         Residual(Sequential(Dense(2, 2), Tanh(), Dense(2, 2))),
         (("0", "2"),),
     ),
+    "shortcut without parameters": (
+        Residual(Sequential(Dense(2, 2), Tanh(), Dense(2, 2)), shortcut=Tanh()),
+        (("0.0", "0.2"),),
+    ),
+    "parameters in the shortcut only": (Residual(Tanh(), shortcut=Dense(2, 2)), (("1",),)),
+    "one tied layer": (Tied((Dense(2, 2), Tanh()), (0, 1, 0)), (("0",),)),
+    "one recurrent layer": (Sequential(Recurrent(Dense(4, 2), 2), Tanh()), (("0",),)),
 }
 SPLIT: dict[str, tuple[Layer, tuple[tuple[str, ...], ...], str]] = {
     "residual": (
@@ -63,6 +81,48 @@ SPLIT: dict[str, tuple[Layer, tuple[tuple[str, ...], ...], str]] = {
         Sequential(Residual(Dense(2, 2)), Dense(2, 2)),
         (("0",), ("1",)),
         r"layer 0: a Residual",
+    ),
+    "shortcut": (
+        Sequential(
+            Dense(2, 2),
+            Residual(
+                Sequential(Dense(2, 3), Tanh(), Dense(3, 3)),
+                shortcut=Sequential(Dense(2, 2), Dense(2, 3)),
+            ),
+            Dense(3, 2),
+        ),
+        (("0",), ("1.0.0", "1.0.2"), ("1.1.0", "1.1.1"), ("2",)),
+        r"layer 1: a Residual with parameters inside and others outside",
+    ),
+    "shortcut around everything": (
+        Residual(Dense(2, 3), shortcut=Dense(2, 3)),
+        (("0",), ("1",)),
+        r"a Residual with parameters in inner and shortcut is not a chain",
+    ),
+    "shortcut beside nested layers": (
+        Sequential(
+            Residual(
+                Sequential(Sequential(Dense(4, 4), Tanh()), Dense(4, 4)), shortcut=Dense(4, 4)
+            ),
+            Dense(4, 2),
+        ),
+        (("0.0.0.0", "0.0.1"), ("0.1",), ("1",)),
+        r"layer 0: a Residual with parameters in inner and shortcut",
+    ),
+    "tied": (
+        Sequential(Dense(2, 2), Tied((Dense(2, 2), Dense(2, 2)), (0, 1, 0)), Dense(2, 2)),
+        (("0",), ("1.0",), ("1.1",), ("2",)),
+        r"layer 1: a Tied is no link of a chain",
+    ),
+    "recurrent": (  # with as many locations as its neighbours
+        Sequential(Dense(2, 2), Recurrent(Dense(4, 2), 2), Dense(2, 2)),
+        (("0",), ("1",), ("2",)),
+        r"layer 1: a Recurrent is no link of a chain",
+    ),
+    "recurrent with a deep cell": (
+        Sequential(Recurrent(Sequential(Dense(4, 3), Tanh(), Dense(3, 2)), 2), Dense(2, 2)),
+        (("0.0",), ("0.2",), ("1",)),
+        r"layer 0: a Recurrent is no link of a chain",
     ),
     "several parameters": (
         Sequential(Dense(2, 2), Scaling(2), Dense(2, 2)),
@@ -193,6 +253,42 @@ def test_layers_of_different_locations_are_refused_or_left_uncoupled(backend: Ba
     assert coupled(estimate(BlockTridiagonal(KFACBlock(sharing=reduce)), e)) == ["0", "2", "4"]
     table = describe(network, e.params, curvature, (5, 1)).splitlines()
     assert ["with next" in line for line in table] == [False, True, False, True, False, False]
+
+
+@pytest.mark.parametrize("name", ["shortcut", "shortcut beside nested layers"])
+def test_branches_are_coupled_inside_only(backend: Backend, name: str):
+    network, chains, reason = SPLIT[name]
+    e = images(backend, network, (network.at(chains[0][0]).d_in,))
+    with pytest.raises(CurvatureError, match=reason):
+        estimate(BlockTridiagonal(), e)
+    curvature = BlockTridiagonal(split=True)
+    moments = estimate(curvature, e)
+    assert coupled(moments) == [path for chain in chains for path in chain[:-1]]
+    factors, events = curvature.factorise(moments, 0.1)
+    assert not events
+    plain = BlockDiagonal()
+    alone, _ = plain.factorise(estimate(plain, e), 0.1)
+    ours, theirs = (
+        dict(trees.items(c.solve(f, e.gradient())))
+        for c, f in ((curvature, factors), (plain, alone))
+    )
+    for path in (chain[0] for chain in chains if len(chain) == 1):
+        assert_close(ours[path], theirs[path], 1e-14)
+
+
+def test_weights_used_several_times_are_not_coupled(backend: Backend):
+    """Nor with neighbours that have equally many locations."""
+    e = images(backend, SPLIT["recurrent"][0], (3, 2))
+    with pytest.raises(CurvatureError, match="layer 1: a Recurrent is no link"):
+        estimate(BlockTridiagonal(), e)
+    assert coupled(estimate(BlockTridiagonal(split=True), e)) == []
+
+
+@pytest.mark.parametrize("wrong", [("02",), "02", [("0", "2")], (("0", 2),), (["0", "2"],)])
+def test_chains_are_tuples_of_paths(wrong: Any):
+    match = r"BlockTridiagonal chains: expected a tuple of tuples of paths, got "
+    with pytest.raises(CurvatureError, match=match):
+        BlockTridiagonal(chains=wrong)
 
 
 def test_what_is_uncoupled_is_block_diagonal(backend: Backend):
