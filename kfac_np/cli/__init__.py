@@ -15,7 +15,14 @@ from kfac_np.cli.arguments import make_parser
 from kfac_np.cli.commands import describe, factors, train
 from kfac_np.cli.comparison import compare
 from kfac_np.cli.drawing import draw_figures
-from kfac_np.errors import CheckpointError, ConfigError, DataError, InputError, KfacError
+from kfac_np.errors import (
+    CheckpointError,
+    ConfigError,
+    CurvatureError,
+    DataError,
+    InputError,
+    KfacError,
+)
 
 __all__ = ["main"]
 
@@ -64,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
+    if isinstance(error, CurvatureError):  # as it is said on a command line
+        text = text.replace("split=True", "--set optimizer.curvature.split=true")
     if isinstance(error, KfacError | OSError) and text:
         return text
     return f"{type(error).__name__}: {text} (--debug shows the traceback)"

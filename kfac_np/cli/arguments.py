@@ -181,8 +181,9 @@ def _add_optimizer(parser: argparse.ArgumentParser) -> None:
     add(
         "--curvature",
         metavar="NAME",
-        help="K-FAC's: block-diagonal (default), block-tridiagonal, or for small networks "
-        "full-kronecker, full",
+        help="K-FAC's: block-diagonal (default), ekfac, block-tridiagonal (of a network that is no "
+        "chain, with --set optimizer.curvature.split=true), or for small networks full-kronecker, "
+        "full",
     )
     add("--rate", type=float, metavar="X", help="learning rate; K-FAC's is adapted without")
     add("--momentum", type=float, metavar="X")

@@ -105,9 +105,10 @@ def describe(flags: argparse.Namespace) -> int:
     )
     params = experiment.start().state.params
     network, shape = optimizer.objective.network, experiment.supply.x.shape[1:]
+    described = curvature.describe(network, params, approximation, shape)  # before all output
     if isinstance(config.model, ConvNet | ResNet):  # what became of the image is of interest
         print(f"{outline(network, shape)}\n")
-    print(curvature.describe(network, params, approximation, shape))
+    print(described)
     return 0
 
 

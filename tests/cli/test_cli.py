@@ -271,6 +271,20 @@ def test_compare_classifiers(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert not (tmp_path / "reconstructions.png").exists()
 
 
+def test_a_network_that_is_no_chain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused in one line that says how to leave layers uncoupled; then it works."""
+    words = [*DIGITS, *RESNET, "--curvature", "block-tridiagonal"]
+    split = ["--set", "optimizer.curvature.split=true"]
+    train = ["train", "--steps", "1", "--batch-size", "40", "--out", str(tmp_path / "run")]
+    for start in (["describe"], train):
+        assert main([*start, *words]) == 1
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith("kfac-np: error: layer ")
+        assert "a Residual with parameters inside and others outside is not a chain" in line
+        assert " ".join(split) in line
+        assert main([*start, *words, *split]) == 0
+
+
 @pytest.mark.parametrize("model", [CONVNET, RESNET], ids=["convnet", "resnet"])
 def test_networks_for_images(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], model: list[str]
