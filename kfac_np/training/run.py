@@ -110,7 +110,7 @@ def run(
         Another run is writing to the directory.
     CheckpointError
         On resuming: the checkpoint is damaged, or of another configuration (the budget, steps
-        and seconds, may change).
+        and seconds, may change) or other data.
 
     Examples
     --------
@@ -234,6 +234,7 @@ class _Recorder:
         self.experiment = experiment
         self.directory = directory
         self.fingerprint = fingerprint(experiment.config)
+        self.data = None if directory is None else experiment.dataset.fingerprint()
         self.last_evaluation: dict[str, Any] | None = None
         self.last_saved: int | None = None
 
@@ -259,6 +260,11 @@ class _Recorder:
             raise CheckpointError(
                 f"{path}: expected the configuration that the run began with, got another one: "
                 f"has {self.directory / CONFIG} been edited?"
+            )
+        if (began_with := metadata.get("data", self.data)) != self.data:
+            raise CheckpointError(
+                f"{path}: expected the data that the run began with ({began_with}), got others "
+                f"({self.data}): have the files of {self.experiment.config.data.name} changed?"
             )
         write(self.directory / CONFIG, to_table(self.experiment.config))
         steps = [r["step"] for r in read_records(self.directory / METRICS, position.step)]
@@ -300,7 +306,11 @@ class _Recorder:
             self.directory / CHECKPOINTS,
             position.step,
             position.to_tree(self.experiment.optimizer),
-            {"seconds": position.seconds, "configuration": self.fingerprint},
+            {
+                "seconds": position.seconds,
+                "configuration": self.fingerprint,
+                "data": self.data,
+            },
             keep=self.experiment.config.run.keep_checkpoints,
         )
         self.last_saved = position.step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -271,6 +272,23 @@ def test_only_the_budget_of_a_run_may_change(tmp_path: Path, changes: dict[str, 
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
     assert run(experiment(run={"steps": 3}), tmp_path, resume=True)[0].step == 3
     assert run(experiment(run={"seconds": 1e-9}), tmp_path, resume=True)[0].step == 3
+
+
+@pytest.mark.parametrize("part", ["x_train", "t_train", "x_test", "t_test"])
+def test_a_run_does_not_go_on_with_other_data(tmp_path: Path, part: str) -> None:
+    """One pixel or label is enough to notice, and nothing is written then."""
+    first = experiment(run={"steps": 2})
+    run(first, tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    changed = np.array(getattr(first.dataset, part))
+    changed.flat[-1] = 1 - (changed.flat[-1] > 0)
+    dataset = dataclasses.replace(first.dataset, **{part: changed})
+    other = Experiment.of(from_table(table(run={"steps": 3})), dataset)
+    expected = r"step-0*2\.npz: expected the data that the run began with \(120 of 8×8×1, .*digits"
+    with pytest.raises(CheckpointError, match=expected):
+        run(other, tmp_path, resume=True)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert run(experiment(run={"steps": 3}), tmp_path, resume=True)[0].step == 3
 
 
 def test_resuming_needs_a_directory() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from typing import TypeAlias, final
 
@@ -63,6 +64,23 @@ class Dataset:
 
     def __post_init__(self) -> None:
         check_dataset(self)
+
+    def fingerprint(self) -> str:
+        """Number and shape of the training images, and a hash of all images and labels.
+
+        Examples
+        --------
+        >>> from kfac_np.training.data import digits
+        >>> digits().fingerprint()
+        '1500 of 8×8×1, 382be5165630f68e'
+        """
+        digest = hashlib.blake2b(digest_size=8)
+        for array in (self.x_train, self.t_train, self.x_test, self.t_test):
+            if array is not None:
+                digest.update(f"{array.shape}".encode())
+                digest.update(np.ascontiguousarray(array).data)
+        shape = "×".join(map(str, self.image_shape))
+        return f"{len(self.x_train)} of {shape}, {digest.hexdigest()}"
 
     def __repr__(self) -> str:
         height, width, channels = self.image_shape
