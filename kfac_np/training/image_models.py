@@ -75,7 +75,8 @@ def convnet(
         average pooling after it.
     window : int
         Height and width that are pooled, with stride 2 and ⌊(window - 1) / 2⌋ pixels of padding:
-        an axis of n becomes ⌈n / 2⌉ with an odd window, ⌊n / 2⌋ with an even one.
+        an axis of n becomes ⌈n / 2⌉ with an odd window, ⌊n / 2⌋ with an even one. The
+        padding may be no larger than the image.
     hidden : sequence of int
         Dense layers with an activation, after the convolutions.
     dropout : float
@@ -94,7 +95,8 @@ def convnet(
     Raises
     ------
     ConfigError
-        Images are too small for the kernel, or a size is not a positive whole number.
+        Images are too small for the kernel or the window, or a size is not a positive whole
+        number.
 
     References
     ----------
@@ -121,6 +123,7 @@ def convnet(
     needed = kernel // 2 + 1  # so that each tap of the kernel sees a pixel somewhere
     _require_size("convnet", image_shape, needed, f"a kernel of {kernel}")
     padding = (window - 1) // 2
+    _require_size("convnet", image_shape, padding, f"a pooling window of {window}")
     pool = (MaxPool if pooling == "max" else AveragePool)((window, window), 2, padding)
     layers: list[Layer] = [Reshape(tuple(image_shape))]
     for i, width in enumerate(channels):

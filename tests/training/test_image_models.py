@@ -158,6 +158,7 @@ def test_residual_branches_without_normalisation_begin_small() -> None:
         (convnet, (8, 8, 1), {"hidden": (2.5,)}, r"hidden: expected positive sizes, got \[2.5\]"),
         (convnet, (8, 8, 1), {"kernel": True}, r"kernel: expected positive sizes"),
         (convnet, (8, 8, 1), {"window": 1}, r"window: expected at least 2, got 1"),
+        (convnet, (8, 8, 1), {"window": 99}, r"at least 49 × 49 pixels for a pooling window of 99"),
         (convnet, (8, 8, 1), {"pooling": "min"}, r"pooling: expected max or average, got 'min'"),
         (resnet, (8, 8, 1), {"blocks": 0}, r"blocks: expected positive sizes, got \[0\]"),
         (resnet, (8, 8, 1), {"widths": ()}, r"widths: expected positive sizes"),
