@@ -16,9 +16,10 @@ from kfac_np import layers, losses, optimizers
 from kfac_np.errors import ConfigError
 from kfac_np.objective import Objective
 from kfac_np.training import data
+from kfac_np.training.annotations import listed
 from kfac_np.training.files import write_text
 from kfac_np.training.parts import Model, choices
-from kfac_np.training.presets import complete
+from kfac_np.training.presets import complete, variants
 from kfac_np.training.settings import build, dump
 
 __all__ = [
@@ -195,9 +196,13 @@ def from_table(table: Mapping[str, Any]) -> Config:
     kfac_np.errors.ConfigError: data: unknown option 'nme', expected name, directory, download, ...
     """
     table = {"run": {}, **complete(table)}
+    names, name = choices(), table["optimizer"]["name"]
+    if name not in list(names[optimizers.Optimizer]):  # the general message has no variants
+        expected = listed([*names[optimizers.Optimizer], *variants()])
+        raise ConfigError(f"optimizer.name: expected {expected}, got {name!r}")
     # The objective needs the data: one stands in until they are loaded.
     stand_in = Objective(layers.Identity(), losses.SquaredError())
-    config: Config = build(Config, table, choices(), given={"objective": stand_in})
+    config: Config = build(Config, table, names, given={"objective": stand_in})
     optimizer = config.optimizer
     if "seed" not in table["optimizer"] and any(
         f.name == "seed" for f in dataclasses.fields(optimizer)

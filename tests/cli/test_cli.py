@@ -365,7 +365,10 @@ def test_factors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--steps", "1", "--data", "mnist"], "data: expected curves, digits, fashion"),
         (["train", "--steps", "1", "--data", "idx:/nowhere"], "/nowhere"),
         (["train", "--steps", "1", "--model", "cnn"], "model.name: expected autoencoder, mlp"),
-        (["train", "--steps", "1", "--optimizer", "x"], "expected kfac, sgd or adam, got 'x'"),
+        (
+            ["train", "--steps", "1", "--optimizer", "x"],
+            "expected kfac, sgd, adam, kfac-fixed or kfc-pre, got 'x'",
+        ),
         (["train", "--steps", "1", "--set", "x"], "--set: expected path.to.option=value, got 'x'"),
         (["train", "--steps", "1", "--set", "x=1"], "configuration: unknown option 'x'"),
         (["train", "--steps", "1", "--config", "/no"], "/no: expected a TOML file, found no such"),
@@ -381,7 +384,10 @@ def test_factors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["compare", "--resume", "/no"], "expected a TOML file, found no such file"),
         (["compare", "--optimizers", "sgd,sgd"], "--optimizers: expected different names"),
         (["compare", "--optimizers", "sgd,"], "--optimizers: expected different names"),
-        (["compare", "--optimizers", "x"], "optimizer.name: expected kfac, sgd or adam, got 'x'"),
+        (
+            ["compare", "--optimizers", "x"],
+            "optimizer.name: expected kfac, sgd, adam, kfac-fixed or kfc-pre, got 'x'",
+        ),
         (["compare", "--set", "optimizer.l2=0"], "optimizer: expected with train; compare has"),
         (
             ["compare", "--set", "compare.x.seed=0", "--optimizers", "sgd"],

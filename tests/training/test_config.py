@@ -156,8 +156,14 @@ def test_the_seed_is_one_unless_said_otherwise() -> None:
         ({"run": {"steps": 1, "statistics_examples": 0}}, "statistics_examples: expected at least"),
         ({"model": {"activation": "sin"}}, "model.activation.name: expected logistic, tanh"),
         ({"model": {"sizes": "x"}}, "model.sizes: expected a list, each entry an integer"),
-        ({"optimizer": "lbfgs"}, "optimizer.name: expected kfac, sgd or adam, got 'lbfgs'"),
-        ({"optimizer": {"name": 3}}, "optimizer.name: expected kfac, sgd or adam, got 3"),
+        (
+            {"optimizer": "lbfgs"},
+            "optimizer.name: expected kfac, sgd, adam, kfac-fixed or kfc-pre, got 'lbfgs'",
+        ),
+        (
+            {"optimizer": {"name": 3}},
+            "optimizer.name: expected kfac, sgd, adam, kfac-fixed or kfc-pre, got 3",
+        ),
         ({"optimizer": {"rate": 1}}, "optimizer: unknown option 'rate', expected curvature"),
         ({"optimizer": {"damping": {"initial": -1}}}, "optimizer.damping: LevenbergMarquardt"),
         ({"optimizer": {"step_rule": "fixed-rate"}}, "optimizer: KFAC"),
