@@ -27,6 +27,7 @@ from kfac_np.errors import (
 __all__ = ["main"]
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+_BAD_INPUT = (ConfigError, CurvatureError, DataError, InputError, CheckpointError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        wrong_input = isinstance(error, ConfigError | DataError | InputError | CheckpointError)
+        wrong_input = isinstance(error, _BAD_INPUT)
         print(f"kfac-np: error: {_one_line(error)}", file=sys.stderr)
         return BAD_INPUT if wrong_input else FAILED
 

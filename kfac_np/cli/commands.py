@@ -57,6 +57,7 @@ def train(flags: argparse.Namespace) -> int:
     if flags.resume:
         announce_restart(directory)
     else:
+        experiment.check()
         make_room(directory)
     label = type(config.optimizer).__name__
     try:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from typing import final
 
-from kfac_np.backend import Array, Backend, get_backend
+import numpy as np
+
+from kfac_np.backend import Array, Backend, Rng, get_backend
+from kfac_np.errors import FactorizationError
 from kfac_np.objective import Objective
-from kfac_np.optimizers import Optimizer
+from kfac_np.optimizers import KFAC, Optimizer
 from kfac_np.training.config import Config
 from kfac_np.training.data import Dataset
 from kfac_np.training.loop import Position, Supply, start
@@ -71,6 +75,36 @@ class Experiment:
             task,
             (test_x, test_t),
         )
+
+    def check(self) -> None:
+        """Try the gradient and the curvature on two examples, before anything is written.
+
+        A configuration does not show whether its parts go together with its network.
+
+        Raises
+        ------
+        InputError
+            The network or the loss does not take the data.
+        CurvatureError
+            The curvature is not defined for the network.
+
+        Examples
+        --------
+        >>> from kfac_np.training.config import from_table
+        >>> curvature = {"overrides": {"99": "diagonal"}}
+        >>> table = {"data": "digits", "run": {"steps": 1}, "optimizer": {"curvature": curvature}}
+        >>> Experiment.of(from_table(table)).check()
+        Traceback (most recent call last):
+        kfac_np.errors.CurvatureError: overrides: expected paths among 0, 2, ...; got 99
+        """
+        params, (x, t) = self.start().state.params, (self.supply.x, self.supply.t)
+        optimizer, rng = self.optimizer, Rng(self.config.seed, "check")
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            e = optimizer.objective.evaluate(params, x[:2, ...], t[:2, ...], rng=rng)
+            e.gradient()
+            if isinstance(optimizer, KFAC):
+                with contextlib.suppress(FactorizationError):  # of numbers, not of the parts
+                    optimizer.curvature.estimate(e, optimizer.fisher, rng)
 
     @property
     def evaluation_examples(self) -> int:

@@ -277,12 +277,53 @@ def test_a_network_that_is_no_chain(tmp_path: Path, capsys: pytest.CaptureFixtur
     split = ["--set", "optimizer.curvature.split=true"]
     train = ["train", "--steps", "1", "--batch-size", "40", "--out", str(tmp_path / "run")]
     for start in (["describe"], train):
-        assert main([*start, *words]) == 1
+        assert main([*start, *words]) == 2
         line = capsys.readouterr().err.splitlines()[-1]
         assert line.startswith("kfac-np: error: layer ")
         assert "a Residual with parameters inside and others outside is not a chain" in line
         assert " ".join(split) in line
         assert main([*start, *words, *split]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([*CONVNET, "--curvature", "full-kronecker"], "FullKronecker: expected weights used at"),
+        ([*CONVNET, "--curvature", "block-tridiagonal"], "layers 1 and 4: expected weights used"),
+        (
+            [*RESNET, "--set", 'optimizer.curvature.overrides.99={name="diagonal"}'],
+            "overrides: expected paths among 1, 2, ",
+        ),
+        (
+            [
+                *[*RESNET, "--set", "model.normalization=batch"],
+                *["--set", "optimizer.curvature.block.sharing=reduce"],
+            ],
+            "reduce: expected examples that do not influence each other, got batch statistics",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_the_network_leave_the_older_run_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    """What only the network reveals is found before anything is moved or written."""
+    out = tmp_path / "run"
+    assert main(["train", *SMALL, "--steps", "1", "--out", str(out)]) == 0
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    settings = [word.replace("optimizer.", "compare.kfac.optimizer.") for word in words]
+    if "--curvature" in words:
+        at = words.index("--curvature")
+        name = f"compare.kfac.optimizer.curvature.name={words[at + 1]}"
+        settings[at : at + 2] = ["--set", name]
+    for start in (["train", *words], ["compare", "--optimizers", "sgd,kfac", *settings]):
+        capsys.readouterr()
+        assert main([*start, *DIGITS, "--steps", "1", "--out", str(out)]) == 2
+        printed = capsys.readouterr()
+        (line,) = printed.err.splitlines()
+        assert message in line
+        assert line.startswith("kfac-np: error: kfac: ") == (start[0] == "compare")
+        assert printed.out == ""
+        assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
 @pytest.mark.parametrize("model", [CONVNET, RESNET], ids=["convnet", "resnet"])
