@@ -174,6 +174,8 @@ class QuadraticModel(StepRule):
         τ₂.
     bounded : bool
         The paper has no such bound.
+    momentum : bool
+        Without it μ = 0, and α alone minimises the model (§6.4).
 
     References
     ----------
@@ -187,6 +189,7 @@ class QuadraticModel(StepRule):
 
     fraction: float = 1 / 4
     bounded: bool = True
+    momentum: bool = True
 
     def __post_init__(self) -> None:
         require_fraction("QuadraticModel fraction", self.fraction)
@@ -203,6 +206,7 @@ class QuadraticModel(StepRule):
         previous: Tree | None,
         curvature_norm: Callable[[Tree], float],
     ) -> Choice:
+        previous = previous if self.momentum else None
         vectors = [*proposals] if previous is None else [*proposals, previous]
         bend, slope = model.bend_and_slope(vectors)
         xp = array_namespace(model.evaluation.outputs)

@@ -340,3 +340,18 @@ def test_a_shortened_update_is_what_the_model_says() -> None:
     assert short.decrease == -room
     exact = free.decrease(trees.scale(short.alpha, downhill))
     assert exact == pytest.approx(-room, rel=1e-9)
+
+
+def test_without_momentum(backend: Backend) -> None:
+    objective, params, x, t = separable(backend)
+    kfac = KFAC(objective, step_rule=QuadraticModel(momentum=False))
+    state = kfac.init(params)
+    for _ in range(3):
+        state, report = kfac.step(state, x, t)
+    assert report.mu == 0.0
+    model = LocalModel(objective.evaluate(state.params, x, t), state.update, 1.0)
+    alone = QuadraticModel().choose(1, model, [state.update], None, refuse_curvature)
+    kept = QuadraticModel(momentum=False).choose(
+        1, model, [state.update], trees.scale(2.0, params), refuse_curvature
+    )
+    assert kept == alone

@@ -18,7 +18,7 @@ from kfac_np.training.data import (
 )
 from kfac_np.training.figures.drawing import Drawing, Table
 from kfac_np.training.figures.faces import faces
-from kfac_np.training.figures.racing import COLUMNS, Racer, WithoutMomentum, draw_race, race
+from kfac_np.training.figures.racing import COLUMNS, Racer, draw_race, race
 from kfac_np.training.models import autoencoder
 
 __all__ = ["contestants", "draw_curves_race", "draw_faces_race", "draw_fashion_race"]
@@ -118,7 +118,10 @@ def contestants(
         ("block-diagonal", BlockDiagonal()),
         ("block-tridiagonal", BlockTridiagonal()),
     ):
-        for momentum, rule in (("", QuadraticModel()), (", no momentum", WithoutMomentum())):
+        for momentum, rule in (
+            ("", QuadraticModel()),
+            (", no momentum", QuadraticModel(momentum=False)),
+        ):
             kfac = KFAC(
                 objective,
                 curvature=curvature,

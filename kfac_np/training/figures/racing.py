@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -11,48 +11,15 @@ import numpy as np
 
 from kfac_np.backend import Array, Backend
 from kfac_np.objective import Objective
-from kfac_np.optimizers import Optimizer, QuadraticModel, StepRule
-from kfac_np.optimizers.step_rules import Choice, LocalModel
+from kfac_np.optimizers import Optimizer
 from kfac_np.training.data import BatchSchedule
 from kfac_np.training.figures.drawing import label_axes, line_style, log_axis, new_figure
 from kfac_np.training.loop import Supply, start, train
 from kfac_np.trees import Tree
 
-__all__ = ["COLUMNS", "Racer", "WithoutMomentum", "draw_race", "race"]
+__all__ = ["COLUMNS", "Racer", "draw_race", "race"]
 
 COLUMNS = ("run", "step", "seconds", "loss", "averaged_loss")
-
-
-@final
-@dataclass(frozen=True)
-class WithoutMomentum(StepRule):
-    """δ = αΔ, α of the quadratic model: `QuadraticModel` without the previous update.
-
-    Examples
-    --------
-    >>> WithoutMomentum().compares, WithoutMomentum().fraction
-    (True, 0.25)
-    """
-
-    rule: QuadraticModel = QuadraticModel()
-
-    @property
-    def compares(self) -> bool:
-        return self.rule.compares
-
-    @property
-    def fraction(self) -> float:
-        return self.rule.fraction
-
-    def choose(
-        self,
-        k: int,
-        model: LocalModel,
-        proposals: Sequence[Tree],
-        previous: Tree | None,
-        curvature_norm: Callable[[Tree], float],
-    ) -> Choice:
-        return self.rule.choose(k, model, proposals, None, curvature_norm)
 
 
 @final
