@@ -24,6 +24,7 @@ __all__ = [
     "ElementwiseStatistics",
     "EmbeddingStatistics",
     "GroupedStatistics",
+    "LocatedStatistics",
     "Scale",
     "Statistics",
     "term_gradients",
@@ -65,9 +66,41 @@ class Statistics(ABC):
         """Derivative of each example, summed over locations, shape ([K,] N, *parameter)."""
 
 
+class LocatedStatistics(Statistics):
+    """Statistics that hold the derivatives `g`, shape ([K,] N, T, d_out), at every location.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> s = AffineStatistics(np.ones((5, 2, 3)), np.ones((5, 2, 4)))
+    >>> isinstance(s, LocatedStatistics), s.num_locations, s.stacked_g.shape
+    (True, 2, (1, 5, 2, 4))
+    """
+
+    g: Array
+
+    @property
+    def num_examples(self) -> int:
+        return self.g.shape[-3]
+
+    @property
+    def num_locations(self) -> int:
+        """T."""
+        return self.g.shape[-2]
+
+    @property
+    def num_vectors(self) -> int:
+        return self.g.shape[0] if self.g.ndim == 4 else 1
+
+    @cached_property
+    def stacked_g(self) -> Array:
+        """`g` with the K axis always present, shape (K, N, T, d_out)."""
+        return self.g if self.g.ndim == 4 else self.g[None, ...]
+
+
 @final
 @dataclass(frozen=True, eq=False)
-class AffineStatistics(Statistics):
+class AffineStatistics(LocatedStatistics):
     """The pair (ā, g) of an affine layer s = W̄ ā, W̄ of shape (d_out, d_in + 1).
 
     Attributes
@@ -99,26 +132,8 @@ class AffineStatistics(Statistics):
         return self.inputs.array() if isinstance(self.inputs, Patches) else self.inputs
 
     @property
-    def num_examples(self) -> int:
-        return self.g.shape[-3]
-
-    @property
-    def num_locations(self) -> int:
-        """T."""
-        return self.g.shape[-2]
-
-    @property
-    def num_vectors(self) -> int:
-        return self.g.shape[0] if self.g.ndim == 4 else 1
-
-    @property
     def parameter_shape(self) -> tuple[int, ...]:
         return (self.g.shape[-1], self.inputs.shape[-1])
-
-    @cached_property
-    def stacked_g(self) -> Array:
-        """`g` with the K axis always present, shape (K, N, T, d_out)."""
-        return self.g if self.g.ndim == 4 else self.g[None, ...]
 
     def inputs_only(self) -> AffineStatistics:
         """The same inputs, no vectors (K = 0)."""
@@ -205,7 +220,7 @@ class GroupedStatistics(Statistics):
 
 @final
 @dataclass(frozen=True, eq=False)
-class EmbeddingStatistics(Statistics):
+class EmbeddingStatistics(LocatedStatistics):
     """Statistics of an embedding, an affine layer whose inputs are one-hot, W (d_out, size).
 
     Attributes
@@ -227,19 +242,6 @@ class EmbeddingStatistics(Statistics):
     indices: Array
     g: Array
     size: int
-
-    @property
-    def num_examples(self) -> int:
-        return self.g.shape[-3]
-
-    @property
-    def num_vectors(self) -> int:
-        return self.g.shape[0] if self.g.ndim == 4 else 1
-
-    @cached_property
-    def stacked_g(self) -> Array:
-        """`g` with the K axis always present, shape (K, N, T, d_out)."""
-        return self.g if self.g.ndim == 4 else self.g[None, ...]
 
     @property
     def parameter_shape(self) -> tuple[int, ...]:
@@ -271,7 +273,7 @@ class EmbeddingStatistics(Statistics):
 
 @final
 @dataclass(frozen=True, eq=False)
-class ElementwiseStatistics(Statistics):
+class ElementwiseStatistics(LocatedStatistics):
     """Statistics of a scale and shift s = γ x + β for each channel; parameters (2, C).
 
     Without a shift the parameters have shape (1, C).
@@ -296,14 +298,6 @@ class ElementwiseStatistics(Statistics):
     x: Array
     g: Array
     shift: bool
-
-    @property
-    def num_examples(self) -> int:
-        return self.g.shape[-3]
-
-    @property
-    def num_vectors(self) -> int:
-        return self.g.shape[0] if self.g.ndim == 4 else 1
 
     @property
     def parameter_shape(self) -> tuple[int, ...]:
