@@ -197,6 +197,11 @@ LAYERS: list[LayerCase] = [
     LayerCase("conv2d_cropped", Conv(2, 2, (2, 2), padding=((-1, 0), (1, -2))), (2, 5, 6, 2)),
     LayerCase("conv2d_in_chunks", Conv(2, 3, (3, 3), padding=1, budget_bytes=1), (4, 4, 3, 2)),
     LayerCase("conv3d", Conv(2, 2, (2, 3, 2), stride=(1, 2, 1), padding=1), (2, 3, 4, 2, 2)),
+    LayerCase(
+        "conv_transpose_of_which_only_output_padding_is_left",
+        ConvTranspose(1, 2, (1,), stride=3, padding=1, output_padding=2),
+        (2, 1, 1),
+    ),
     LayerCase("conv_transpose1d", ConvTranspose(2, 3, (4,), stride=2, padding=1), (2, 5, 2)),
     LayerCase(
         "conv_transpose2d",

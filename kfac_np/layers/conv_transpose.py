@@ -109,15 +109,8 @@ class ConvTranspose(Layer):
         extent = [
             d * (k - 1) for k, d in zip(self.kernel, per_axis(self.dilation, axes), strict=True)
         ]
-        padding = tuple(
-            (e - low, e - high + extra)
-            for e, (low, high), extra in zip(
-                extent,
-                padding_pairs(self.padding, axes),
-                per_axis(self.output_padding, axes),
-                strict=True,
-            )
-        )
+        pairs = padding_pairs(self.padding, axes)
+        padding = tuple((e - low, e - high) for e, (low, high) in zip(extent, pairs, strict=True))
         return Conv(
             self.c_in,
             self.c_out,
@@ -174,14 +167,15 @@ class ConvTranspose(Layer):
 
     def _stuffed_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
         stride = per_axis(self.stride, len(self.kernel))
-        return tuple((n - 1) * s + 1 for n, s in zip(size, stride, strict=True))
+        extra = per_axis(self.output_padding, len(self.kernel))
+        return tuple((n - 1) * s + 1 + o for n, s, o in zip(size, stride, extra, strict=True))
 
     def _steps(self) -> tuple[slice, ...]:
         """Where the pixels of the input are in the stuffed one."""
         return tuple(slice(None, None, s) for s in per_axis(self.stride, len(self.kernel)))
 
     def _stuff(self, x: Array) -> Array:
-        """Put stride - 1 zeros between pixels."""
+        """Put stride - 1 zeros between pixels, and output_padding after the last one."""
         shape = (x.shape[0], *self._stuffed_size(x.shape[1:-1]), self.c_in)
         out = array_namespace(x).zeros(shape, dtype=x.dtype, device=x.device)
         out[:, *self._steps(), :] = x
