@@ -19,6 +19,7 @@ __all__ = [
     "require_callable",
     "require_in",
     "require_instance",
+    "require_sizes",
 ]
 
 
@@ -147,6 +148,20 @@ def require_instance(what: str, value: object, kind: type, *, optional: bool = F
     if not isinstance(value, kind) and not (optional and value is None):
         article = "an" if kind.__name__[0] in "AEIOaeio" else "a"
         raise InputError(f"{what}: expected {article} {kind.__name__}, got {value!r}")
+
+
+def require_sizes(name: str, **sizes: object) -> None:
+    """Raise `InputError` unless every size is a positive integer; no bool.
+
+    Examples
+    --------
+    >>> require_sizes("Dense", d_in=3, d_out=0)
+    Traceback (most recent call last):
+    kfac_np.errors.InputError: Dense: expected d_out to be a positive integer, got 0
+    """
+    for option, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise InputError(f"{name}: expected {option} to be a positive integer, got {size!r}")
 
 
 def require_callable(what: str, value: object) -> None:

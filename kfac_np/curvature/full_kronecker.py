@@ -21,7 +21,7 @@ from kfac_np.curvature.tridiagonal_moments import (
 from kfac_np.errors import CurvatureError
 from kfac_np.layers import Layer
 from kfac_np.matrices import DenseMatrix, FlattenedMatrix
-from kfac_np.matrices.chain import kron
+from kfac_np.matrices.kronecker import kron
 from kfac_np.statistics import AffineStatistics, Scale
 from kfac_np.trees import Tree
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, Backend, Rng, append_ones, array_namespace, softmax
-from kfac_np.errors import InputError, ShapeError
+from kfac_np.errors import InputError, ShapeError, require_sizes
 from kfac_np.layers.base import Layer
 from kfac_np.layers.dense import affine_statistics, on_last_axis
 from kfac_np.layers.initializers import Initializer, glorot
+from kfac_np.layers.parameters import draw_matrix
 from kfac_np.trees import Tree
 
 __all__ = ["MultiHeadAttention"]
@@ -64,11 +65,7 @@ class MultiHeadAttention(Layer):
     initializer: Initializer = glorot
 
     def __post_init__(self) -> None:
-        for name, size in (("d_model", self.d_model), ("heads", self.heads)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise InputError(
-                    f"MultiHeadAttention: expected {name} to be a positive integer, got {size!r}"
-                )
+        require_sizes("MultiHeadAttention", d_model=self.d_model, heads=self.heads)
         if self.d_model % self.heads:
             raise InputError(
                 f"MultiHeadAttention: expected heads to divide d_model, got {self.heads} heads "
@@ -81,18 +78,11 @@ class MultiHeadAttention(Layer):
         return f"MultiHeadAttention({self.d_model}, {self.heads}{bias}{causal})"
 
     def init(self, rng: Rng, backend: Backend) -> Tree:
-        d, params = self.d_model, {}
-        for name in PROJECTIONS:
-            weights = self.initializer(rng.child(name), d, d, backend)
-            if weights.shape != (d, d):
-                raise ShapeError(
-                    f"{self!r}: expected the initializer to return shape {(d, d)}, "
-                    f"got {tuple(weights.shape)}"
-                )
-            if self.bias:
-                weights = backend.xp.concat([weights, backend.zeros((d, 1))], axis=1)
-            params[name] = weights
-        return params
+        shape, draw = (self.d_model, self.d_model), self.initializer
+        return {
+            name: draw_matrix(self, draw, rng.child(name), shape, backend, bias=self.bias)
+            for name in PROJECTIONS
+        }
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if len(shape) != 2 or shape[1] != self.d_model or 0 in shape:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, Backend, Rng, append_ones, array_namespace
-from kfac_np.errors import InputError, ShapeError, require_callable, require_instance
+from kfac_np.errors import ShapeError, require_callable, require_instance, require_sizes
 from kfac_np.layers.base import Layer
 from kfac_np.layers.initializers import Initializer, glorot
+from kfac_np.layers.parameters import draw_matrix, require_parameters
 from kfac_np.statistics import AffineStatistics
 
 __all__ = ["Dense"]
@@ -46,9 +47,7 @@ class Dense(Layer):
     initializer: Initializer = glorot
 
     def __post_init__(self) -> None:
-        for name, size in (("d_in", self.d_in), ("d_out", self.d_out)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise InputError(f"Dense: expected {name} to be a positive integer, got {size!r}")
+        require_sizes("Dense", d_in=self.d_in, d_out=self.d_out)
         require_instance("Dense bias", self.bias, bool)
         require_callable("Dense initializer", self.initializer)
 
@@ -56,16 +55,8 @@ class Dense(Layer):
         return f"Dense({self.d_in}, {self.d_out}{'' if self.bias else ', bias=False'})"
 
     def init(self, rng: Rng, backend: Backend) -> Array:
-        weights = self.initializer(rng, self.d_in, self.d_out, backend)
-        if weights.shape != (self.d_out, self.d_in):
-            raise ShapeError(
-                f"{self!r}: expected the initializer to return shape "
-                f"{(self.d_out, self.d_in)}, got {weights.shape}"
-            )
-        if not self.bias:
-            return weights
-        zeros = backend.zeros((self.d_out, 1))
-        return backend.xp.concat([weights, zeros], axis=1)
+        shape = (self.d_out, self.d_in)
+        return draw_matrix(self, self.initializer, rng, shape, backend, bias=self.bias)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if not shape or shape[-1] != self.d_in:
@@ -75,10 +66,7 @@ class Dense(Layer):
 
     def forward(self, params: Array, x: Array) -> tuple[Array, Array]:
         self.output_shape(x.shape[1:])
-        expected = (self.d_out, self.d_in + self.bias)
-        if getattr(params, "shape", None) != expected:
-            came = tuple(params.shape) if hasattr(params, "shape") else type(params).__name__
-            raise ShapeError(f"{self!r}: expected parameters {expected}, got {came}")
+        require_parameters(self, params, (self.d_out, self.d_in + self.bias))
         a = append_ones(x) if self.bias else x
         return on_last_axis(a, params.T), a
 

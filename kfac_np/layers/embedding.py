@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from kfac_np.backend import Array, Backend, Rng, array_namespace, require_array
-from kfac_np.errors import InputError, ShapeError
+from kfac_np.errors import InputError, ShapeError, require_sizes
 from kfac_np.layers.base import Layer
 from kfac_np.layers.initializers import Initializer
+from kfac_np.layers.parameters import draw_matrix, require_parameters
 from kfac_np.statistics import EmbeddingStatistics
 
 __all__ = ["Embedding", "standard_normal"]
@@ -59,23 +60,14 @@ class Embedding(Layer):
     initializer: Initializer = standard_normal
 
     def __post_init__(self) -> None:
-        for name, size in (("size", self.size), ("d_out", self.d_out)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise InputError(
-                    f"Embedding: expected {name} to be a positive integer, got {size!r}"
-                )
+        require_sizes("Embedding", size=self.size, d_out=self.d_out)
 
     def __repr__(self) -> str:
         return f"Embedding({self.size}, {self.d_out})"
 
     def init(self, rng: Rng, backend: Backend) -> Array:
-        weights = self.initializer(rng, self.size, self.d_out, backend)
-        if weights.shape != (self.d_out, self.size):
-            raise ShapeError(
-                f"{self!r}: expected the initializer to return shape {(self.d_out, self.size)}, "
-                f"got {tuple(weights.shape)}"
-            )
-        return weights
+        shape = (self.d_out, self.size)
+        return draw_matrix(self, self.initializer, rng, shape, backend, bias=False)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if not shape:
@@ -101,10 +93,7 @@ class Embedding(Layer):
     def forward(self, params: Array, x: Array) -> tuple[Array, Array]:
         self.output_shape(x.shape[1:])
         self._require_whole(x)
-        expected = (self.d_out, self.size)
-        if getattr(params, "shape", None) != expected:
-            came = tuple(params.shape) if hasattr(params, "shape") else type(params).__name__
-            raise ShapeError(f"{self!r}: expected parameters {expected}, got {came}")
+        require_parameters(self, params, (self.d_out, self.size))
         xp = array_namespace(x)
         indices = xp.astype(x, xp.int64)  # not every library takes entries by other integers
         return _columns(params, indices), indices

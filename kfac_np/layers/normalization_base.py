@@ -11,7 +11,7 @@ from abc import abstractmethod
 from typing import Any
 
 from kfac_np.backend import Array, Backend, Rng, array_namespace
-from kfac_np.errors import InputError, ShapeError
+from kfac_np.errors import InputError, ShapeError, require_sizes
 from kfac_np.layers.base import Layer
 from kfac_np.layers.normalise import normalise, normalise_bend, normalise_jvp
 from kfac_np.statistics import ElementwiseStatistics
@@ -176,11 +176,7 @@ class MeanNormalization(Normalization):
         return (self.size,)
 
     def _check(self, name: str, **sizes: int) -> None:
-        for option, size in sizes.items():
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise InputError(
-                    f"{name}: expected {option} to be a positive integer, got {size!r}"
-                )
+        require_sizes(name, **sizes)
         # Smaller ones round to 0 in single precision, and then a constant is divided by 0.
         number = isinstance(self.epsilon, int | float) and not isinstance(self.epsilon, bool)
         if not number or not 1e-30 <= self.epsilon < math.inf:

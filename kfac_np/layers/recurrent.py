@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, Backend, Rng, array_namespace
-from kfac_np.errors import InputError, ShapeError
+from kfac_np.errors import InputError, ShapeError, require_sizes
 from kfac_np.layers.base import Layer
 from kfac_np.layers.uses import merge_trees, require_uncoupled, sum_trees
 from kfac_np.trees import Tree
@@ -50,9 +50,7 @@ class Recurrent(Layer):
     def __post_init__(self) -> None:
         if not isinstance(self.cell, Layer):
             raise InputError(f"Recurrent: expected a Layer as cell, got {type(self.cell).__name__}")
-        d = self.d_state
-        if isinstance(d, bool) or not isinstance(d, int) or d < 1:
-            raise InputError(f"Recurrent: expected d_state to be a positive integer, got {d!r}")
+        require_sizes("Recurrent", d_state=self.d_state)
         require_uncoupled("Recurrent", self.cell, "many")
 
     def __repr__(self) -> str:

@@ -6,8 +6,15 @@ import math
 from typing import Any, Literal, Protocol
 
 from kfac_np.backend import Array, Backend, Rng
-from kfac_np.errors import InputError, ShapeError, require_callable, require_instance
+from kfac_np.errors import (
+    InputError,
+    ShapeError,
+    require_callable,
+    require_instance,
+    require_sizes,
+)
 from kfac_np.layers.initializers import Initializer
+from kfac_np.layers.parameters import draw_matrix, require_parameters
 
 __all__ = ["Padding", "padding_pairs", "per_axis"]
 
@@ -97,10 +104,7 @@ def check_padding(name: str, padding: Any, axes: int, names: tuple[str, ...]) ->
 
 def check_channels(name: str, layer: Kernel) -> None:
     """Raise `InputError` unless channels and groups fit together."""
-    sizes = {"c_in": layer.c_in, "c_out": layer.c_out, "groups": layer.groups}
-    for option, size in sizes.items():
-        if not _is_positive(size):
-            raise InputError(f"{name}: expected {option} to be a positive integer, got {size!r}")
+    require_sizes(name, c_in=layer.c_in, c_out=layer.c_out, groups=layer.groups)
     require_instance(f"{name} bias", layer.bias, bool)
     require_callable(f"{name} initializer", layer.initializer)
     if layer.c_in % layer.groups or layer.c_out % layer.groups:
@@ -139,29 +143,19 @@ def kernel_shape(layer: Kernel) -> tuple[int, ...]:
 
 def require_kernel(layer: Kernel, params: Any) -> None:
     """Raise `ShapeError` unless the parameters have the layer's shape."""
-    expected = kernel_shape(layer)
-    if getattr(params, "shape", None) != expected:
-        came = tuple(params.shape) if hasattr(params, "shape") else type(params).__name__
-        raise ShapeError(f"{layer!r}: expected parameters {expected}, got {came}")
+    require_parameters(layer, params, kernel_shape(layer))
 
 
 def init_kernel(layer: Kernel, rng: Rng, backend: Backend) -> Array:
     """Draw W̄, group by group; the bias starts at zero."""
     *_, d_out, d_in = kernel_shape(layer)
-    d_in -= layer.bias
-    groups = []
-    for i in range(layer.groups):
-        child = rng if layer.groups == 1 else rng.child(i)
-        weights = layer.initializer(child, d_in, d_out, backend)
-        if weights.shape != (d_out, d_in):
-            raise ShapeError(
-                f"{layer!r}: expected the initializer to return shape {(d_out, d_in)}, "
-                f"got {tuple(weights.shape)}"
-            )
-        if layer.bias:
-            weights = backend.xp.concat([weights, backend.zeros((d_out, 1))], axis=1)
-        groups.append(weights)
-    return groups[0] if layer.groups == 1 else backend.xp.stack(groups)
+    shape, draw, bias = (d_out, d_in - layer.bias), layer.initializer, layer.bias
+    if layer.groups == 1:
+        return draw_matrix(layer, draw, rng, shape, backend, bias=bias)
+    children = [rng.child(i) for i in range(layer.groups)]
+    return backend.xp.stack(
+        [draw_matrix(layer, draw, child, shape, backend, bias=bias) for child in children]
+    )
 
 
 def options(layer: object, **defaults: Any) -> list[str]:

@@ -13,11 +13,11 @@ from kfac_np.backend import Array, Rng, array_namespace
 from kfac_np.errors import CurvatureError
 from kfac_np.matrices.base import Matrix
 from kfac_np.matrices.dense import DenseMatrix
-from kfac_np.matrices.kronecker import KroneckerMatrix
+from kfac_np.matrices.kronecker import KroneckerMatrix, kron
 from kfac_np.matrices.trees import FlattenedMatrix, TreeMatrix
 from kfac_np.trees import Tree
 
-__all__ = ["ChainMatrix", "Link", "kron"]
+__all__ = ["ChainMatrix", "Link"]
 
 _MAX_DENSE = 20_000  # parameters: a dense matrix of them takes 3 GB
 
@@ -185,17 +185,3 @@ class ChainMatrix(TreeMatrix):
                     break
                 link = self.links[link.following]
                 a, g = a @ link.A, g @ link.G
-
-
-def kron(g: Array, a: Array) -> Array:
-    """G ⊗ A of any two matrices.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> kron(np.asarray([[1.0, 2.0]]), np.ones((2, 1)))
-    array([[1., 2.],
-           [1., 2.]])
-    """
-    shape = (g.shape[0] * a.shape[0], g.shape[1] * a.shape[1])
-    return array_namespace(g, a).reshape(g[:, None, :, None] * a[None, :, None, :], shape)

@@ -10,7 +10,7 @@ from kfac_np.backend import Array, array_namespace
 from kfac_np.errors import ShapeError
 from kfac_np.matrices.base import Matrix, Spectral, resolved_eigh
 
-__all__ = ["KroneckerDiagonal", "KroneckerMatrix", "KroneckerSpectral"]
+__all__ = ["KroneckerDiagonal", "KroneckerMatrix", "KroneckerSpectral", "kron"]
 
 
 @final
@@ -57,7 +57,7 @@ class KroneckerMatrix(Matrix):
         return self.G @ v @ self.A
 
     def to_dense(self) -> Array:
-        return _kron(self.G, self.A)
+        return kron(self.G, self.A)
 
     def trace(self) -> Array:
         xp = array_namespace(self.A)
@@ -123,7 +123,7 @@ class KroneckerSpectral(Spectral):
         u_a = self.U_A
         if u_a is None:
             u_a = xp.eye(values.shape[1], dtype=values.dtype, device=values.device)
-        u = _kron(self.U_G, u_a)
+        u = kron(self.U_G, u_a)
         return (u * xp.reshape(self.values, (1, -1))) @ u.T
 
 
@@ -157,7 +157,7 @@ class KroneckerDiagonal(Matrix):
 
     def to_dense(self) -> Array:
         eye = array_namespace(self.A).eye(self.A.shape[0], dtype=self.A.dtype, device=self.A.device)
-        return _kron(self.G, self.A[:, None] * eye)
+        return kron(self.G, self.A[:, None] * eye)
 
     def trace(self) -> Array:
         xp = array_namespace(self.A)
@@ -176,7 +176,16 @@ class KroneckerDiagonal(Matrix):
         return KroneckerSpectral(g[:, None] * self.A[None, :], None, u_g)
 
 
-def _kron(g: Array, a: Array) -> Array:
+def kron(g: Array, a: Array) -> Array:
+    """G ⊗ A of any two matrices.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> kron(np.asarray([[1.0, 2.0]]), np.ones((2, 1)))
+    array([[1., 2.],
+           [1., 2.]])
+    """
     # Not `array_api_extra.kron`: PyTorch's own refuses operands of some memory orders.
-    n = g.shape[0] * a.shape[0]
-    return array_namespace(g).reshape(g[:, None, :, None] * a[None, :, None, :], (n, n))
+    shape = (g.shape[0] * a.shape[0], g.shape[1] * a.shape[1])
+    return array_namespace(g, a).reshape(g[:, None, :, None] * a[None, :, None, :], shape)
