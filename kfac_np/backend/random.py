@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, final
 
 import numpy as np
@@ -49,8 +50,12 @@ class Rng:
         self.keys = keys
         if negative := [k for k in (self.seed, *keys) if not isinstance(k, str) and k < 0]:
             raise InputError(f"Rng: expected a non-negative seed and keys, got {negative[0]}")
-        words = tuple(word for key in keys for word in _words(key))
-        self._generator = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=words))
+
+    @cached_property
+    def _generator(self) -> np.random.Generator:
+        """Made at the first draw: containers hand a child to every layer, and few of them draw."""
+        words = tuple(word for key in self.keys for word in _words(key))
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=words))
 
     def child(self, *keys: int | str) -> Rng:
         """Return the independent stream further down the path.
