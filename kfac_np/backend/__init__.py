@@ -25,11 +25,13 @@ from kfac_np.backend.patches import (
 )
 from kfac_np.backend.random import Rng
 from kfac_np.backend.special import erf, logistic, logsumexp, softmax, softplus
+from kfac_np.backend.transfer import Later, later, prefetch
 
 __all__ = [
     "Array",
     "Backend",
     "Geometry",
+    "Later",
     "Patches",
     "Rng",
     "all_finite",
@@ -39,10 +41,12 @@ __all__ = [
     "erf",
     "fold",
     "get_backend",
+    "later",
     "logistic",
     "logsumexp",
     "pad",
     "patch_budget",
+    "prefetch",
     "require_array",
     "require_finite",
     "require_float",
