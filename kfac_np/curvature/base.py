@@ -71,6 +71,13 @@ class Block(ABC):
     def solve(self, factors: Factors, v: Array) -> Array:
         """(block + damping · I)⁻¹ v, as closely as the damping rule defines it."""
 
+    def solve_mean(self, factors: Factors, s: Any, scale: Scale, gradient: Array) -> Array:
+        """`solve` of the gradient that is the mean of `s`.
+
+        A block that needs less work with the statistics than with their mean overrides this.
+        """
+        return self.solve(factors, gradient)
+
     @abstractmethod
     def cost(
         self, shape: tuple[int, ...], kind: type[Statistics] = AffineStatistics
@@ -144,7 +151,7 @@ class Curvature(ABC):
         epsilon : float
             Weight of the old moments, in [0, 1).
         """
-        return trees.tree_map(lambda m, n: epsilon * m + (1.0 - epsilon) * n, old, new)
+        return trees.axpy(epsilon, old, trees.scale(1.0 - epsilon, new))
 
     @abstractmethod
     def input_moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
@@ -193,6 +200,16 @@ class Curvature(ABC):
     @abstractmethod
     def solve(self, factors: dict[str, Factors], v: Tree) -> Tree:
         """(F + damping · I)⁻¹ v, as closely as the approximation defines it."""
+
+    def solve_mean(
+        self, factors: dict[str, Factors], statistics: Tree, scale: Scale, gradient: Tree
+    ) -> Tree:
+        """`solve` of the gradient that is the mean of `statistics`.
+
+        The same numbers up to rounding. With fewer examples than units, a curvature can need less
+        work with the statistics than with their mean, and overrides this.
+        """
+        return self.solve(factors, gradient)
 
     @abstractmethod
     def block_of(self, path: str) -> Block:

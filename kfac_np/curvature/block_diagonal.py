@@ -102,6 +102,14 @@ class BlockDiagonal(Curvature):
     def solve(self, factors: dict[str, Factors], v: Tree) -> Tree:
         return trees.map_named(lambda path, x: self.block_of(path).solve(factors[path], x), v)
 
+    def solve_mean(
+        self, factors: dict[str, Factors], statistics: Tree, scale: Scale, gradient: Tree
+    ) -> Tree:
+        def leaf(path: str, s: Any, x: Array) -> Array:
+            return self.block_of(path).solve_mean(factors[path], s, scale, x)
+
+        return trees.map_named(leaf, statistics, gradient)
+
 
 def _of_each(
     statistics: Mapping[str, Any], function: Callable[[str, Any], Moments]

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-from kfac_np.backend import Array, Backend, array_namespace, second_moment, sum_by_index
+from kfac_np.backend import (
+    Array,
+    Backend,
+    Patches,
+    array_namespace,
+    second_moment,
+    sum_by_index,
+)
 from kfac_np.curvature.base import Block, Factors, Moments
 from kfac_np.curvature.damping import DampingRule, pi_trace
 from kfac_np.curvature.ladder import Ladder
@@ -117,7 +124,7 @@ class KFACBlock(Block):
 
     def _input_moment(self, s: AffineStatistics, scale: Scale) -> Array:
         """A: the weighted mean of a aᵀ over rows, a chunk of examples at a time."""
-        total: Any = 0.0
+        total: Any = None
         count: Any = 0.0
         first = 0  # example
         for chunk in s.inputs_only().chunks():
@@ -126,12 +133,14 @@ class KFACBlock(Block):
             weights = scale.row_weights(each * scale.examples)
             if weights is not None:
                 weights = weights[first * each : first * each + rows.shape[0]]
-            total = total + second_moment(rows, weights)
+            m = second_moment(rows, weights)
+            total = m if total is None else total + m
             sums = rows.shape[0] if weights is None else array_namespace(rows).sum(weights)
             count = count + sums
             first += chunk.num_examples
             del chunk, rows  # before the next ones are unfolded
-        return total / count
+        total /= count
+        return total
 
     def _frequencies(self, s: EmbeddingStatistics, scale: Scale) -> Array:
         """The diagonal of A for one-hot inputs: how often each of them occurs."""
@@ -152,7 +161,9 @@ class KFACBlock(Block):
             return Backend.of(s.g).eye(s.g.shape[-1])
         affine = s if isinstance(s, AffineStatistics) else AffineStatistics(s.g, s.g)
         _, rows = self.sharing(affine.derivatives_only(), scale)
-        return second_moment(rows) / scale.terms
+        moment = second_moment(rows)
+        moment *= 1.0 / scale.terms
+        return moment
 
     # ---------------------------------------------------------------- matrices and factors
 
@@ -215,6 +226,26 @@ class KFACBlock(Block):
         a = factors["A_inverse"]
         left = factors["G_inverse"] @ v
         return left * a[None, :] if a.ndim == 1 else left @ a
+
+    def solve_mean(self, factors: Factors, s: Any, scale: Scale, gradient: Array) -> Array:
+        """G⁻¹ (Σ g āᵀ / M) A⁻¹ = Σ (G⁻¹ g)(A⁻¹ ā)ᵀ / M, whichever takes fewer operations."""
+        if not self._has_few_rows(factors, s):
+            return self.solve(factors, gradient)
+        xp = array_namespace(gradient)
+        d_out, d_in = gradient.shape
+        a = xp.reshape(s.inputs, (-1, d_in)) @ factors["A_inverse"]
+        g = xp.reshape(s.g, (-1, d_out)) @ factors["G_inverse"]
+        g *= 1.0 / scale.terms
+        return g.T @ a
+
+    def _has_few_rows(self, factors: Factors, s: object) -> bool:
+        if not isinstance(s, AffineStatistics) or isinstance(s.inputs, Patches) or s.g.ndim > 3:
+            return False
+        if "A_inverse" not in factors or factors["A_inverse"].ndim != 2:
+            return False
+        rows, (d_out, d_in) = s.num_examples * s.num_locations, s.parameter_shape
+        one_by_one = rows * (d_out**2 + d_in**2 + d_out * d_in)
+        return one_by_one < d_out * d_in * (d_out + d_in)
 
     def _solve_in_eigenbasis(self, factors: Factors, v: Array) -> Array:
         xp = array_namespace(v)

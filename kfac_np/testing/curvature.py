@@ -313,6 +313,10 @@ def solve(s: _Subject) -> None:
         abs(left - right) <= loose * size, f"⟨w, C v⟩ = {left:.15g}, but ⟨v, C w⟩ = {right:.15g}"
     )
     require(float(trees.inner(s.v, x)) > 0, "⟨v, C v⟩ is not positive for a random v")
+    statistics, gradient = s.e.backward(s.e.output_gradient()), s.e.gradient()
+    whole = s.curvature.solve(factors, gradient)
+    mean = s.curvature.solve_mean(factors, statistics, s.e.scale, gradient)
+    require_close("solve_mean", mean, "solve of the mean gradient", whole, loose)
     if s.exact_damping:
         back = s.dense @ trees.ravel(x) + s.damping * trees.ravel(x)
         require_close("(C + λ) solve(v)", back, "v", trees.ravel(s.v), loose)

@@ -201,6 +201,11 @@ class AlwaysDamped(Wrapped):
         return INNER.factorise(moments, max(damping, 1e-3), ladder, previous)
 
 
+class SolvesTheSum(Wrapped):
+    def solve_mean(self, factors, s, scale, gradient):
+        return INNER.solve(factors, s.gradient())
+
+
 class HalfTheInverse(Wrapped):
     def solve(self, factors, v):
         return 0.5 * INNER.solve(factors, v)
@@ -284,6 +289,7 @@ MISTAKES = [
     (AsymmetricSolve(), "solve", "⟨w, C v⟩ = "),
     (NegativeSolve(), "solve", "⟨v, C v⟩ is not positive for a random v"),
     (NormalisesItsSolution(), "solve", "solve(w - 3 v) and solve(w) - 3 solve(v) differ by"),
+    (SolvesTheSum(), "solve", "solve_mean and solve of the mean gradient differ by"),
     (TwiceTheDamping(), "solve", "(C + λ) solve(v) and v differ by"),
     (HalfTheInverse(), "undamped", "solve(C v) and v differ by"),
     (AlwaysDamped(), "undamped", "solve(C v) and v differ by"),
