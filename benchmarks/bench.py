@@ -1,0 +1,101 @@
+"""Step times of this library and of its peers, measured side by side. See README.md here.
+
+python benchmarks/bench.py                           # W1-1000, W3, W2-128
+python benchmarks/bench.py W1-4000-fixed --contenders kfac_np,kfac-jax --rounds 40
+python benchmarks/bench.py --quick                   # does it run? tiny networks, seconds
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.measure import Round, Settings
+from benchmarks.registry import choose
+from benchmarks.report import conditions, heading, libraries, table, write_json
+from benchmarks.workloads import CUDA_DEFAULT, DEFAULT, WORKLOADS, select, tiny
+
+
+def main() -> int:
+    """Measure, print, write."""
+    args = arguments()
+    device = "cuda" if args.backend == "cupy" else "cpu"
+    names = args.workloads or list(CUDA_DEFAULT if device == "cuda" else DEFAULT)
+    settings = Settings(
+        threads=args.threads,
+        device=device,
+        dtype=args.dtype,
+        tf32=args.tf32,
+        rounds=args.rounds or (6 if args.quick else 60),
+        seconds=args.seconds,
+        pythons=dict(args.python),
+        options={"sizes": [256]} if args.quick else {},
+    )
+    record = conditions(args.threads, device, args.dtype)
+    record |= {"tf32": args.tf32, "workloads": {}}
+    print(heading(record))
+    for workload in select(names):
+        chosen = choose([n for n in args.contenders.split(",") if n], workload)
+        result = run(tiny(workload) if args.quick else workload, chosen, settings)
+        record["workloads"][workload.name] = result
+        print(f"\n{table(workload.name, result)}\n\n{libraries(result)}", flush=True)
+        if args.out:
+            write_json(args.out, record)
+    if args.out:
+        print(f"\nwritten: {args.out}")
+    return 0 if any(r["contenders"] for r in record["workloads"].values()) else 1
+
+
+def run(workload: Any, contenders: list[Any], settings: Settings) -> dict[str, Any]:
+    """One workload."""
+    return Round(workload, contenders, settings).run()
+
+
+def arguments() -> argparse.Namespace:
+    """Of the command line."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "workloads", nargs="*", help=f"of {', '.join(WORKLOADS)}, or what several begin with"
+    )
+    parser.add_argument("--backend", choices=("numpy", "cupy"), default="numpy")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    parser.add_argument("--tf32", action="store_true", help="let products use TF32 on a GPU")
+    parser.add_argument("--threads", type=int, default=cores or 1)
+    parser.add_argument("--rounds", type=int, help="turns of each contender (60)")
+    parser.add_argument(
+        "--seconds", type=float, default=150.0, help="stop a workload's rounds after these"
+    )
+    parser.add_argument("--contenders", default="", help="comma-separated; all by default")
+    parser.add_argument(
+        "--python",
+        type=_pair,
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="interpreter of a contender, or of jax or torch; also KFAC_BENCH_PYTHON_JAX, _TORCH",
+    )
+    parser.add_argument("--quick", action="store_true", help="tiny networks: only whether it runs")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    args = parser.parse_args()
+    if args.out is None and not args.quick:
+        results = Path(__file__).parent / "results"
+        args.out = results / f"{time.strftime('%Y-%m-%d-%H%M')}-{args.backend}-{args.dtype}.json"
+    return args
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, sign, path = text.partition("=")
+    if not sign:
+        raise argparse.ArgumentTypeError(f"expected NAME=PATH, got {text!r}")
+    return name, path
+
+
+if __name__ == "__main__":
+    sys.exit(main())
