@@ -6,10 +6,8 @@ moment of them. Nothing here divides: sums stay sums until :class:`Scale` turns 
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -157,10 +155,8 @@ class AffineStatistics(LocatedStatistics):
         return AffineStatistics(a, self.g[..., rows, :, :])
 
     def gradient(self) -> Array:
-        return functools.reduce(operator.add, map(AffineStatistics._gradient, self.chunks()))
-
-    def _gradient(self) -> Array:
-        """Sum over examples and locations of g āᵀ, `inputs` being an array."""
+        if isinstance(self.inputs, Patches):
+            return self.inputs.gradient(self.g)
         xp = array_namespace(self.g)
         rows = self.num_examples * self.num_locations
         a = xp.reshape(self.inputs, (rows, -1))

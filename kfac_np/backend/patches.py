@@ -17,6 +17,7 @@ from typing import Any, final
 import array_api_compat
 import numpy as np
 
+from kfac_np.backend import strips
 from kfac_np.backend.array import Array, array_namespace
 from kfac_np.errors import ShapeError
 
@@ -31,6 +32,10 @@ __all__ = [
     "unfold",
     "unfold_generic",
 ]
+
+
+FEWEST_LOCATIONS = 8
+"""Of an example, from which on its strips are worth a product of their own."""
 
 
 @final
@@ -382,6 +387,17 @@ class Patches:
         -------
         Array, shape (N, *out, d_out)
         """
+        if not self._by_strips:
+            return self.product_generic(m)
+        x: Any = self.x
+        kernel: Any = m[: self.shape[2] - self.ones, :]
+        bias: Any = m[-1, :] if self.ones else None
+        y: Any = np.empty((*self.shape[:2], m.shape[1]), dtype=x.dtype)
+        strips.product(x, *self._moves, kernel, bias, y, self.budget_bytes)
+        return y.reshape(self.shape[0], *self.out, m.shape[1])
+
+    def product_generic(self, m: Array) -> Array:
+        """`product`, by unfolding, with the standard alone."""
         xp = array_namespace(self.x, m)
         n, t, d = self.shape
         y = xp.empty((n, t, m.shape[1]), dtype=self.x.dtype, device=self.x.device)
@@ -390,6 +406,50 @@ class Patches:
             y[rows, ...] = xp.reshape(flat, (-1, t, m.shape[1]))
             del chunk  # before the next one is unfolded
         return xp.reshape(y, (n, *self.out, m.shape[1]))
+
+    def gradient(self, g: Array) -> Array:
+        """Sum over examples and locations of g āᵀ: the gradient of a convolution's matrix.
+
+        Parameters
+        ----------
+        g : Array, shape ([K,] N, T, d_out)
+
+        Returns
+        -------
+        Array, shape ([K,] d_out, d)
+        """
+        if not self._by_strips:
+            return self.gradient_generic(g)
+        x: Any = self.x
+        each: Any = g if g.ndim == 4 else g[None, ...]
+        total = np.zeros((len(each), g.shape[-1], self.shape[2]), dtype=x.dtype)
+        for v, sums in zip(each, total, strict=True):
+            columns = self.shape[2] - self.ones
+            sums[:, :columns] = strips.gradient(x, *self._moves, v, self.budget_bytes)
+            rows = v.reshape(-1, v.shape[-1])
+            sums[:, columns:] = rows.T @ np.ones((len(rows), int(self.ones)), dtype=x.dtype)
+        return total.reshape(*g.shape[:-3], *total.shape[1:])
+
+    def gradient_generic(self, g: Array) -> Array:
+        """`gradient`, by unfolding, with the standard alone."""
+        xp, (_, t, d) = array_namespace(self.x, g), self.shape
+        total = xp.zeros((*g.shape[:-3], g.shape[-1], d), dtype=g.dtype, device=g.device)
+        for rows, chunk in self.chunks():
+            count = (rows.stop - rows.start) * t
+            flat = xp.reshape(g[..., rows, :, :], (*g.shape[:-3], count, g.shape[-1]))
+            total += xp.matrix_transpose(flat) @ xp.reshape(chunk, (-1, d))
+            del chunk  # before the next one is unfolded
+        return total
+
+    @property
+    def _by_strips(self) -> bool:
+        """Whether strips are faster than patches: not for a handful of locations."""
+        numpy = array_api_compat.is_numpy_namespace(array_namespace(self.x))
+        return numpy and self.shape[1] >= FEWEST_LOCATIONS
+
+    @property
+    def _moves(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        return self.geometry.kernel, self.geometry.stride, self.geometry.dilation
 
 
 def patch_budget(x: Array) -> int:

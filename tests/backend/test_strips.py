@@ -1,0 +1,95 @@
+"""Products by strips against those by unfolding: every geometry, dtype and way of cutting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numerics import assert_close, host
+from test_patches import Drawn, geometries
+
+from kfac_np.backend import Backend, Patches, get_backend, pad, patches, strips
+
+TOLERANCE = {"float64": 1e-13, "float32": 1e-5}
+
+
+def drawn_patches(drawn: Drawn, backend: Backend, ones: bool, budget: int) -> Patches:
+    x = pad(backend.asarray(drawn.x), drawn.geometry.padding)
+    return Patches(x, drawn.geometry, ones, budget)
+
+
+@given(
+    drawn=geometries(),
+    ones=st.booleans(),
+    dtype=st.sampled_from(["float32", "float64"]),
+    budget=st.sampled_from([1, 1000, 2**30]),
+    largest=st.sampled_from([1, 20, 10**6]),
+    columns=st.integers(1, 3),
+)
+def test_both_ways_agree(
+    drawn: Drawn, ones: bool, dtype: str, budget: int, largest: int, columns: int
+):
+    """Strips however few locations there are, in pieces of any size, one chunk or many."""
+    backend = get_backend("numpy", dtype)
+    p = drawn_patches(drawn, backend, ones, budget)
+    rng = np.random.default_rng(1)
+    m = backend.asarray(rng.standard_normal((p.shape[2], columns)))
+    g = backend.asarray(rng.standard_normal((*p.shape[:2], columns)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patches, "FEWEST_LOCATIONS", 0)
+        patch.setattr(strips, "SMALL_PRODUCT", largest)
+        for found, expected in (
+            (p.product(m), p.product_generic(m)),
+            (p.product(m.T.copy().T), p.product_generic(m)),
+            (p.gradient(g), p.gradient_generic(g)),
+            (p.gradient(np.stack([g, 2 * g])), p.gradient_generic(np.stack([g, 2 * g]))),
+        ):
+            assert found.dtype == backend.dtype
+            assert_close(found, expected, TOLERANCE[dtype])
+        none = p.gradient(g[None][:0])
+        assert none.shape == p.gradient_generic(g[None][:0]).shape == (0, columns, p.shape[2])
+
+
+@given(drawn=geometries(), ones=st.booleans())
+def test_every_backend_agrees_with_the_definition(backend: Backend, drawn: Drawn, ones: bool):
+    p = drawn_patches(drawn, backend, ones, 1000)
+    rows = host(p.array())
+    rng = np.random.default_rng(1)
+    m, g = rng.standard_normal((p.shape[2], 2)), rng.standard_normal((3, *p.shape[:2], 2))
+    assert_close(p.product(backend.asarray(m)), (rows @ m).reshape(len(rows), *p.out, 2), 1e-13)
+    gradients = np.einsum("kntm,ntd->kmd", g, rows)
+    assert_close(p.gradient(backend.asarray(g)), gradients, 1e-12)
+    assert_close(p.gradient(backend.asarray(g[0])), gradients[0], 1e-12)
+
+
+@given(drawn=geometries())
+def test_views_of_any_layout(drawn: Drawn):
+    """What a grouped convolution hands over: some channels, of inputs and of derivatives."""
+    x = pad(drawn.x, drawn.geometry.padding)
+    wide = np.concatenate([x, -x, x], axis=-1)
+    c = x.shape[-1]
+    moves = drawn.geometry.kernel, drawn.geometry.stride, drawn.geometry.dilation
+    whole = Patches(x, drawn.geometry, False, 2**20)
+    g = np.random.default_rng(1).standard_normal((*whole.shape[:2], 4))
+    expected = whole.gradient_generic(g[..., 1:3])
+    for view in (wide[..., 2 * c :], np.asfortranarray(x), np.flip(np.flip(x).copy())):
+        assert_close(strips.gradient(view, *moves, g[..., 1:3], 2**20), expected, 1e-12)
+
+
+def test_pieces_are_small_and_of_one_length():
+    def split(*size: int, kernel: tuple[int, ...] = (1, 3), stride: int = 1) -> tuple[int, ...]:
+        x: Any = np.zeros((1, *size, 1))
+        ones = (1,) * len(size)
+        steps = (stride, *ones[1:])
+        return strips.Strips.of(x, kernel, steps, ones).split(10**4)
+
+    # 10^6 multiplications are 33 rows of 3 numbers times 10^4 columns.
+    assert split(16, 18) == (8, 32)
+    assert split(3, 13) == (1, 33)
+    assert split(31, 33) == (31, 31)
+    assert split(1, 69) == (1, 67)  # a prime number of locations stays whole
+    assert split(9, 18, stride=2) == (5, 16)  # rows that do not lie behind one another
+    assert split(2, 4, 18, kernel=(1, 1, 3)) == (2, 2, 32)
