@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
 import array_api_compat
 
 from kfac_np.backend.array import Array, Backend, array_namespace
@@ -10,7 +14,10 @@ from kfac_np.errors import FactorizationError
 
 __all__ = ["cholesky", "eigh", "spd_inverse", "spectral_norm", "symmetrize"]
 
-_LEAF = 96  # below this a Cholesky factorisation and a small inverse beat more recursion
+# Sizes at which halving ends, and widths of strips; found by timing (docs/performance.md).
+_LEAF = 48  # below this a Cholesky factorisation and a small inverse beat more recursion
+_TRIANGLE = 128  # below this a product with the zeros beats two without
+_STRIP = 64
 
 
 def symmetrize(m: Array) -> Array:
@@ -53,26 +60,23 @@ def cholesky(m: Array) -> Array:
     xp, n = array_namespace(m), m.shape[0]
     if not all_finite(m):
         raise FactorizationError(f"a {n}×{n} matrix has NaN or Inf: no Cholesky factor")
-    try:
+    with _failures_raise(xp, f"a {n}×{n} matrix is not positive definite"):
         factor = xp.linalg.cholesky(m)
-    except Exception as error:  # every library has a class of its own for this
-        if not _is_linalg_error(error):
-            raise
-        raise FactorizationError(f"a {n}×{n} matrix is not positive definite") from None
-    # cuSOLVER reports failure through a flag that CuPy ignores
-    if not (all_finite(factor) and bool(xp.all(xp.linalg.diagonal(factor) > 0))):
+    if not all_finite(factor):
         raise FactorizationError(f"a {n}×{n} matrix is not positive definite")
     return factor
 
 
 def spd_inverse(m: Array) -> Array:
-    """Invert a symmetric positive definite matrix.
+    """Invert a symmetric positive definite matrix: m⁻¹ = L⁻ᵀ L⁻¹ with m = L Lᵀ.
 
-    By halves: with M = [[P, Qᵀ], [Q, S]] and P = L Lᵀ, the Schur complement S - K Kᵀ with
-    K = Q L⁻ᵀ has the rest of the Cholesky factor, whose inverse follows by matrix products alone.
-    Products are what every backend does fastest, with one thread pool. That the factor is
-    inverted, and not P itself, keeps the error at that of Cholesky's method, condition · eps:
-    Schur complements formed with P⁻¹ would lose the square of the condition.
+    L⁻¹ is found by halves: with M = [[P, Qᵀ], [Q, S]] and P = L Lᵀ, the Schur complement S - K Kᵀ
+    with K = Q L⁻ᵀ has the rest of the Cholesky factor, whose inverse follows by matrix products
+    alone. Products are what every CPU library does fastest, with one thread pool; those with
+    triangular factors leave out the zeros, block by block. That the factor is inverted, and not
+    P itself, keeps the error at that of Cholesky's method, condition · eps: Schur complements
+    formed with P⁻¹ would lose the square of the condition. On a GPU many small products would
+    wait for each other: there it is one factorisation and one triangular solution.
 
     Parameters
     ----------
@@ -82,7 +86,7 @@ def spd_inverse(m: Array) -> Array:
     Returns
     -------
     Array, shape (n, n)
-        Symmetric.
+        Symmetric, exactly.
 
     Raises
     ------
@@ -101,46 +105,103 @@ def spd_inverse(m: Array) -> Array:
     """
     if not all_finite(m):
         raise FactorizationError(f"a {m.shape[0]}×{m.shape[0]} matrix has NaN or Inf: no inverse")
-    half = _inverse_factor(m)
-    inverse = symmetrize(half.T @ half)
-    # CuPy's Cholesky does not raise by default: it leaves NaN, which every later product keeps.
+    xp = array_namespace(m)
+    if array_api_compat.is_cupy_namespace(xp):
+        half = _inverse_factor_cupy(xp, m)
+        inverse = symmetrize(half.T @ half)
+    else:
+        half = xp.zeros_like(m)
+        _inverse_factor(m, half)
+        inverse = _gram_of_lower(half)
+    # A factor may overflow, which is no error by itself, but NaN and Inf stay in products.
     if not all_finite(inverse):
         raise FactorizationError(f"a {m.shape[0]}×{m.shape[0]} matrix is not positive definite")
     return inverse
 
 
-def _inverse_factor(m: Array) -> Array:
-    """L⁻¹ with m = L Lᵀ, lower triangular."""
+def _inverse_factor(m: Array, out: Array) -> None:
+    """Write L⁻¹, where m = L Lᵀ, to the lower triangle of `out`."""
     n = m.shape[0]
     if n <= _LEAF:
-        return _inverse_factor_by_cholesky(m)
+        out[...] = _small_inverse_factor(m)
+        return
     h = n // 2
-    p = _inverse_factor(m[:h, :h])
-    k = m[h:, :h] @ p.T
-    s = _inverse_factor(m[h:, h:] - k @ k.T)
-    out = array_namespace(m).zeros_like(m)
-    out[:h, :h] = p
-    out[h:, :h] = -(s @ (k @ p))
-    out[h:, h:] = s
+    p, s = out[:h, :h], out[h:, h:]
+    _inverse_factor(m[:h, :h], p)
+    k = _lower_times(p, m[h:, :h].T).T
+    _inverse_factor(m[h:, h:] - k @ k.T, s)
+    r = _lower_times(s, _times_lower(k, p))
+    r *= -1.0
+    out[h:, :h] = r
+
+
+def _small_inverse_factor(m: Array) -> Array:
+    xp, n = array_namespace(m), m.shape[0]
+    with _failures_raise(xp, f"a {n}×{n} matrix is not positive definite"):
+        return xp.linalg.inv(xp.linalg.cholesky(m))
+
+
+def _lower_times(lower: Array, x: Array) -> Array:
+    """lower @ x, without the zeros above the diagonal."""
+    n = lower.shape[0]
+    if n <= _TRIANGLE:
+        return lower @ x
+    h = n // 2
+    out = array_namespace(x).empty((n, x.shape[1]), dtype=x.dtype, device=x.device)
+    out[:h, :] = _lower_times(lower[:h, :h], x[:h, :])
+    out[h:, :] = lower[h:, :] @ x
     return out
 
 
-def _inverse_factor_by_cholesky(m: Array) -> Array:
-    xp = array_namespace(m)
+def _times_lower(x: Array, lower: Array) -> Array:
+    """x @ lower, without the zeros above the diagonal."""
+    n = lower.shape[0]
+    if n <= _TRIANGLE:
+        return x @ lower
+    h = n // 2
+    out = array_namespace(x).empty((x.shape[0], n), dtype=x.dtype, device=x.device)
+    out[:, :h] = x @ lower[:, :h]
+    out[:, h:] = _times_lower(x[:, h:], lower[h:, h:])
+    return out
+
+
+def _gram_of_lower(lower: Array) -> Array:
+    """lowerᵀ @ lower without the zeros above the diagonal, exactly symmetric."""
+    n = lower.shape[0]
+    out = array_namespace(lower).empty_like(lower)
+    for start in range(0, n, _STRIP):
+        stop = min(start + _STRIP, n)
+        strip = lower[start:, start:stop].T @ lower[start:, :stop]
+        out[start:stop, :start] = strip[:, :start]
+        out[:start, start:stop] = strip[:, :start].T
+        out[start:stop, start:stop] = symmetrize(strip[:, start:])
+    return out
+
+
+def _inverse_factor_cupy(xp: Any, m: Any) -> Any:
+    """L⁻¹ with m = L Lᵀ, by one factorisation and one triangular solution."""
+    from cupyx.scipy.linalg import solve_triangular
+
     n = m.shape[0]
-    try:
+    with _failures_raise(xp, f"a {n}×{n} matrix is not positive definite"):
         factor = xp.linalg.cholesky(m)
-        half = xp.linalg.inv(factor)
-    except Exception as error:  # every library has a class of its own for this
-        if not _is_linalg_error(error):
-            raise
-        raise FactorizationError(f"a {n}×{n} matrix is not positive definite") from None
-    if array_api_compat.is_cupy_namespace(xp):
-        # cuSOLVER reports failure through a flag that CuPy ignores; a failed factor is not
-        # always NaN, but then its diagonal is not positive.
-        bad = ~xp.all(xp.linalg.diagonal(factor) > 0)
-        half = xp.where(bad, xp.nan, half)
-    return half
+    return solve_triangular(factor, Backend.of(m).eye(n), lower=True)
+
+
+@contextmanager
+def _failures_raise(xp: Any, message: str) -> Iterator[None]:
+    """Within it, a factorisation that fails is a `FactorizationError`."""
+    with ExitStack() as stack:
+        if array_api_compat.is_cupy_namespace(xp):
+            import cupyx  # cuSOLVER sets a flag, which CuPy looks at (and waits for) if asked
+
+            stack.enter_context(cupyx.errstate(linalg="raise"))
+        try:
+            yield
+        except Exception as error:  # every library has a class of its own for this
+            if not _is_linalg_error(error):
+                raise
+            raise FactorizationError(message) from error
 
 
 def _is_linalg_error(error: Exception) -> bool:
@@ -177,12 +238,8 @@ def eigh(m: Array) -> tuple[Array, Array]:
     if not bool(xp.any(xp.not_equal(m, 0))):
         backend = Backend.of(m)  # CuPy returns NaN for the zero matrix
         return backend.zeros((n,)), backend.eye(n)
-    try:
+    with _failures_raise(xp, f"the eigendecomposition of a {n}×{n} matrix failed"):
         values, vectors = xp.linalg.eigh(m)
-    except Exception as error:
-        if not _is_linalg_error(error):
-            raise
-        raise FactorizationError(f"the eigendecomposition of a {n}×{n} matrix failed") from error
     if not all_finite(values, vectors):
         raise FactorizationError(f"the eigendecomposition of a {n}×{n} matrix is not finite")
     return values, vectors

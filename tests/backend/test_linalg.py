@@ -17,6 +17,7 @@ from kfac_np.backend import (
     symmetrize,
     to_numpy,
 )
+from kfac_np.backend.linalg import _gram_of_lower, _lower_times, _times_lower
 from kfac_np.errors import FactorizationError
 
 EPS = float(np.finfo(np.float64).eps)
@@ -47,6 +48,19 @@ def test_inverse_of_all_small_sizes():
     for n in range(1, 130):
         m = spd(n, 100.0)
         np.testing.assert_allclose(m @ spd_inverse(backend.asarray(m)), np.eye(n), atol=1e-11)
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 128, 129, 257, 300])
+def test_products_that_leave_out_zeros(n: int, backend: Backend, rng: Rng):
+    lower = np.tril(to_numpy(rng.normal((n, n), backend)))
+    wide = to_numpy(rng.child(1).normal((n, 5), backend))
+    on_device, right = backend.asarray(lower), backend.asarray(wide)
+    close = {"rtol": 1e-12, "atol": 1e-12 * n}
+    np.testing.assert_allclose(to_numpy(_lower_times(on_device, right)), lower @ wide, **close)
+    np.testing.assert_allclose(to_numpy(_times_lower(right.T, on_device)), wide.T @ lower, **close)
+    gram = to_numpy(_gram_of_lower(on_device))
+    np.testing.assert_allclose(gram, lower.T @ lower, **close)
+    np.testing.assert_array_equal(gram, gram.T)
 
 
 @pytest.mark.parametrize("n", [2, 97, 200])
