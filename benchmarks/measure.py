@@ -202,14 +202,18 @@ class Round:
         for name, steps in self.steps.items():
             contender = self.contenders[name]
             result = summarise(steps, self.workload.refresh)
-            parts = contender.workload(self.workload).operations(contender.method)
-            rate = sum(parts.values()) / result["per_step"]
+            parts: dict[str, float] = {}
+            if contender.counts:
+                parts = contender.workload(self.workload).operations(
+                    contender.method, contender.empirical
+                )
+            rate = sum(parts.values()) / result["per_step"] if parts else None
             results[name] = {
                 "method": contender.method,
                 **result,
                 "operations": parts,
                 "rate": rate,
-                "of_roofline": rate / gemm["gemm"] if gemm.get("gemm") else None,
+                "of_roofline": rate / gemm["gemm"] if rate and gemm.get("gemm") else None,
                 "peak_bytes": ends[name].get("peak_bytes"),
                 **self.started[name],
                 "walls": [round(step["wall"], 7) for step in steps],

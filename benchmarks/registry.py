@@ -15,7 +15,9 @@ class Contender:
     """A program under `benchmarks/contenders`, started as a process of its own.
 
     `family` is what shares an interpreter: "own", "jax" or "torch". `changes` are made to the
-    workload, so that a contender with other settings carries them in its name.
+    workload, so that a contender with other settings carries them in its name. `empirical`:
+    factors come from the gradients themselves, without a second backward pass. `counts`: it does
+    what the operations of K-FAC are counted for.
     """
 
     name: str
@@ -25,6 +27,8 @@ class Contender:
     models: tuple[str, ...] = ("fixed",)
     changes: dict[str, Any] = field(default_factory=dict)
     asked_for: bool = False
+    empirical: bool = False
+    counts: bool = True
 
     def takes_part(self, workload: Workload) -> bool:
         """Whether the workload's mathematics is among what it does."""
@@ -46,6 +50,11 @@ CONTENDERS = {
         Contender("kfac-jax", "kfac_jax", "jax", models=_BOTH),
         Contender("jax-sgd", "jax_sgd", "jax", "sgd"),
         Contender("torch-sgd", "torch_sgd", "torch", "sgd"),
+        Contender("kfac-pytorch", "kfac_pytorch", "torch", empirical=True),
+        Contender("asdl", "asdl", "torch"),
+        Contender("singd", "singd", "torch", empirical=True, counts=False),
+        Contender("curvlinops", "curvlinops", "torch"),
+        Contender("nngeometry", "nngeometry", "torch"),
     )
 }
 OURS = {"kfac": "kfac_np", "sgd": "kfac_np-sgd"}

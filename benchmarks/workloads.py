@@ -100,9 +100,10 @@ class Workload:
         """What a contender is sent."""
         return asdict(self)
 
-    def operations(self, method: str = "kfac") -> dict[str, float]:
+    def operations(self, method: str = "kfac", empirical: bool = False) -> dict[str, float]:
         """Floating-point operations that one step needs, by part; `method` is "kfac" or "sgd".
 
+        An `empirical` Fisher takes its factors from the gradients: no targets are sampled.
         Those of the matrix products, n³ for the inverse of a positive definite matrix and half for
         a symmetric product; elementwise work is not counted. Convolutions count as products with
         unfolded patches, zeros of the padding included.
@@ -123,7 +124,7 @@ class Workload:
             parts["backward"] += n * to_inputs
             if method != "kfac":
                 continue
-            parts["sampled backward"] += part_n * to_inputs
+            parts["sampled backward"] += 0.0 if empirical else part_n * to_inputs
             parts["moments"] += part_n * uses * (d_in**2 + d_out**2)
             parts["refresh"] += (d_in**3 + d_out**3) / self.refresh
             parts["solve"] += 2.0 * (d_out**2 * d_in + d_out * d_in**2)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.contenders.child import Setup
+from benchmarks.workloads import Network
 
 TORCH = {"torch": "pip install torch"}
 
@@ -18,10 +19,14 @@ class Model:
     x: Any
     t: Any
     setup: Setup
+    channels_last: bool
 
     @classmethod
-    def of(cls, setup: Setup) -> Model:
-        """With the workload's start parameters."""
+    def of(cls, setup: Setup, channels_last: bool = True) -> Model:
+        """With the workload's start parameters.
+
+        Images are channels-last where the library lets them; some views need the other order.
+        """
         import torch
 
         from benchmarks.problems import problem
@@ -33,7 +38,8 @@ class Model:
         w = setup.workload
         start = problem(w, setup.dtype)
         device = torch.device(setup.device)
-        modules = _modules(w.network)
+        flat = w.network.sizes[0] if w.network.channels else -1
+        modules = _modules(w.network, channels_last)
         network = torch.nn.Sequential(*modules).to(device, getattr(torch, setup.dtype))
         with torch.no_grad():
             for module, (weights, bias) in zip(_affine(network), start.layers, strict=True):
@@ -41,14 +47,20 @@ class Model:
                 if isinstance(module, torch.nn.Conv2d):
                     c_out, c_in, height, width = module.weight.shape
                     weights = weights.reshape(c_out, height, width, c_in).permute(0, 3, 1, 2)
+                elif weights.shape[1] == flat and not channels_last:
+                    weights = weights.reshape(-1, *_last_image(w.network)).permute(0, 3, 1, 2)
+                    weights = weights.flatten(1)
                 module.weight.copy_(weights)
                 module.bias.copy_(torch.from_numpy(bias))
         x = torch.from_numpy(start.x)
         t = x if w.network.loss == "sigmoid" else torch.from_numpy(start.t)
         if w.network.channels:
-            network = network.to(memory_format=torch.channels_last)
             x = x.reshape(-1, *w.network.image).permute(0, 3, 1, 2)
-        return cls(network, x.to(device), t.to(device), setup)
+            if channels_last:
+                network = network.to(memory_format=torch.channels_last)
+            else:
+                x = x.contiguous()
+        return cls(network, x.to(device), t.to(device), setup, channels_last)
 
     def loss(self, z: Any, t: Any) -> Any:
         """Mean over the examples."""
@@ -76,10 +88,16 @@ class Model:
     def layers(self) -> Any:
         """Weights and biases as `benchmarks.problems` has them."""
         arrays = []
+        network = self.setup.workload.network
         for module in _affine(self.network):
             weights = module.weight.detach().cpu()
             if weights.ndim == 4:
                 weights = weights.permute(0, 2, 3, 1).reshape(len(weights), -1)
+            elif (
+                network.channels and not self.channels_last and weights.shape[1] == network.sizes[0]
+            ):
+                height, width, depth = _last_image(network)
+                weights = weights.reshape(-1, depth, height, width).permute(0, 2, 3, 1).flatten(1)
             arrays.append((weights.numpy(), module.bias.detach().cpu().numpy()))
         return arrays
 
@@ -90,7 +108,14 @@ def _affine(network: Any) -> list[Any]:
     return [m for m in network if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
 
 
-def _modules(network: Any) -> list[Any]:
+def _last_image(network: Network) -> tuple[int, int, int]:
+    """Height, width and channels after the last pooling."""
+    halvings = len(network.channels)
+    height, width = (-(-n // 2**halvings) for n in network.image[:2])
+    return height, width, network.channels[-1]
+
+
+def _modules(network: Network, channels_last: bool) -> list[Any]:
     from torch import nn
 
     class ChannelsLast(nn.Module):
@@ -109,7 +134,7 @@ def _modules(network: Any) -> list[Any]:
         modules += [nn.MaxPool2d(3, 2, 1), activation()]
         depth = width
     if network.channels:
-        modules.append(ChannelsLast())
+        modules.append(ChannelsLast() if channels_last else nn.Flatten())
     last = len(network.sizes) - 2
     for i in range(last + 1):
         modules.append(nn.Linear(*network.sizes[i : i + 2]))
