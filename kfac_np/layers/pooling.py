@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from kfac_np.backend import Array, Backend, Geometry, Rng, array_namespace, pad
+from kfac_np.backend.pooling import max_pool, max_pool_tangent, max_pool_transpose
 from kfac_np.errors import InputError, ShapeError
 from kfac_np.layers.base import Layer
 from kfac_np.layers.spatial import (
@@ -133,53 +134,25 @@ class MaxPool(Pool):
         return _windowed_shape(self, self._geometry, shape)
 
     def forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:
-        shape = x.shape[1:]
-        *out, _ = self.output_shape(shape)
-        xp, geometry = array_namespace(x), self._geometry
-        x = pad(x, geometry.padding, -math.inf)
-        first, *rest = geometry.windows(tuple(out))
-        y = x[:, *first, :]
-        # Number of the tap that won. Products with booleans are several times faster than `where`.
-        dtype = xp.uint8 if geometry.taps <= 256 else xp.int32
-        winner = xp.zeros(y.shape, dtype=dtype, device=x.device)
-        for i, window in enumerate(rest, start=1):
-            pixel = x[:, *window, :]
-            winner = xp.maximum(winner, xp.astype(pixel > y, dtype) * i)
-            y = xp.maximum(y, pixel)
-        return y, (winner, shape)
+        self.output_shape(x.shape[1:])
+        y, winners = max_pool(x, self._geometry)
+        return y, (winners, x.shape[1:])
 
     def take(self, cache: Tree, rows: slice) -> Tree:
-        winner, shape = cache
-        return winner[rows, ...], shape
+        winners, shape = cache
+        return tuple(winner[rows, ...] for winner in winners), shape
 
     @property
     def _geometry(self) -> Geometry:
         return _geometry(self.window, self.stride, self.padding)
 
     def _transpose(self, cache: Tree, g: Array) -> Array:
-        winner, shape = cache
-        xp, geometry = array_namespace(g), self._geometry
-        size = geometry.padded_size(shape[:-1])
-        lead = g.shape[: g.ndim - len(shape)]  # ([K,] N)
-        dx = xp.zeros((*lead, *size, shape[-1]), dtype=g.dtype, device=g.device)
-        apart = all(k <= s for k, s in zip(geometry.kernel, geometry.stride, strict=True))
-        for i, window in enumerate(geometry.windows(winner.shape[1:-1])):
-            part = xp.astype(winner == i, g.dtype) * g
-            if apart:  # no pixel is seen twice
-                dx[..., *window, :] = part
-            else:
-                dx[..., *window, :] += part
-        dx = _crop(xp.reshape(dx, (math.prod(lead), *size, shape[-1])), geometry)
-        return xp.reshape(dx, (*lead, *shape))
+        winners, shape = cache
+        return max_pool_transpose(g, winners, self._geometry, tuple(shape[:-1]))
 
     def _tangent(self, cache: Tree, dx: Array) -> Array:
-        winner, _ = cache
-        xp, geometry = array_namespace(dx), self._geometry
-        dx = pad(dx, geometry.padding)
-        dy = xp.zeros(winner.shape, dtype=dx.dtype, device=dx.device)
-        for i, window in enumerate(geometry.windows(winner.shape[1:-1])):
-            dy += xp.astype(winner == i, dx.dtype) * dx[:, *window, :]
-        return dy
+        winners, _ = cache
+        return max_pool_tangent(dx, winners, self._geometry)
 
 
 @final
