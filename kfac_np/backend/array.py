@@ -14,6 +14,9 @@ from kfac_np.errors import ConfigError
 __all__ = ["Array", "Backend", "array_namespace", "get_backend", "to_numpy"]
 
 
+_HOST = (np.ndarray, np.generic)
+
+
 class Array(Protocol):
     """What the library asks of an array: the operators of the Array API standard.
 
@@ -51,6 +54,7 @@ class Array(Protocol):
     def __pow__(self, other: Any, /) -> Array: ...
     def __matmul__(self, other: Any, /) -> Array: ...
     def __neg__(self) -> Array: ...
+    def __invert__(self) -> Array: ...
     def __and__(self, other: Any, /) -> Array: ...
     def __lt__(self, other: Any, /) -> Array: ...
     def __le__(self, other: Any, /) -> Array: ...
@@ -64,12 +68,17 @@ class Array(Protocol):
 def array_namespace(*arrays: Array) -> Any:
     """Return the Array API namespace common to `arrays`.
 
+    NumPy follows the standard itself. The wrapper that array-api-compat has for it would import
+    the whole of NumPy, its test tools and Fortran compiler among it: a third of a first step.
+
     Examples
     --------
     >>> import numpy as np
     >>> array_namespace(np.ones(2)).__name__
-    'array_api_compat.numpy'
+    'numpy'
     """
+    if arrays and all(isinstance(x, _HOST) for x in arrays):
+        return np
     return array_api_compat.array_namespace(*arrays)
 
 
@@ -100,7 +109,7 @@ class Backend:
     Attributes
     ----------
     xp : namespace
-        An Array API namespace (of array-api-compat).
+        An Array API namespace: NumPy, or one of array-api-compat.
     device : object
         A device of that namespace.
     dtype : object
@@ -200,7 +209,7 @@ def _makes_arrays_in_one_go(xp: Any) -> bool:
 
 
 _MODULES = {
-    "numpy": "array_api_compat.numpy",
+    "numpy": "numpy",
     "cupy": "array_api_compat.cupy",
     "torch": "array_api_compat.torch",
     "array_api_strict": "array_api_strict",

@@ -77,8 +77,8 @@ def sparse(
     """
     xp = backend.xp
     # Rank random numbers in each row: a unit keeps its first `connections` inputs.
-    order = xp.argsort(rng.uniform((fan_out, fan_in), backend), axis=1)
-    rank = xp.argsort(order, axis=1)
+    order = xp.argsort(rng.uniform((fan_out, fan_in), backend), axis=1, stable=True)
+    rank = xp.argsort(order, axis=1, stable=True)
     weights = rng.normal((fan_out, fan_in), backend)
     keep = rank < connections
     return array_namespace(weights).where(keep, weights, backend.zeros((fan_out, fan_in)))
