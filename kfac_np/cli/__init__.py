@@ -1,4 +1,4 @@
-"""The command line ``kfac-np``: train, compare, describe, factors, figures.
+"""The command line ``kfac-np``: train, compare, describe, factors, figures, doctor.
 
 Exit codes: 0 success; 1 the run failed (it diverged, the disk is full, ...); 2 bad usage,
 configuration, data or checkpoint; 130 interrupted, 143 terminated (the run has saved a checkpoint).
@@ -9,12 +9,10 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from kfac_np.cli.arguments import make_parser
-from kfac_np.cli.commands import describe, factors, train
-from kfac_np.cli.comparison import compare
-from kfac_np.cli.drawing import draw_figures
 from kfac_np.errors import (
     CheckpointError,
     ConfigError,
@@ -23,6 +21,9 @@ from kfac_np.errors import (
     InputError,
     KfacError,
 )
+
+if TYPE_CHECKING:
+    import argparse
 
 __all__ = ["main"]
 
@@ -51,11 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    commands = {"train": train, "compare": compare, "describe": describe, "factors": factors}
-    commands["figures"] = draw_figures
     try:
         flags = make_parser().parse_args(words)
-        return commands[flags.command](flags)
+        return _command(flags.command)(flags)
     except KeyboardInterrupt:
         print("kfac-np: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -68,6 +67,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wrong_input = isinstance(error, _BAD_INPUT)
         print(f"kfac-np: error: {_one_line(error)}", file=sys.stderr)
         return BAD_INPUT if wrong_input else FAILED
+
+
+def _command(name: str) -> Callable[[argparse.Namespace], int]:
+    """Import what a command needs once it is called: --help needs none of it."""
+    if name == "compare":
+        from kfac_np.cli.comparison import compare
+
+        return compare
+    if name == "figures":
+        from kfac_np.cli.drawing import draw_figures
+
+        return draw_figures
+    if name == "doctor":
+        from kfac_np.cli.doctor import doctor
+
+        return doctor
+    from kfac_np.cli import commands
+
+    return {"train": commands.train, "describe": commands.describe, "factors": commands.factors}[
+        name
+    ]
 
 
 def _one_line(error: Exception) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
-from collections.abc import Mapping
-from importlib import metadata
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, final
 
 from kfac_np.errors import ConfigError
@@ -24,6 +24,12 @@ Every setting is reachable: in TOML (--config), or as --set PATH=VALUE, for exam
 
 Exit codes: 0 success; 1 the run failed (it diverged, say); 2 bad usage, configuration, data or
 checkpoint; 130 interrupted, 143 terminated: the step is finished and a checkpoint saved."""
+
+_DIAGNOSIS = """\
+Products of matrices are timed in fresh processes: as it is, with other numbers of threads, and
+without environment variables that pin kernels. docs/doctor.md explains what is printed.
+
+Exit codes: 0 whatever is advised; 1 something is broken; 2 bad usage."""
 
 # Flags that stand for one option each.
 _PATHS = {
@@ -58,6 +64,24 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message} ({self.prog} --help tells more)")
 
 
+@final
+class _Version(argparse.Action):
+    """Looks the version up only when asked: what that imports takes longer than --help."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib import metadata
+
+        try:
+            version = metadata.version("kfac_np")
+        except metadata.PackageNotFoundError:  # run from its source, not installed
+            version = "(not installed)"
+        print(f"kfac_np {version}")
+        parser.exit()
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Build the parser of all commands.
 
@@ -67,15 +91,15 @@ def make_parser() -> argparse.ArgumentParser:
     3
     """
     parser = _Parser(prog="kfac-np", description="Train networks with K-FAC, SGD or Adam.")
-    parser.add_argument("--version", action="version", version=f"kfac_np {_version()}")
+    parser.add_argument("--version", action=_Version, help="show the version and exit")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def add(name: str, summary: str) -> argparse.ArgumentParser:
+    def add(name: str, summary: str, epilog: str = _EPILOG) -> argparse.ArgumentParser:
         command = subparsers.add_parser(
             name,
             help=summary,
             description=summary[0].upper() + summary[1:] + ".",
-            epilog=_EPILOG,
+            epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -116,6 +140,14 @@ def make_parser() -> argparse.ArgumentParser:
     figures.add_argument("--quick", action="store_true", help="of tiny networks, within seconds")
     figures.add_argument("--out", type=_path, metavar="DIR", help="default runs/figures")
     figures.set_defaults(command="figures")
+
+    doctor = add("doctor", "tell how fast this machine computes, and what to change", _DIAGNOSIS)
+    doctor.add_argument(
+        "--backend", choices=("numpy", "cupy"), default="numpy", help="cupy: the GPU, too"
+    )
+    doctor.add_argument("--seconds", type=_seconds, default=2.0, metavar="S", help="default 2")
+    doctor.add_argument("--json", action="store_true", help="for a bug report")
+    doctor.set_defaults(command="doctor")
     return parser
 
 
@@ -214,17 +246,20 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _version() -> str:
-    try:
-        return metadata.version("kfac_np")
-    except metadata.PackageNotFoundError:  # run from its source, not installed
-        return "(not installed)"
-
-
 def _path(text: str) -> str:
     if not text:  # a shell variable that is not set, say
         raise argparse.ArgumentTypeError("expected a path, got ''")
     return text
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0.0 < seconds <= 60.0:
+        raise argparse.ArgumentTypeError(f"expected seconds, up to 60, got {text!r}")
+    return seconds
 
 
 def _sizes(text: str) -> list[int]:
