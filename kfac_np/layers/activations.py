@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, Backend, Rng, array_namespace, erf, logistic, softplus
+from kfac_np.backend.fused import leaky_pull, logistic_pull, tanh_pull
 from kfac_np.errors import require_in
 from kfac_np.layers.base import Layer
 from kfac_np.trees import Tree
@@ -49,6 +50,15 @@ class Activation(Layer):
     def second_derivative(self, x: Array, y: Array) -> Array:
         """φ″(x), given y = φ(x)."""
 
+    def pull(self, g: Array, x: Array, y: Array) -> Array:
+        """g · φ′(x), given y = φ(x): what a subclass may know a faster way to.
+
+        Parameters
+        ----------
+        g : Array, shape ([K,] *shape of x)
+        """
+        return g * self.derivative(x, y)
+
     def init(self, rng: Rng, backend: Backend) -> Tree:
         return ()
 
@@ -62,10 +72,10 @@ class Activation(Layer):
     def backward(
         self, params: Tree, cache: Tree, g: Array, wrt_input: bool = True
     ) -> tuple[Array | None, Tree]:
-        return (g * self.derivative(*cache) if wrt_input else None), ()
+        return (self.pull(g, *cache) if wrt_input else None), ()
 
     def jvp(self, params: Tree, cache: Tree, dx: Array | None, dparams: Tree) -> Array | None:
-        return None if dx is None else dx * self.derivative(*cache)
+        return None if dx is None else self.pull(dx, *cache)
 
     def backward_jvp(
         self,
@@ -78,7 +88,7 @@ class Activation(Layer):
     ) -> tuple[Array | None, Tree]:
         parts = []
         if dg is not None:
-            parts.append(dg * self.derivative(*cache))
+            parts.append(self.pull(dg, *cache))
         if dx is not None:
             parts.append(g * dx * self.second_derivative(*cache))
         if not parts:
@@ -128,6 +138,9 @@ class Tanh(Activation):
     def second_derivative(self, x: Array, y: Array) -> Array:
         return -2.0 * y * (1.0 - y * y)
 
+    def pull(self, g: Array, x: Array, y: Array) -> Array:
+        return tanh_pull(g, y)
+
 
 @final
 @dataclass(frozen=True)
@@ -149,6 +162,9 @@ class Logistic(Activation):
 
     def second_derivative(self, x: Array, y: Array) -> Array:
         return y * (1.0 - y) * (1.0 - 2.0 * y)
+
+    def pull(self, g: Array, x: Array, y: Array) -> Array:
+        return logistic_pull(g, y)
 
 
 @final
@@ -172,6 +188,9 @@ class ReLU(Activation):
 
     def second_derivative(self, x: Array, y: Array) -> Array:
         return array_namespace(x).zeros_like(x)
+
+    def pull(self, g: Array, x: Array, y: Array) -> Array:
+        return leaky_pull(g, x)
 
 
 @final
@@ -205,6 +224,9 @@ class LeakyReLU(Activation):
 
     def second_derivative(self, x: Array, y: Array) -> Array:
         return array_namespace(x).zeros_like(x)
+
+    def pull(self, g: Array, x: Array, y: Array) -> Array:
+        return leaky_pull(g, x, self.slope)
 
 
 @final

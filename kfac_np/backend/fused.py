@@ -1,0 +1,337 @@
+"""Elementwise kernels: one pass over memory with CuPy, few temporaries elsewhere.
+
+Every kernel has a twin `..._generic` in Array API calls alone, which all other backends run and
+which a test compares it with. Nothing here is compiled before its first use on a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import array_api_compat
+
+from kfac_np.backend.array import Array, array_namespace
+
+__all__ = [
+    "bernoulli",
+    "bernoulli_generic",
+    "leaky_pull",
+    "leaky_pull_generic",
+    "logistic",
+    "logistic_generic",
+    "logistic_pull",
+    "logistic_pull_generic",
+    "mix_into",
+    "mix_into_generic",
+    "sigmoid_cross_entropy",
+    "sigmoid_cross_entropy_generic",
+    "softplus",
+    "softplus_generic",
+    "tanh_pull",
+    "tanh_pull_generic",
+]
+
+
+@functools.cache
+def _kernel(inputs: str, outputs: str, operation: str, name: str) -> Any:
+    """A kernel that CuPy compiles when it is first called; T is the dtype of all T arguments."""
+    import cupy
+
+    return cupy.ElementwiseKernel(inputs, outputs, operation, f"kfac_np_{name}")
+
+
+def logistic(x: Array) -> Array:
+    """1 / (1 + exp(-x)), elementwise.
+
+    Written as (1 + tanh(x/2)) / 2, which neither overflows nor branches.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> logistic(np.asarray([-1000.0, 0.0, 1000.0])).tolist()
+    [0.0, 0.5, 1.0]
+    """
+    if array_api_compat.is_cupy_array(x):
+        return _kernel("T x", "T y", "y = T(0.5) * tanh(T(0.5) * x) + T(0.5)", "logistic")(x)
+    return logistic_generic(x)
+
+
+def logistic_generic(x: Array) -> Array:
+    """`logistic`, by the standard alone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> logistic_generic(np.zeros(1))
+    array([0.5])
+    """
+    y = array_namespace(x).tanh(0.5 * x)
+    y *= 0.5
+    y += 0.5
+    return y
+
+
+def softplus(x: Array) -> Array:
+    """log(1 + exp(x)), elementwise, as max(x, 0) + log1p(exp(-abs(x))).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> softplus(np.asarray([-1000.0, 1000.0])).tolist()
+    [0.0, 1000.0]
+    """
+    if array_api_compat.is_cupy_array(x):
+        operation = "y = log1p(exp(-abs(x))) + T(0.5) * (x + abs(x))"
+        return _kernel("T x", "T y", operation, "softplus")(x)
+    return softplus_generic(x)
+
+
+def softplus_generic(x: Array) -> Array:
+    """`softplus`, by the standard alone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> softplus_generic(np.zeros(1))
+    array([0.69314718])
+    """
+    xp = array_namespace(x)
+    size = xp.abs(x)
+    y = xp.log1p(xp.exp(-size))
+    size += x
+    size *= 0.5
+    y += size
+    return y
+
+
+def tanh_pull(g: Array, y: Array) -> Array:
+    """g (1 - y²): a derivative with respect to y = tanh(x) made one with respect to x.
+
+    Parameters
+    ----------
+    g : Array, shape (..., *shape)
+    y : Array, shape `shape`
+
+    Returns
+    -------
+    Array, shape of g
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> tanh_pull(np.asarray([2.0]), np.asarray([0.5]))
+    array([1.5])
+    """
+    if array_api_compat.is_cupy_array(y):
+        return _kernel("T g, T y", "T out", "out = g * (T(1) - y * y)", "tanh_pull")(g, y)
+    return tanh_pull_generic(g, y)
+
+
+def tanh_pull_generic(g: Array, y: Array) -> Array:
+    """`tanh_pull`, by the standard alone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> tanh_pull_generic(np.asarray([2.0]), np.asarray([0.5]))
+    array([1.5])
+    """
+    slope = y * y
+    slope *= -1.0
+    slope += 1.0
+    return _times_own(g, slope)
+
+
+def logistic_pull(g: Array, y: Array) -> Array:
+    """g y (1 - y): a derivative with respect to y = 1 / (1 + exp(-x)) made one with respect to x.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> logistic_pull(np.asarray([2.0]), np.asarray([0.5]))
+    array([0.5])
+    """
+    if array_api_compat.is_cupy_array(y):
+        return _kernel("T g, T y", "T out", "out = g * (y * (T(1) - y))", "logistic_pull")(g, y)
+    return logistic_pull_generic(g, y)
+
+
+def logistic_pull_generic(g: Array, y: Array) -> Array:
+    """`logistic_pull`, by the standard alone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> logistic_pull_generic(np.asarray([2.0]), np.asarray([0.5]))
+    array([0.5])
+    """
+    slope = 1.0 - y
+    slope *= y
+    return _times_own(g, slope)
+
+
+def leaky_pull(g: Array, x: Array, slope: float = 0.0) -> Array:
+    """g where x > 0, slope · g elsewhere: through max(x, slope · x).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> leaky_pull(np.asarray([3.0, 3.0]), np.asarray([-1.0, 1.0]))
+    array([0., 3.])
+    """
+    if array_api_compat.is_cupy_array(x):
+        operation = "out = g * (x > T(0) ? T(1) : slope)"
+        return _kernel("T g, T x, T slope", "T out", operation, "leaky_pull")(g, x, slope)
+    return leaky_pull_generic(g, x, slope)
+
+
+def leaky_pull_generic(g: Array, x: Array, slope: float = 0.0) -> Array:
+    """`leaky_pull`, by the standard alone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> leaky_pull_generic(np.asarray([3.0, 3.0]), np.asarray([-1.0, 1.0]), 0.5)
+    array([1.5, 3. ])
+    """
+    on = array_namespace(x).astype(x > 0, x.dtype)
+    if slope:
+        on *= 1.0 - slope
+        on += slope
+    return _times_own(g, on)
+
+
+def _times_own(g: Array, own: Array) -> Array:
+    """The product, in the memory of `own` where that has the shape of the result."""
+    if g.shape != own.shape:
+        return g * own
+    own *= g
+    return own
+
+
+def sigmoid_cross_entropy(z: Array, t: Array) -> Array:
+    """max(z, 0) - t z + log(1 + exp(-abs(z))), elementwise: -log p(t | z) of a Bernoulli variable.
+
+    Written as (abs(z)/2 + z (1/2 - t)) + log1p(exp(-abs(z))), where for t = 0 and 1 the bracket is
+    exact, so that small losses keep their digits.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> sigmoid_cross_entropy(np.asarray([0.0, 50.0]), np.asarray([1.0, 1.0]))
+    array([6.93147181e-01, 1.92874985e-22])
+    """
+    if array_api_compat.is_cupy_array(z):
+        operation = "out = (T(0.5) * abs(z) + z * (T(0.5) - t)) + log1p(exp(-abs(z)))"
+        return _kernel("T z, T t", "T out", operation, "sigmoid_cross_entropy")(z, t)
+    return sigmoid_cross_entropy_generic(z, t)
+
+
+def sigmoid_cross_entropy_generic(z: Array, t: Array) -> Array:
+    """`sigmoid_cross_entropy`, by the standard alone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> sigmoid_cross_entropy_generic(np.zeros(1), np.ones(1))
+    array([0.69314718])
+    """
+    xp = array_namespace(z, t)
+    size = xp.abs(z)
+    tail = xp.log1p(xp.exp(-size))
+    size *= 0.5
+    rest = 0.5 - t
+    rest *= z
+    size += rest
+    size += tail
+    return size
+
+
+def bernoulli(p: Array, coarse: Array, fine: Array) -> Array:
+    """1 where (coarse + fine) / 2¹⁶ < p, 0 elsewhere.
+
+    Parameters
+    ----------
+    p : Array
+        Probabilities.
+    coarse : Array of int16, shape of p
+        Uniform over all values of that type.
+    fine : Array, broadcast to p
+        In the dtype of p: 2¹⁵ + a number in [0, 1).
+
+    Returns
+    -------
+    Array, shape and dtype of p
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> coarse, fine = np.asarray([-32768, 0, 32767], dtype=np.int16), np.asarray([32768.25])
+    >>> bernoulli(np.asarray([0.5, 0.5, 0.5]), coarse, fine)
+    array([1., 0., 0.])
+    """
+    if array_api_compat.is_cupy_array(p):
+        operation = "out = T(coarse) + fine < T(65536) * p ? T(1) : T(0)"
+        inputs = "T p, int16 coarse, T fine"
+        return _kernel(inputs, "T out", operation, "bernoulli")(p, coarse, fine)
+    return bernoulli_generic(p, coarse, fine)
+
+
+def bernoulli_generic(p: Array, coarse: Array, fine: Array) -> Array:
+    """`bernoulli`, by the standard alone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> bernoulli_generic(np.ones(1), np.asarray([32767], dtype=np.int16), np.asarray([32768.5]))
+    array([1.])
+    """
+    xp = array_namespace(p)
+    u = xp.astype(coarse, p.dtype)
+    u += fine
+    u *= 2.0**-16
+    return xp.astype(u < p, p.dtype)
+
+
+def mix_into(new: Array, old: Array, keep: Any, take: Any) -> Array:
+    """keep · old + take · new, written over `new`.
+
+    Parameters
+    ----------
+    new : Array
+        Given up by the caller.
+    old : Array, shape and dtype of new
+        Left alone.
+    keep, take : float or 0-d Array in the dtype of new
+
+    Returns
+    -------
+    Array
+        `new`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> mix_into(np.asarray([4.0]), np.asarray([2.0]), keep=0.75, take=0.25)
+    array([2.5])
+    """
+    if array_api_compat.is_cupy_array(new):
+        operation = "new_ = keep * old + take * new_"
+        kernel = _kernel("T old, T keep, T take", "T new_", operation, "mix_into")
+        return kernel(old, keep, take, new)
+    return mix_into_generic(new, old, keep, take)
+
+
+def mix_into_generic(new: Array, old: Array, keep: Any, take: Any) -> Array:
+    """`mix_into`, by the standard alone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> mix_into_generic(np.asarray([4.0]), np.asarray([2.0]), keep=0.75, take=0.25)
+    array([2.5])
+    """
+    new *= take
+    new += keep * old
+    return new

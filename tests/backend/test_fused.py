@@ -1,0 +1,141 @@
+"""Elementwise kernels against their twins, over odd shapes, strides and both precisions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kfac_np.backend import Backend, fused, to_numpy
+
+ENDS = [0.0, -0.0, 1e-30, 40.0, -40.0, 1e4, -1e4]
+
+
+def numbers(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    x = 3.0 * np.random.default_rng(seed).standard_normal(shape)
+    x.ravel()[: len(ENDS)] = ENDS[: x.size]
+    return x
+
+
+def arrays(backend: Backend, dtype: str, layout: str) -> tuple[Any, Any]:
+    """Two arrays of one shape, laid out in memory in several ways."""
+    x, y = (backend.asarray(numbers((6, 14), k), getattr(backend.xp, dtype)) for k in (0, 1))
+    whole = slice(None)
+    views: dict[str, Callable[[Any], Any]] = {
+        "rows": lambda a: a,
+        "columns": lambda a: a.T,
+        "strided": lambda a: a[::2, 1::3],
+        "one row": lambda a: a[2, whole],
+        "empty": lambda a: a[:0, whole],
+        "scalar": lambda a: backend.xp.reshape(a[1, 3], ()),
+    }
+    return views[layout](x), views[layout](y)
+
+
+@pytest.fixture(params=["rows", "columns", "strided", "one row", "empty", "scalar"])
+def pair(request, backend: Backend, dtype: str):
+    return arrays(backend, dtype, request.param)
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request) -> str:
+    return request.param
+
+
+def require_equal(fast: Any, generic: Any, like: Any):
+    assert Backend.of(fast) == Backend.of(generic) == Backend.of(like)
+    assert fast.shape == generic.shape
+    size = 4.0 * float(np.finfo(to_numpy(like).dtype).eps)
+    np.testing.assert_allclose(to_numpy(fast), to_numpy(generic), rtol=size, atol=size)
+
+
+def test_functions(pair):
+    x, _ = pair
+    before = np.array(to_numpy(x))
+    for fast, generic in (
+        (fused.logistic, fused.logistic_generic),
+        (fused.softplus, fused.softplus_generic),
+    ):
+        require_equal(fast(x), generic(x), x)
+    np.testing.assert_array_equal(to_numpy(x), before)
+
+
+@pytest.mark.parametrize("name", ["tanh_pull", "logistic_pull", "leaky_pull"])
+def test_pulls(name: str, pair, backend: Backend):
+    """Also of several derivatives at once; nothing that is given is written to."""
+    fast, generic = getattr(fused, name), getattr(fused, f"{name}_generic")
+    g, x = pair
+    y = backend.xp.tanh(x)
+    several = backend.xp.stack([g, 2.0 * g])
+    before = [np.array(to_numpy(a)) for a in (g, y, several)]
+    for slope in ((), (0.25,)) if name == "leaky_pull" else ((),):
+        require_equal(fast(g, y, *slope), generic(g, y, *slope), g)
+        each = fast(several, y, *slope)
+        require_equal(each, generic(several, y, *slope), g)
+        require_equal(each[1, ...], 2.0 * fast(g, y, *slope), g)
+    for a, b in zip((g, y, several), before, strict=True):
+        np.testing.assert_array_equal(to_numpy(a), b)
+
+
+def test_pulls_are_derivatives(backend: Backend):
+    x = numbers((5, 4))
+    g, y = numbers((5, 4), 1), np.tanh(x)
+    sent = [backend.asarray(a) for a in (g, x, y)]
+    close = {"rtol": 1e-14, "atol": 1e-14}
+    found = to_numpy(fused.tanh_pull(sent[0], sent[2]))
+    np.testing.assert_allclose(found, g * (1 - y**2), **close)
+    found = to_numpy(fused.logistic_pull(sent[0], sent[2]))
+    np.testing.assert_allclose(found, g * (y - y**2), **close)
+    found = to_numpy(fused.leaky_pull(*sent[:2], 0.25))
+    np.testing.assert_allclose(found, np.where(x > 0, g, g / 4), **close)
+
+
+def test_sigmoid_cross_entropy(pair, backend: Backend):
+    z, t = pair
+    t = backend.xp.clip(t, min=0.0, max=1.0)
+    fast, generic = fused.sigmoid_cross_entropy, fused.sigmoid_cross_entropy_generic
+    require_equal(fast(z, t), generic(z, t), z)
+
+
+def test_small_losses_keep_their_digits(backend: Backend):
+    z = np.asarray([30.0, -30.0, 80.0, 1e4, -1e4])
+    t = np.asarray([1.0, 0.0, 1.0, 1.0, 0.0])
+    found = to_numpy(fused.sigmoid_cross_entropy(backend.asarray(z), backend.asarray(t)))
+    np.testing.assert_allclose(found, np.log1p(np.exp(-np.abs(z))), rtol=1e-14)
+
+
+def test_bernoulli(pair, backend: Backend):
+    p, _ = pair
+    p = backend.xp.clip(0.5 + 0.2 * p, min=0.0, max=1.0)
+    draw = np.random.default_rng(3)
+    bits = draw.integers(-(2**15), 2**15, p.shape).astype(np.int16)
+    coarse = backend.asarray(bits)
+    fine = backend.asarray(2.0**15 + draw.integers(0, 256, (*p.shape[:-1], 1)[-p.ndim :]) / 256)
+    fine = backend.xp.astype(fine, p.dtype) if p.ndim else backend.xp.astype(fine[0], p.dtype)
+    fast = fused.bernoulli(p, coarse, fine)
+    np.testing.assert_array_equal(
+        to_numpy(fast), to_numpy(fused.bernoulli_generic(p, coarse, fine))
+    )
+    assert Backend.of(fast) == Backend.of(p)
+
+
+def test_mix_into(pair, backend: Backend):
+    new, old = (1.0 * a for a in pair)  # own memory
+    expected = 0.75 * to_numpy(old) + 0.25 * to_numpy(new)
+    before = np.array(to_numpy(old))
+    copy = 1.0 * new
+    generic = fused.mix_into_generic(copy, old, 0.75, 0.25)
+    mixed = fused.mix_into(new, old, keep=0.75, take=0.25)
+    require_equal(mixed, generic, old)
+    np.testing.assert_allclose(to_numpy(mixed), expected, rtol=1e-6)
+    np.testing.assert_array_equal(to_numpy(old), before)
+    if mixed.ndim:  # NumPy's 0-d results are no arrays
+        np.testing.assert_array_equal(to_numpy(new), to_numpy(mixed))
+
+
+def test_mixing_by_numbers_on_the_device(backend: Backend, dtype: str):
+    kind = getattr(backend.xp, dtype)
+    new, old, keep = (backend.asarray(np.asarray(v), kind) for v in ([4.0], [2.0], 0.75))
+    assert float(fused.mix_into(new, old, keep, 1.0 - keep)[0]) == 2.5
