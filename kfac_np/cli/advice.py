@@ -56,7 +56,7 @@ def advise(report: Report) -> list[Advice]:
     ...     print(f"{advice.change}: {advice.reason}")
     unset OPENBLAS_CORETYPE: it pins slower kernels: one thread reaches 120 instead of 60 ...
     """
-    rules = (_broken, _disturbed, _threads, _kernels, _slow_library, _two_pools, _unknown, _gpu)
+    rules = (_broken, _threads, _kernels, _slow_library, _two_pools, _gpu, _unknown, _disturbed)
     found = [advice for rule in rules for advice in rule(report)]
     return sorted(found, key=lambda advice: not advice.broken)
 
