@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import Any, final
 
 import numpy as np
 
 from kfac_np.backend.array import Array, Backend
+from kfac_np.backend.fused import bernoulli
 from kfac_np.errors import InputError
 
 __all__ = ["Rng"]
@@ -90,6 +92,38 @@ class Rng:
         # Drawn in single precision where that is what is kept: 1 - 2**-30 would round to 1.
         kind = np.float32 if "float32" in str(backend.dtype) else np.float64
         return backend.asarray(self._generator.random(shape, dtype=kind))
+
+    def bernoulli(self, p: Array) -> Array:
+        """Draw 1 with probability p and 0 otherwise, for an array of probabilities.
+
+        1 where u < p, with u = (i + f) / 2¹⁶: 16 bits i of its own for each number, which is all
+        that is drawn and moved for it, and a fraction f, 8 bits (in double precision 37), that
+        the numbers along the last axis share. Each u is uniform over the multiples of 2⁻²⁴ (2⁻⁵³)
+        in [0, 1), as from `uniform`, so that P(1) = p up to 2⁻²⁴ (2⁻⁵³). Two numbers of one
+        row depend on each other through f alone, with a covariance of 2⁻³⁴ at most.
+
+        Parameters
+        ----------
+        p : Array
+            Probabilities, on any device; below 0 counts as 0, above 1 as 1.
+
+        Returns
+        -------
+        Array, shape, dtype and device of p
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> Rng(0).bernoulli(np.asarray([0.0, 1.0, 1.0]))
+        array([0., 1., 1.])
+        """
+        backend, shape = Backend.of(p), p.shape
+        n, bits = math.prod(shape), (8 if "float32" in str(p.dtype) else 37)
+        words = self._generator.bit_generator.random_raw((n + 3) // 4)
+        coarse = words.astype("<u8", copy=False).view("<i2")[:n].astype(np.int16, copy=False)
+        steps = self._generator.integers(0, 2**bits, (*shape[:-1], 1) if shape else ())
+        fine = backend.asarray(2.0**15 + steps * 2.0**-bits)
+        return bernoulli(p, backend.asarray(coarse.reshape(shape)), fine)
 
     def poisson(self, rate: Any, backend: Backend) -> Array:
         """Draw Poisson numbers for a host array of rates, as floats.

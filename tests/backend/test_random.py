@@ -120,3 +120,60 @@ def test_negative_seeds_are_refused():
         Rng(-1)
     with pytest.raises(InputError, match="Rng: expected a non-negative seed and keys, got -2"):
         Rng(0).child("a", -2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(), (0,), (5,), (2, 3), (2, 0), (3, 2, 5)])
+def test_bernoulli_shapes(shape, dtype: str, backend: Backend):
+    """The same on every backend, like the probabilities in all respects, which are left alone."""
+    host = np.random.default_rng(0).uniform(size=shape)
+    p = backend.asarray(host, getattr(backend.xp, dtype))
+    drawn = Rng(4).bernoulli(p)
+    assert Backend.of(drawn) == Backend.of(p)
+    assert drawn.shape == shape
+    np.testing.assert_array_equal(to_numpy(drawn), Rng(4).bernoulli(host.astype(dtype)))
+    np.testing.assert_array_equal(to_numpy(p), host.astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_bernoulli_frequencies(dtype: str):
+    """Of each probability, and of pairs in a row, which share a part of their numbers."""
+    n = 400_000
+    p = np.asarray([0.0, 1e-3, 0.25, 0.5, 0.9, 1.0], dtype=dtype)
+    drawn = Rng(1).bernoulli(np.broadcast_to(p, (n, 6)))
+    assert set(np.unique(drawn)) == {0.0, 1.0}
+    error = np.sqrt(p * (1 - p) / n)
+    assert np.all(np.abs(drawn.mean(axis=0) - p) <= 4.5 * error)
+    centred = (drawn - p).astype(np.float64)
+    covariance = centred.T @ centred / n
+    bound = 4.5 * np.outer(np.sqrt(p * (1 - p)), np.sqrt(p * (1 - p))) / np.sqrt(n)
+    off = ~np.eye(6, dtype=bool)
+    assert np.all(np.abs(covariance)[off] <= bound[off] + 1e-15)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("float32", 24), ("float64", 53)])
+def test_bernoulli_resolves_all_bits(dtype: str, bits: int, monkeypatch: pytest.MonkeyPatch):
+    """The smallest number drawn is 0, the next 2⁻²⁴ or 2⁻⁵³, the largest a step below 1."""
+    numbers = []
+
+    def catch(p, coarse, fine):
+        numbers.append((np.asarray(coarse, dtype=p.dtype) + fine) * p.dtype.type(2.0**-16))
+        return p
+
+    monkeypatch.setattr("kfac_np.backend.random.bernoulli", catch)
+    Rng(2).bernoulli(np.zeros((1000, 1000), dtype=dtype))
+    (u,) = numbers
+    assert u.dtype == dtype
+    steps = u.astype(np.float64) * 2.0**bits
+    np.testing.assert_array_equal(steps, np.round(steps))  # nothing was rounded away
+    assert 0.0 <= u.min() < 1e-5
+    assert 1 - 1e-5 < u.max() < 1.0
+    low_bits = np.unique(steps % 2.0 ** (bits - 16))
+    assert len(low_bits) > (250 if bits == 24 else 990)
+    # A thousand numbers of a row are as evenly spread as others: within ±5 standard errors.
+    assert np.abs(u.mean(axis=1, dtype=np.float64) - 0.5).max() < 5 * (12 * 1000) ** -0.5
+
+
+def test_bernoulli_passes_on_what_is_no_probability(backend: Backend):
+    p = backend.asarray([-0.5, 1.5, float("nan")])
+    np.testing.assert_array_equal(to_numpy(Rng(0).bernoulli(p)), [0.0, 1.0, 0.0])
