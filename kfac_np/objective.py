@@ -10,12 +10,17 @@ from typing import Any, final
 from kfac_np import trees
 from kfac_np.backend import (
     Array,
+    Doubts,
     Rng,
+    Scalar,
     array_namespace,
     require_array,
     require_finite,
     require_float,
     require_same_place,
+    scalar,
+    truth,
+    works_ahead,
 )
 from kfac_np.errors import InputError, ShapeError
 from kfac_np.layers import Layer
@@ -66,6 +71,7 @@ class Objective:
         t: Array,
         weights: Array | None = None,
         rng: Rng | None = None,
+        doubts: Doubts | None = None,
     ) -> Evaluation:
         """Check the batch, run the network forward, and hold everything that follows from it.
 
@@ -80,13 +86,16 @@ class Objective:
         rng : Rng, optional
             Random numbers for layers that draw some in training (Dropout); without it they draw
             none. The same `rng` evaluates the same function.
+        doubts : Doubts, optional
+            Takes the conditions on values that a device working ahead cannot tell yet, for the
+            caller to settle; without it they are settled here.
 
         Raises
         ------
         InputError
             Wrong shape, dtype or device, an empty batch, or non-finite values.
         """
-        z, cache = self._forward(params, x, t, weights, rng)
+        z, cache = self._forward(params, x, t, weights, rng, doubts)
         scale = _scale(z, weights, self.network.couples_examples)
         return Evaluation(self, params, x, cache, z, t, scale, rng)
 
@@ -98,7 +107,7 @@ class Objective:
         weights: Array | None = None,
         rng: Rng | None = None,
     ) -> float:
-        """L(θ) alone, with the checks of `evaluate` but without keeping anything.
+        """L(θ) as a number, with the checks of `evaluate` but without keeping anything.
 
         Examples
         --------
@@ -108,7 +117,19 @@ class Objective:
         >>> Objective(Identity(), SquaredError()).value((), np.ones((2, 2)), np.zeros((2, 2)))
         1.0
         """
-        z, _ = self._forward(params, x, t, weights, rng)
+        return float(self.mean_value(params, x, t, weights, rng))
+
+    def mean_value(
+        self,
+        params: Tree,
+        x: Array,
+        t: Array,
+        weights: Array | None = None,
+        rng: Rng | None = None,
+        doubts: Doubts | None = None,
+    ) -> Scalar:
+        """`value`, which stays on a device that works ahead; `doubts` as in `evaluate`."""
+        z, _ = self._forward(params, x, t, weights, rng, doubts)
         return _mean_value(self.loss, z, t, _scale(z, weights, self.network.couples_examples))
 
     def evaluation(self, params: Tree, x: Array) -> Objective:
@@ -128,24 +149,38 @@ class Objective:
         """
         if not self.network.couples_examples:
             return self
-        self._check_inputs(params, x, None)
+        doubts = Doubts()
+        self._check_inputs(params, x, None, doubts)
+        doubts.settle()
         return Objective(self.network.evaluation(params, x)[0], self.loss)
 
     def _forward(
-        self, params: Tree, x: Array, t: Array, weights: Array | None, rng: Rng | None
+        self,
+        params: Tree,
+        x: Array,
+        t: Array,
+        weights: Array | None,
+        rng: Rng | None,
+        doubts: Doubts | None,
     ) -> tuple[Array, Tree]:
         """Outputs and cache, of arguments that are fit for it."""
-        self._check_inputs(params, x, weights)
+        own = Doubts() if doubts is None else doubts
+        self._check_inputs(params, x, weights, own)
         if rng is None:
             z, cache = self.network.forward(params, x)
         else:
             z, cache = self.network.forward_random(params, x, rng)
         if z.ndim < 2:
             raise ShapeError(f"network: expected outputs (N, ..., C), got shape {z.shape}")
-        self.loss.check(z, t)
+        if works_ahead(z) and _checks_late(self.loss):
+            self.loss.check_late(z, t, own)
+        else:
+            self.loss.check(z, t)
+        if doubts is None:
+            own.settle()
         return z, cache
 
-    def _check_inputs(self, params: Tree, x: Array, weights: Array | None) -> None:
+    def _check_inputs(self, params: Tree, x: Array, weights: Array | None, doubts: Doubts) -> None:
         require_array("x", x)
         named = [(f"parameter {path}".strip(), p) for path, p in trees.items(params)]
         for name, p in named:
@@ -161,7 +196,7 @@ class Objective:
         if 0 in x.shape:
             raise ShapeError(f"x: expected no axis to be empty, got shape {tuple(x.shape)}")
         self.network.output_shape(x.shape[1:])
-        self.network.check_inputs(x)
+        self.network.check_inputs(x, doubts)
         if weights is None:
             return
         require_float("weights", weights)
@@ -169,10 +204,10 @@ class Objective:
         require_same_place("weights", weights, *like)
         if weights.shape != x.shape[:1]:
             raise ShapeError(f"weights: expected shape {x.shape[:1]}, got {weights.shape}")
-        require_finite("weights", weights)
+        require_finite("weights", weights, doubts)
         xp = array_namespace(weights)
-        if float(xp.min(weights)) < 0.0 or float(xp.max(weights)) == 0.0:
-            raise InputError("weights: expected values >= 0, not all 0")
+        good = (xp.min(weights) >= 0.0) & (xp.max(weights) > 0.0)
+        doubts.require(truth(good), lambda: InputError("weights: expected values >= 0, not all 0"))
 
 
 @final
@@ -204,18 +239,23 @@ class Evaluation:
     scale: Scale
     rng: Rng | None = None
 
-    @cached_property
+    @property
     def value(self) -> float:
         """L(θ) on the batch: the mean over terms."""
+        return float(self.mean_value)
+
+    @cached_property
+    def mean_value(self) -> Scalar:
+        """`value`, which stays on a device that works ahead."""
         return _mean_value(self.objective.loss, self.outputs, self.targets, self.scale)
 
     @property
-    def lower_bound(self) -> float:
+    def lower_bound(self) -> Scalar:
         """A number that L(θ) on the batch is not below for any θ."""
         bound, weights = self.objective.loss.lower_bound, self.scale.weights
         if weights is None or not bound:
             return bound
-        return bound * float(array_namespace(weights).mean(weights))
+        return bound * scalar(array_namespace(weights).mean(weights))
 
     def take(self, n: int) -> Evaluation:
         """The evaluation of the first `n` examples alone (means over these).
@@ -295,11 +335,21 @@ def _scale(z: Array, weights: Array | None, coupled: bool) -> Scale:
     return Scale(math.prod(z.shape[:-1]), z.shape[0], weights, coupled)
 
 
-def _mean_value(loss: Loss, z: Array, t: Array, scale: Scale) -> float:
+def _checks_late(loss: Loss) -> bool:
+    """Whether `check_late` belongs to the same class as `check`, or to one derived from it."""
+    for kind in type(loss).__mro__:
+        if "check_late" in vars(kind):
+            return True
+        if "check" in vars(kind):
+            return False
+    return False
+
+
+def _mean_value(loss: Loss, z: Array, t: Array, scale: Scale) -> Scalar:
     xp = array_namespace(z)
     values = xp.reshape(loss.value(z, t), (scale.terms,))
     weights = scale.row_weights(scale.terms)
     if weights is not None:
         values = values * weights
     # Summed in double precision: the reduction ratio ρ is a difference of two such means.
-    return float(xp.sum(xp.astype(values, xp.float64))) / scale.terms
+    return scalar(xp.sum(xp.astype(values, xp.float64))) / scale.terms

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kfac_np.backend import Array, array_namespace
+from kfac_np.backend import Array, Truth, array_namespace
 from kfac_np.errors import ShapeError
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "map_named",
     "ravel",
     "scale",
+    "select",
     "squared_norm",
     "tree_map",
     "unravel",
@@ -127,7 +128,7 @@ def scale(factor: Any, tree: Tree) -> Tree:
     >>> scale(2.0, (1.0, {"w": 3.0}))
     (2.0, {'w': 6.0})
     """
-    return tree_map(lambda x: factor * x, tree)
+    return tree_map(lambda x: _factor(factor, x) * x, tree)
 
 
 def axpy(factor: Any, x: Tree, y: Tree) -> Tree:
@@ -140,11 +141,32 @@ def axpy(factor: Any, x: Tree, y: Tree) -> Tree:
     """
 
     def leaf(a: Array, b: Array) -> Array:
-        out = factor * a
+        out = _factor(factor, a) * a
         out += b
         return out
 
     return tree_map(leaf, x, y)
+
+
+def _factor(factor: Any, like: Any) -> Any:
+    """A number that stayed on the device, in the dtype of what it multiplies."""
+    if isinstance(factor, int | float):
+        return float(factor)  # NumPy's own numbers would promote float32 arrays
+    return array_namespace(factor).astype(factor, like.dtype)
+
+
+def select(condition: Truth, yes: Tree, no: Tree) -> Tree:
+    """`yes` where the condition holds, else `no`, which has the same structure.
+
+    Examples
+    --------
+    >>> select(False, (1.0,), (0.5,))
+    (0.5,)
+    """
+    if isinstance(condition, bool):
+        return yes if condition else no
+    xp = array_namespace(condition)
+    return tree_map(lambda a, b: xp.where(condition, a, b), yes, no)
 
 
 def zeros_like(tree: Tree) -> Tree:

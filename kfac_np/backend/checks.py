@@ -9,6 +9,7 @@ import array_api_compat
 import numpy as np
 
 from kfac_np.backend.array import Array, array_namespace
+from kfac_np.backend.scalars import Doubts, are_finite
 from kfac_np.errors import InputError
 
 __all__ = ["all_finite", "require_array", "require_finite", "require_float", "require_same_place"]
@@ -23,10 +24,7 @@ def all_finite(*arrays: Array) -> bool:
     >>> all_finite(np.ones(3), np.asarray([np.nan]))
     False
     """
-    if not arrays:
-        return True
-    xp = array_namespace(*arrays)
-    return bool(xp.all(xp.stack([xp.all(xp.isfinite(x)) for x in arrays])))
+    return bool(are_finite(*arrays))
 
 
 def require_float(name: str, x: Any) -> None:
@@ -64,8 +62,8 @@ def require_array(name: str, x: Any) -> None:
         )
 
 
-def require_finite(name: str, x: Array) -> None:
-    """Raise `InputError` if `x` has NaN or Inf.
+def require_finite(name: str, x: Array, doubts: Doubts | None = None) -> None:
+    """Raise `InputError` if `x` has NaN or Inf: here, or where `doubts` are settled.
 
     Examples
     --------
@@ -74,12 +72,18 @@ def require_finite(name: str, x: Array) -> None:
     Traceback (most recent call last):
     kfac_np.errors.InputError: x: expected finite values, got 1 of 2 that are NaN or Inf
     """
-    if not all_finite(x):
+
+    def error() -> InputError:
         xp = array_namespace(x)
         bad = int(xp.sum(xp.astype(~xp.isfinite(x), xp.int64)))
-        raise InputError(
+        return InputError(
             f"{name}: expected finite values, got {bad} of {math.prod(x.shape)} that are NaN or Inf"
         )
+
+    own = Doubts() if doubts is None else doubts
+    own.require(are_finite(x), error)
+    if doubts is None:
+        own.settle()
 
 
 def require_same_place(name: str, x: Array, like: Array, like_name: str = "parameters") -> None:

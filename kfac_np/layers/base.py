@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from kfac_np import trees
-from kfac_np.backend import Array, Backend, Rng, require_finite, require_float
+from kfac_np.backend import Array, Backend, Doubts, Rng, require_finite, require_float
 from kfac_np.errors import CurvatureError, InputError
 from kfac_np.trees import Tree
 
@@ -72,10 +72,13 @@ class Layer(ABC):
         """Whether an example's output depends on the other examples (batch statistics)."""
         return False
 
-    def check_inputs(self, x: Array) -> None:
-        """Raise `InputError` unless x has a dtype and values that the layer takes."""
+    def check_inputs(self, x: Array, doubts: Doubts) -> None:
+        """Raise `InputError` unless x has a dtype and values that the layer takes.
+
+        What a device that works ahead cannot tell yet is left to `doubts`.
+        """
         require_float("x", x)
-        require_finite("x", x)
+        require_finite("x", x, doubts)
 
     def input_dtype(self, like: Array) -> Any:
         """The dtype of inputs, given an array of parameters: theirs, unless inputs are indices."""

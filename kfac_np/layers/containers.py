@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
-from kfac_np.backend import Array, Backend, Rng
+from kfac_np.backend import Array, Backend, Doubts, Rng
 from kfac_np.errors import InputError, ShapeError, require_instance
 from kfac_np.layers.base import Layer
 from kfac_np.trees import Tree
@@ -96,8 +96,8 @@ class Sequential(Layer):
     def couples_examples(self) -> bool:
         return any(layer.couples_examples for layer in self.layers)
 
-    def check_inputs(self, x: Array) -> None:
-        self.layers[0].check_inputs(x)
+    def check_inputs(self, x: Array, doubts: Doubts) -> None:
+        self.layers[0].check_inputs(x, doubts)
 
     def input_dtype(self, like: Array) -> Any:
         return self.layers[0].input_dtype(like)
@@ -286,8 +286,8 @@ class Residual(Layer):
             layer.couples_examples for layer in (self.inner, self.shortcut) if layer is not None
         )
 
-    def check_inputs(self, x: Array) -> None:
-        self.inner.check_inputs(x)
+    def check_inputs(self, x: Array, doubts: Doubts) -> None:
+        self.inner.check_inputs(x, doubts)
 
     def input_dtype(self, like: Array) -> Any:
         return self.inner.input_dtype(like)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, final
 
-from kfac_np.backend import Array, Backend, Rng, array_namespace, require_array
+from kfac_np.backend import Array, Backend, Doubts, Rng, array_namespace, require_array, truth
 from kfac_np.errors import InputError, ShapeError, require_sizes
 from kfac_np.layers.base import Layer
 from kfac_np.layers.initializers import Initializer
@@ -74,18 +74,21 @@ class Embedding(Layer):
             raise ShapeError(f"{self!r}: expected inputs (N, T, ...), got (N)")
         return (*shape, self.d_out)
 
-    def check_inputs(self, x: Array) -> None:
+    def check_inputs(self, x: Array, doubts: Doubts) -> None:
         """Raise `InputError` unless x is of whole numbers 0..size-1; some libraries wrap others."""
         require_array("x", x)
         self._require_whole(x)
         if math.prod(x.shape) == 0:
             return
         xp = array_namespace(x)
-        low, high = int(xp.min(x)), int(xp.max(x))
-        if low < 0 or high >= self.size:
-            raise InputError(
-                f"x: {self!r} expected whole numbers 0..{self.size - 1}, got {low}..{high}"
-            )
+        low, high = xp.astype(xp.min(x), xp.int64), xp.astype(xp.max(x), xp.int64)
+        doubts.require(
+            truth((low >= 0) & (high < self.size)),
+            lambda: InputError(
+                f"x: {self!r} expected whole numbers 0..{self.size - 1}, "
+                f"got {int(low)}..{int(high)}"
+            ),
+        )
 
     def input_dtype(self, like: Array) -> Any:
         return array_namespace(like).int64

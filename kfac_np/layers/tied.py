@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from kfac_np import trees
-from kfac_np.backend import Array, Backend, Rng
+from kfac_np.backend import Array, Backend, Doubts, Rng
 from kfac_np.errors import InputError, ShapeError
 from kfac_np.layers.base import Layer
 from kfac_np.layers.uses import merge_trees, require_uncoupled, sum_trees
@@ -118,8 +118,8 @@ class Tied(Layer):
     def couples_examples(self) -> bool:
         return any(layer.couples_examples for layer in self.layers)
 
-    def check_inputs(self, x: Array) -> None:
-        self.layers[self.order[0]].check_inputs(x)
+    def check_inputs(self, x: Array, doubts: Doubts) -> None:
+        self.layers[self.order[0]].check_inputs(x, doubts)
 
     def input_dtype(self, like: Array) -> Any:
         return self.layers[self.order[0]].input_dtype(like)

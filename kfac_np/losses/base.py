@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 
 from kfac_np.backend import (
     Array,
+    Doubts,
     Rng,
     array_namespace,
     require_finite,
@@ -42,6 +43,13 @@ class Loss(ABC):
     @abstractmethod
     def check(self, z: Array, t: Array) -> None:
         """Raise `TargetError` unless `t` are possible targets for outputs `z`."""
+
+    def check_late(self, z: Array, t: Array, doubts: Doubts) -> None:
+        """`check`, with what a device that works ahead cannot tell yet left to `doubts`.
+
+        Without it a loss is right, too, but `check` makes every step wait for the device.
+        """
+        self.check(z, t)
 
     @abstractmethod
     def value(self, z: Array, t: Array) -> Array:
@@ -91,12 +99,17 @@ class DiagonalLoss(Loss):
         return one_hot_columns(root, start, stop)
 
     def check(self, z: Array, t: Array) -> None:
+        doubts = Doubts()
+        self.check_late(z, t, doubts)
+        doubts.settle()
+
+    def check_late(self, z: Array, t: Array, doubts: Doubts) -> None:
         name = f"{type(self).__name__} targets"
         require_float(name, t)
         if t.shape != z.shape:
             raise TargetError(f"{name}: expected shape {z.shape} as the outputs, got {t.shape}")
         require_same_place(name, t, z, "outputs")
-        require_finite(name, t)
+        require_finite(name, t, doubts)
 
 
 def one_hot_columns(values: Array, start: int, stop: int | None) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from kfac_np.backend import Array, Backend, Rng, array_namespace, to_numpy
+from kfac_np.backend import Array, Backend, Doubts, Rng, array_namespace, to_numpy, truth
 from kfac_np.errors import DivergenceError, TargetError
 from kfac_np.losses.base import DiagonalLoss
 
@@ -29,11 +29,14 @@ class PoissonLogRate(DiagonalLoss):
     array([[-2.]])
     """
 
-    def check(self, z: Array, t: Array) -> None:
-        super().check(z, t)
-        low = float(array_namespace(t).min(t))
-        if low < 0.0:
-            raise TargetError(f"PoissonLogRate targets: expected values >= 0, got {low:g}")
+    def check_late(self, z: Array, t: Array, doubts: Doubts) -> None:
+        super().check_late(z, t, doubts)
+        low = array_namespace(t).min(t)
+        name = "PoissonLogRate targets"
+        doubts.require(
+            truth(low >= 0.0),
+            lambda: TargetError(f"{name}: expected values >= 0, got {float(low):g}"),
+        )
 
     def value(self, z: Array, t: Array) -> Array:
         xp = array_namespace(z, t)

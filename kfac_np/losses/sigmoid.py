@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from kfac_np.backend import Array, Backend, Rng, array_namespace, logistic, softplus
+from kfac_np.backend import (
+    Array,
+    Backend,
+    Doubts,
+    Rng,
+    array_namespace,
+    logistic,
+    softplus,
+    truth,
+)
 from kfac_np.errors import TargetError
 from kfac_np.losses.base import DiagonalLoss
 
@@ -30,14 +39,17 @@ class SigmoidCrossEntropy(DiagonalLoss):
     def lower_bound(self) -> float:
         return 0.0
 
-    def check(self, z: Array, t: Array) -> None:
-        super().check(z, t)
+    def check_late(self, z: Array, t: Array, doubts: Doubts) -> None:
+        super().check_late(z, t, doubts)
         xp = array_namespace(t)
-        low, high = float(xp.min(t)), float(xp.max(t))
-        if low < 0.0 or high > 1.0:
-            raise TargetError(
-                f"SigmoidCrossEntropy targets: expected values in [0, 1], got [{low:g}, {high:g}]"
-            )
+        low, high = xp.min(t), xp.max(t)
+        name = "SigmoidCrossEntropy targets"
+        doubts.require(
+            truth((low >= 0.0) & (high <= 1.0)),
+            lambda: TargetError(
+                f"{name}: expected values in [0, 1], got [{float(low):g}, {float(high):g}]"
+            ),
+        )
 
     def value(self, z: Array, t: Array) -> Array:
         return array_namespace(z, t).sum(softplus(z) - t * z, axis=-1)

@@ -8,12 +8,14 @@ from typing import final
 from kfac_np.backend import (
     Array,
     Backend,
+    Doubts,
     Rng,
     array_namespace,
     logsumexp,
     require_finite,
     require_same_place,
     softmax,
+    truth,
 )
 from kfac_np.errors import TargetError
 from kfac_np.losses.base import Loss, one_hot_columns
@@ -45,6 +47,11 @@ class SoftmaxCrossEntropy(Loss):
         return 0.0
 
     def check(self, z: Array, t: Array) -> None:
+        doubts = Doubts()
+        self.check_late(z, t, doubts)
+        doubts.settle()
+
+    def check_late(self, z: Array, t: Array, doubts: Doubts) -> None:
         name = "SoftmaxCrossEntropy targets"
         xp = array_namespace(z)
         require_same_place(name, t, z, "outputs")
@@ -53,21 +60,26 @@ class SoftmaxCrossEntropy(Loss):
                 raise TargetError(
                     f"{name}: expected class numbers of shape {z.shape[:-1]}, got {t.shape}"
                 )
-            low, high = int(xp.min(t)), int(xp.max(t))
-            if low < 0 or high >= z.shape[-1]:
-                raise TargetError(
-                    f"{name}: expected class numbers 0..{z.shape[-1] - 1}, got {low}..{high}"
-                )
+            last = z.shape[-1] - 1  # may be beyond what the dtype of t holds
+            low, high = xp.astype(xp.min(t), xp.int64), xp.astype(xp.max(t), xp.int64)
+            doubts.require(
+                truth((low >= 0) & (high <= last)),
+                lambda: TargetError(
+                    f"{name}: expected class numbers 0..{last}, got {int(low)}..{int(high)}"
+                ),
+            )
         elif xp.isdtype(t.dtype, "real floating"):
             if t.shape != z.shape:
                 raise TargetError(f"{name}: expected distributions {z.shape}, got {t.shape}")
-            require_finite(name, t)
-            off = float(xp.max(xp.abs(xp.sum(t, axis=-1) - 1.0)))
-            if float(xp.min(t)) < 0.0 or off > 1e-3:
-                raise TargetError(
+            require_finite(name, t, doubts)
+            least, off = xp.min(t), xp.max(xp.abs(xp.sum(t, axis=-1) - 1.0))
+            doubts.require(
+                truth((least >= 0.0) & (off <= 1e-3)),
+                lambda: TargetError(
                     f"{name}: expected distributions (>= 0, sum 1); smallest entry "
-                    f"{float(xp.min(t)):g}, largest deviation of a sum from 1 {off:g}"
-                )
+                    f"{float(least):g}, largest deviation of a sum from 1 {float(off):g}"
+                ),
+            )
         else:
             raise TargetError(f"{name}: expected integers or floats, got dtype {t.dtype}")
 

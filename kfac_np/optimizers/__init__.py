@@ -6,7 +6,7 @@ wanted. A step never changes the state it is given.
 
 from kfac_np.optimizers.adam import Adam
 from kfac_np.optimizers.averaging import IterateAverage, MovingAverage
-from kfac_np.optimizers.base import Optimizer, State, StepReport
+from kfac_np.optimizers.base import Optimizer, State
 from kfac_np.optimizers.damping import (
     ConstantDamping,
     CoupledGamma,
@@ -17,6 +17,7 @@ from kfac_np.optimizers.damping import (
 )
 from kfac_np.optimizers.kfac import KFAC, KFACState
 from kfac_np.optimizers.presets import kfc_pre, practical, published
+from kfac_np.optimizers.reports import StepReport
 from kfac_np.optimizers.schedules import (
     Constant,
     Cosine,

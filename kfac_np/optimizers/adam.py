@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from kfac_np import trees
-from kfac_np.backend import Array, Rng, array_namespace
+from kfac_np.backend import Array, Doubts, Rng, array_namespace
 from kfac_np.errors import ConfigError
 from kfac_np.objective import Objective
 from kfac_np.optimizers.averaging import IterateAverage
@@ -14,11 +14,12 @@ from kfac_np.optimizers.base import (
     Optimizer,
     Regularized,
     State,
-    StepReport,
     apply_update,
     check_params,
+    keep_good,
     require_part,
 )
+from kfac_np.optimizers.reports import StepReport, report_of
 from kfac_np.optimizers.schedules import (
     Schedule,
     require_number,
@@ -115,8 +116,9 @@ class Adam(Optimizer):
         self.check_state(state)
         k = state.step + 1
         noise = Rng(self.seed).child("forward", k)
-        e = self.objective.evaluate(state.params, x, t, weights, noise)
-        h = Regularized.of(e, self.l2, k)
+        doubts = Doubts()
+        e = self.objective.evaluate(state.params, x, t, weights, noise, doubts)
+        h = Regularized.of(e, self.l2, k, doubts)
         rate = value_at(self.rate, k)
         b1, b2 = self.beta1, self.beta2
         first = trees.tree_map(lambda m, g: b1 * m + (1.0 - b1) * g, state.first, h.gradient)
@@ -127,7 +129,8 @@ class Adam(Optimizer):
             root = array_namespace(v).sqrt(v * (1.0 / debias2))
             return (-rate / debias1) * m / (root + self.epsilon)
 
-        params, norm = apply_update(state.params, trees.tree_map(leaf, first, second), k)
+        params, norm = apply_update(state.params, trees.tree_map(leaf, first, second), k, doubts)
         average = self.averaging.update(state.average, params, k) if self.averaging else None
-        report = StepReport(k, x.shape[0], h.loss, h.value, h.gradient_norm, norm, alpha=rate)
-        return AdamState(params, average, k, first, second), report
+        numbers = {**h.numbers, "update_norm": norm, "alpha": rate}
+        report = report_of(numbers, step=k, batch_size=x.shape[0])
+        return keep_good(state, AdamState(params, average, k, first, second), doubts), report

@@ -3,80 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self, final
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self, TypeVar, final
 
 from kfac_np import trees
-from kfac_np.backend import Array, all_finite, require_float, require_same_place
-from kfac_np.curvature import LadderEvent
+from kfac_np.backend import (
+    Array,
+    Doubts,
+    Scalar,
+    all_finite,
+    are_finite,
+    isfinite,
+    require_float,
+    require_same_place,
+    scalar,
+    sqrt,
+)
 from kfac_np.errors import ConfigError, DivergenceError, InputError
 from kfac_np.objective import Evaluation, Objective
+from kfac_np.optimizers.reports import StepReport
 from kfac_np.trees import Tree
 
-__all__ = ["Optimizer", "State", "StepReport"]
+__all__ = ["Optimizer", "State"]
 
-
-@final
-@dataclass(frozen=True)
-class StepReport:
-    """What happened in one step; None where it does not apply.
-
-    Attributes
-    ----------
-    step : int
-        Number of this step, from 1.
-    batch_size : int
-    loss : float
-        Mean over the mini-batch's loss terms, before the step.
-    objective : float
-        The loss plus the ℓ2 term (η/2)‖θ‖², before the step.
-    gradient_norm, update_norm : float
-        ‖∇h‖ and ‖δ‖ over all parameters.
-    damping : float
-        λ used in this step.
-    gamma : float
-        γ used in this step; the factors were damped by γ² ≈ λ + η.
-    alpha, mu : float
-        Coefficients of the proposal and of the previous update: δ = αΔ + μδ₀. For SGD and Adam
-        alpha is the learning rate.
-    model_decrease : float
-        M(δ) - M(0), negative when the quadratic model predicts progress.
-    rho : float
-        Reduction ratio, in steps that measured it.
-    refreshed : tuple of str
-        Paths whose factors were recomputed.
-    events : tuple of LadderEvent
-        Factorisations that did not succeed as asked, and updates that were rejected.
-
-    Examples
-    --------
-    >>> StepReport(step=1, batch_size=8, loss=0.5, objective=0.5).as_dict()["loss"]
-    0.5
-    """
-
-    step: int
-    batch_size: int
-    loss: float
-    objective: float
-    gradient_norm: float | None = None
-    update_norm: float | None = None
-    damping: float | None = None
-    gamma: float | None = None
-    alpha: float | None = None
-    mu: float | None = None
-    model_decrease: float | None = None
-    rho: float | None = None
-    refreshed: tuple[str, ...] = ()
-    events: tuple[LadderEvent, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and lists, ready for JSON."""
-        out = dataclasses.asdict(self)
-        out["refreshed"] = list(self.refreshed)
-        out["events"] = [str(event) for event in self.events]
-        return out
+StateType = TypeVar("StateType", bound="State")
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +41,8 @@ class State(ABC):
         Averaged parameters, where the optimiser keeps them.
     step : int
         Steps done.
+    doubts : Doubts or None
+        Conditions of the last step that a device working ahead has yet to tell.
 
     Examples
     --------
@@ -101,6 +54,21 @@ class State(ABC):
     params: Tree
     average: Tree | None
     step: int
+    doubts: Doubts | None = field(default=None, kw_only=True)
+
+    def settle(self) -> None:
+        """Raise what the last step would have raised, had its numbers been known.
+
+        The next step does this when it has queued its own work. On a device that does not work
+        ahead there is nothing to settle.
+
+        Raises
+        ------
+        InputError, DivergenceError
+            The parameters of this state are those from before the step.
+        """
+        if self.doubts is not None:
+            self.doubts.settle()
 
 
 @dataclass(frozen=True)
@@ -161,6 +129,12 @@ class Optimizer(ABC):
             A bad batch.
         DivergenceError
             Loss, gradient or update are not finite.
+
+        Notes
+        -----
+        On a device that works ahead of the host (CuPy), errors that depend on computed numbers
+        are raised by the next step or by `State.settle`; the state returned meanwhile holds the
+        parameters from before the step. Nothing is waited for but in steps that factorise.
         """
 
     def check_state(self, state: object) -> None:
@@ -173,7 +147,9 @@ class Optimizer(ABC):
 
     def state_to_tree(self, state: State) -> dict[str, Any]:
         """The state as nested dicts, tuples, arrays and plain numbers, for a checkpoint."""
-        return {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+        state.settle()
+        names = (f.name for f in dataclasses.fields(state) if f.name != "doubts")
+        return {name: getattr(state, name) for name in names}
 
     def state_from_tree(self, tree: dict[str, Any]) -> Any:
         """The state that `state_to_tree` took apart; training goes on from it bit for bit."""
@@ -222,39 +198,52 @@ def check_params(params: Tree) -> None:
 class Regularized:
     """Loss and gradient of h(θ) = L(θ) + (η/2)‖θ‖² on a mini-batch.
 
+    `statistics` are those that the gradient is the mean of, where η = 0.
+
     Examples
     --------
     >>> import numpy as np
     >>> from kfac_np.layers import Dense
     >>> from kfac_np.losses import SquaredError
     >>> e = Objective(Dense(1, 1, bias=False), SquaredError()).evaluate(
-    ...     np.asarray([[2.0]]), np.ones((1, 1)), np.zeros((1, 1)))
-    >>> Regularized.of(e, 0.5, 1).value
-    3.0
+    ...     np.asarray([[2.0]]), np.asarray([[1.0], [3.0]]), np.zeros((2, 1)))
+    >>> Regularized.of(e, 0.5, 1, Doubts()).value
+    11.0
     """
 
-    loss: float
-    value: float
+    loss: Scalar
+    value: Scalar
     gradient: Tree
-    gradient_norm: float
+    gradient_norm: Scalar
+    statistics: Tree | None
 
     @classmethod
-    def of(cls, e: Evaluation, l2: float, step: int) -> Self:
-        """Evaluate; raise `DivergenceError` if anything is not finite."""
-        loss = e.value
-        gradient = e.gradient()
+    def of(cls, e: Evaluation, l2: float, step: int, doubts: Doubts) -> Self:
+        """Evaluate; it is a `DivergenceError` if anything is not finite."""
+        loss = e.mean_value
+        statistics = e.backward(e.output_gradient())
+        gradient = e.mean_gradient(statistics)
         if l2:
             gradient = trees.axpy(l2, e.params, gradient)
-        norm = math.sqrt(float(trees.squared_norm(gradient)))
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise DivergenceError(
-                f"step {step}: the loss is {loss:g} and the gradient's norm {norm:g}; the "
-                "parameters are unchanged. Use a smaller learning rate or more damping"
-            )
-        return cls(loss, loss + l2_term(e.params, l2), gradient, norm)
+        norm = sqrt(scalar(trees.squared_norm(gradient)))
+        doubts.require(
+            isfinite(loss + norm),
+            lambda: DivergenceError(
+                f"step {step}: the loss is {float(loss):g} and the gradient's norm "
+                f"{float(norm):g}; the parameters are unchanged. Use a smaller learning rate or "
+                "more damping"
+            ),
+        )
+        value = loss + l2_term(e.params, l2)
+        return cls(loss, value, gradient, norm, None if l2 else statistics)
+
+    @property
+    def numbers(self) -> dict[str, Scalar | None]:
+        """Fields of a report."""
+        return {"loss": self.loss, "objective": self.value, "gradient_norm": self.gradient_norm}
 
 
-def l2_term(params: Tree, l2: float) -> float:
+def l2_term(params: Tree, l2: float) -> Scalar:
     """(η/2) ‖θ‖².
 
     Examples
@@ -263,23 +252,42 @@ def l2_term(params: Tree, l2: float) -> float:
     >>> l2_term((np.ones(4),), 0.5)
     1.0
     """
-    return 0.5 * l2 * float(trees.squared_norm(params)) if l2 else 0.0
+    return 0.5 * l2 * scalar(trees.squared_norm(params)) if l2 else 0.0
 
 
-def apply_update(params: Tree, update: Tree, step: int) -> tuple[Tree, float]:
-    """θ + δ and ‖δ‖; raise `DivergenceError` if they are not finite.
+def apply_update(params: Tree, update: Tree, step: int, doubts: Doubts) -> tuple[Tree, Scalar]:
+    """θ + δ and ‖δ‖; it is a `DivergenceError` if they are not finite.
 
     Examples
     --------
     >>> import numpy as np
-    >>> apply_update((np.ones(1),), (np.asarray([2.0]),), 1)
+    >>> apply_update((np.ones(1),), (np.asarray([2.0]),), 1, Doubts())
     ((array([3.]),), 2.0)
     """
     new = trees.axpy(1.0, update, params)
-    norm = math.sqrt(float(trees.squared_norm(update)))
-    if not math.isfinite(norm) or not all_finite(*trees.leaves(new)):
-        raise DivergenceError(
-            f"step {step}: the update's norm is {norm:g}; the parameters are unchanged. "
+    norm = sqrt(scalar(trees.squared_norm(update)))
+
+    def error() -> DivergenceError:
+        return DivergenceError(
+            f"step {step}: the update's norm is {float(norm):g}; the parameters are unchanged. "
             "Use a smaller learning rate or more damping"
         )
+
+    doubts.require(isfinite(norm), error)
+    doubts.require(are_finite(*trees.leaves(new)), error)
     return new, norm
+
+
+def keep_good(good: State, new: StateType, doubts: Doubts) -> StateType:
+    """The new state, with the parameters of the good one where a doubt turns out to be right.
+
+    Only on a device that works ahead are there any doubts left: the transfer that settles them is
+    started, and the doubts about the good state, of a step ago, are settled.
+    """
+    if doubts.dispelled is True:
+        return new
+    doubts.send()
+    good.settle()
+    params = trees.select(doubts.dispelled, new.params, good.params)
+    average = new.average and trees.select(doubts.dispelled, new.average, good.average)
+    return replace(new, params=params, average=average, doubts=doubts)

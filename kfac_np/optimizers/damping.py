@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import final
 
+from kfac_np.backend import Scalar, select
 from kfac_np.errors import ConfigError
 from kfac_np.optimizers.schedules import (
     Schedule,
@@ -30,6 +31,9 @@ __all__ = [
 class DampingPolicy(ABC):
     """Chooses λ, the multiple of the identity in the quadratic model.
 
+    On a device that works ahead of the host, numbers are 0-d arrays (`Scalar`). A policy that
+    decides by `if` is right there, too, but makes the step wait.
+
     Examples
     --------
     >>> policy = LevenbergMarquardt(initial=1.0)
@@ -38,7 +42,7 @@ class DampingPolicy(ABC):
     """
 
     @abstractmethod
-    def at(self, k: int, current: float | None) -> float:
+    def at(self, k: int, current: Scalar | None) -> Scalar:
         """λ for step k, given the one carried over (None before the first step)."""
 
     @abstractmethod
@@ -46,7 +50,7 @@ class DampingPolicy(ABC):
         """Tell whether step k measures the reduction ratio ρ."""
 
     @abstractmethod
-    def update(self, current: float, rho: float) -> float:
+    def update(self, current: Scalar, rho: Scalar) -> Scalar:
         """λ after a measurement."""
 
 
@@ -66,13 +70,13 @@ class ConstantDamping(DampingPolicy):
     def __post_init__(self) -> None:
         require_rate("ConstantDamping value", self.value, zero=True)
 
-    def at(self, k: int, current: float | None) -> float:
+    def at(self, k: int, current: Scalar | None) -> Scalar:
         return value_at(self.value, k)
 
     def measures(self, k: int) -> bool:
         return False
 
-    def update(self, current: float, rho: float) -> float:
+    def update(self, current: Scalar, rho: Scalar) -> Scalar:
         return current
 
 
@@ -126,19 +130,17 @@ class LevenbergMarquardt(DampingPolicy):
                 f"{self.minimum!r}, {self.initial!r}, {self.maximum!r}"
             )
 
-    def at(self, k: int, current: float | None) -> float:
+    def at(self, k: int, current: Scalar | None) -> Scalar:
         return self.initial if current is None else current
 
     def measures(self, k: int) -> bool:
         return k % self.interval == 0
 
-    def update(self, current: float, rho: float) -> float:
+    def update(self, current: Scalar, rho: Scalar) -> Scalar:
         omega = self.decay**self.interval
-        if rho > 0.75:
-            current = omega * current
-        elif not rho >= 0.25:
-            current = current / omega
-        return min(max(current, self.minimum), self.maximum)
+        current = select(rho > 0.75, omega * current, select(rho >= 0.25, current, current / omega))
+        current = select(current > self.minimum, current, self.minimum)
+        return select(current < self.maximum, current, self.maximum)
 
 
 class GammaPolicy(ABC):

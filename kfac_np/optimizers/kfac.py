@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, final
+from functools import partial
+from typing import ClassVar, cast, final
 
 from kfac_np import trees
-from kfac_np.backend import Array, Rng, all_finite, array_namespace
+from kfac_np.backend import (
+    Array,
+    Doubts,
+    Rng,
+    Scalar,
+    Truth,
+    all_finite,
+    are_finite,
+    array_namespace,
+    isfinite,
+    negation,
+    scalar,
+    select,
+    truth,
+)
 from kfac_np.curvature import (
     BlockDiagonal,
     Curvature,
@@ -24,9 +39,9 @@ from kfac_np.optimizers.base import (
     Optimizer,
     Regularized,
     State,
-    StepReport,
     apply_update,
     check_params,
+    keep_good,
     l2_term,
     require_part,
 )
@@ -36,13 +51,16 @@ from kfac_np.optimizers.damping import (
     GammaSearch,
     LevenbergMarquardt,
 )
+from kfac_np.optimizers.reports import StepReport, report_of
 from kfac_np.optimizers.schedules import Refresh, require_positive, require_whole
 from kfac_np.optimizers.step_rules import (
     LocalModel,
     QuadraticModel,
     StepRule,
+    require_finite_choice,
     require_fraction,
 )
+from kfac_np.statistics import Scale
 from kfac_np.trees import Tree
 
 __all__ = ["KFAC", "KFACState"]
@@ -61,8 +79,10 @@ class KFACState(State):
         What `Curvature.solve` needs, from the last refresh.
     update : tree or None
         δ₀, the last update.
-    damping, gamma : float or None
-        λ and γ carried over to the next step.
+    damping : Scalar or None
+        λ carried over to the next step.
+    gamma : float or None
+        γ, likewise.
 
     Examples
     --------
@@ -73,7 +93,7 @@ class KFACState(State):
     moments: dict[str, Moments]
     factors: dict[str, Factors] | None
     update: Tree | None
-    damping: float | None
+    damping: Scalar | None
     gamma: float | None
 
 
@@ -185,81 +205,81 @@ class KFAC(Optimizer):
         self.check_state(state)
         k = state.step + 1
         noise = Rng(self.seed).child("forward", k)
-        e = self.objective.evaluate(state.params, x, t, weights, noise)
-        h = Regularized.of(e, self.l2, k)
-        moments, events = self._update_moments(e, state.moments, k)
+        doubts = Doubts()
+        e = self.objective.evaluate(state.params, x, t, weights, noise, doubts)
+        h = Regularized.of(e, self.l2, k, doubts)
+        moments, events = self._update_moments(e, state.moments, k, doubts)
         damping = self.damping.at(k, state.damping)
 
-        trials = self._trials(state, moments, h.gradient, damping, k)
+        trials = self._trials(state, moments, h, e.scale, damping, k, doubts)
         room = h.value - e.lower_bound
-        part = _part(e, self.step_rule.fraction)
-        model = LocalModel(part, h.gradient, damping + self.l2, room)
+        model = LocalModel(
+            _part(e, self.step_rule.fraction, doubts), h.gradient, damping + self.l2, room
+        )
         proposals = [trial.proposal for trial in trials]
         choice = self.step_rule.choose(
             k, model, proposals, state.update, lambda v: self._curvature_norm(moments, v)
         )
+        require_finite_choice(choice, k, doubts)
         trial = trials[choice.index]
-        events += trial.events
+        events += [(True, event) for event in trial.events]
 
         update = trees.scale(choice.alpha, trial.proposal)
-        if state.update is not None and choice.mu:
+        if state.update is not None:
             update = trees.axpy(choice.mu, state.update, update)
-        params, norm = apply_update(state.params, update, k)
+        params, norm = apply_update(state.params, update, k, doubts)
 
         rho, decrease, next_damping = None, choice.decrease, damping
         if self.damping.measures(k):
             decrease = model.decrease(update) if decrease is None else decrease
-            value = self.objective.value(params, x, t, weights, noise) + l2_term(params, self.l2)
-            if decrease:  # where there is nothing to gain, 0/0 says nothing about λ
-                rho = (value - h.value) / decrease
-                next_damping = self.damping.update(damping, rho)
-            if not math.isfinite(value):  # not a place to go to
-                events.append(LadderEvent("all", "update", "update rejected", damping))
-                params, update, norm = state.params, None, 0.0
+            value = self.objective.mean_value(params, x, t, weights, noise, doubts)
+            value = value + l2_term(params, self.l2)
+            gains = decrease != 0.0  # where there is nothing to gain, 0/0 says nothing about λ
+            rho = select(gains, (value - h.value) / select(gains, decrease, 1.0), math.nan)
+            next_damping = select(gains, self.damping.update(damping, rho), damping)
+            good = isfinite(value)  # or it is not a place to go to
+            event = LadderEvent("all", "update", "update rejected", cast(float, damping))
+            events.append((negation(good), event))
+            params = trees.select(good, params, state.params)
+            norm = select(good, norm, 0.0)
+            update = None if good is False else trees.select(good, update, trees.zeros_like(update))
 
         average = self.averaging.update(state.average, params, k) if self.averaging else None
+        numbers = {
+            **h.numbers,
+            "update_norm": norm,
+            "damping": damping,
+            "gamma": trial.gamma,
+            "alpha": choice.alpha,
+            "mu": choice.mu if state.update is not None else 0.0,
+            "model_decrease": decrease,
+            "rho": rho,
+        }
         refreshed = tuple(trial.factors) if trial.factors is not state.factors else ()
-        report = StepReport(
-            step=k,
-            batch_size=x.shape[0],
-            loss=h.loss,
-            objective=h.value,
-            gradient_norm=h.gradient_norm,
-            update_norm=norm,
-            damping=damping,
-            gamma=trial.gamma,
-            alpha=choice.alpha,
-            mu=choice.mu if state.update is not None else 0.0,
-            model_decrease=decrease,
-            rho=rho,
-            refreshed=refreshed,
-            events=tuple(events),
-        )
+        known = {"step": k, "batch_size": x.shape[0], "refreshed": refreshed}
         new = KFACState(
             params, average, k, moments, trial.factors, update, next_damping, trial.gamma
         )
-        return new, report
+        return keep_good(state, new, doubts), report_of(numbers, events, **known)
 
     def _update_moments(
-        self, e: Evaluation, old: dict[str, Moments], k: int
-    ) -> tuple[dict[str, Moments], list[LadderEvent]]:
+        self, e: Evaluation, old: dict[str, Moments], k: int, doubts: Doubts
+    ) -> tuple[dict[str, Moments], list[tuple[Truth, LadderEvent]]]:
         """Statistics of part of the mini-batch, put into the moving averages."""
         if old and not self.statistics.due(k):
             return old, []
-        part = _part(e, self.statistics_fraction)
+        part = _part(e, self.statistics_fraction, doubts)
         rng = Rng(self.seed).child("targets", k)
         new = self.curvature.estimate(part, self.fisher, rng, old or None)
-        events: list[LadderEvent] = []
-        if not all_finite(*trees.leaves(new)):
-            for path, m in new.items():
-                if not all_finite(*m.values()):
-                    events.append(LadderEvent(path, ", ".join(m), "moments rejected", 0.0))
-            if not old:
-                raise DivergenceError(
-                    f"step {k}: layer {events[0].layer}: the moments {events[0].factor} are not "
-                    "finite, and there are no earlier ones to keep; scale the data"
-                )
-            new |= {event.layer: old[event.layer] for event in events}
+        events = []
+        for path, m in new.items():
+            good = are_finite(*m.values())
+            if old:
+                event = LadderEvent(path, ", ".join(m), "moments rejected", 0.0)
+                events.append((negation(good), event))
+                new[path] = trees.select(good, m, old[path])
+            else:
+                doubts.require(good, partial(_no_moments, k, path, ", ".join(m)))
         if not old:
             return new, events
         epsilon = self.moving_average.epsilon(self.statistics.count(k))
@@ -269,34 +289,40 @@ class KFAC(Optimizer):
         self,
         state: KFACState,
         moments: dict[str, Moments],
-        gradient: Tree,
-        damping: float,
+        h: Regularized,
+        scale: Scale,
+        damping: Scalar,
         k: int,
+        doubts: Doubts,
     ) -> list[_Trial]:
         """A proposal for each candidate γ, with the factors it came from."""
+
+        def propose(factors: dict[str, Factors]) -> Tree:
+            if h.statistics is None:
+                return trees.scale(-1.0, self.curvature.solve(factors, h.gradient))
+            solved = self.curvature.solve_mean(factors, h.statistics, scale, h.gradient)
+            return trees.scale(-1.0, solved)
+
         due = state.factors is None or self.refresh.due(k) or self.gamma.searches(k)
-        candidates = self.gamma.candidates(k, state.gamma, damping + self.l2)
-        if not due:
-            assert state.factors is not None
-            proposal = trees.scale(-1.0, self.curvature.solve(state.factors, gradient))
-            gamma = candidates[0] if state.gamma is None else state.gamma
-            return [_Trial(gamma, state.factors, proposal, [])]
+        if state.factors is not None and state.gamma is not None and not due:
+            return [_Trial(state.gamma, state.factors, propose(state.factors), [])]
+        doubts.settle()  # factorising decides on the host, and waits for the device
         trials = []
-        for gamma in candidates:
+        for gamma in self.gamma.candidates(k, state.gamma, float(damping) + self.l2):
             factors, events = self.curvature.factorise(moments, gamma**2, state.factors)
-            proposal = trees.scale(-1.0, self.curvature.solve(factors, gradient))
-            trials.append(_Trial(gamma, factors, proposal, events))
+            trials.append(_Trial(gamma, factors, propose(factors), events))
         finite = [t for t in trials if all_finite(*trees.leaves(t.proposal))]
         if not finite:
+            tried = [t.gamma for t in trials]
             raise DivergenceError(
-                f"step {k}: no proposal is finite for gamma in {candidates}; the parameters are "
+                f"step {k}: no proposal is finite for gamma in {tried}; the parameters are "
                 "unchanged. Use more damping"
             )
         return finite
 
-    def _curvature_norm(self, moments: dict[str, Moments], v: Tree) -> float:
+    def _curvature_norm(self, moments: dict[str, Moments], v: Tree) -> Scalar:
         """vᵀ F̂ v."""
-        return float(trees.inner(v, self.curvature.matrix(moments, v).matvec(v)))
+        return scalar(trees.inner(v, self.curvature.matrix(moments, v).matvec(v)))
 
 
 @final
@@ -308,14 +334,24 @@ class _Trial:
     events: list[LadderEvent]
 
 
-def _part(e: Evaluation, fraction: float) -> Evaluation:
+def _part(e: Evaluation, fraction: float, doubts: Doubts) -> Evaluation:
     """The first examples of a mini-batch, of which some must count."""
     examples = e.scale.examples
     part = e.take(max(1, math.ceil(fraction * examples)))
     w = part.scale.weights
-    if w is not None and not float(array_namespace(w).max(w)) > 0.0:
-        raise InputError(
-            f"weights: expected a positive weight among the first {part.scale.examples} of "
-            f"{examples} examples, which the curvature is taken from; shuffle the batch"
+    if w is not None:
+        doubts.require(
+            truth(array_namespace(w).max(w) > 0.0),
+            lambda: InputError(
+                f"weights: expected a positive weight among the first {part.scale.examples} of "
+                f"{examples} examples, which the curvature is taken from; shuffle the batch"
+            ),
         )
     return part
+
+
+def _no_moments(k: int, path: str, names: str) -> DivergenceError:
+    return DivergenceError(
+        f"step {k}: layer {path}: the moments {names} are not finite, and there are no earlier "
+        "ones to keep; scale the data"
+    )

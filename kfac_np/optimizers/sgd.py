@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from kfac_np import trees
-from kfac_np.backend import Array, Rng
+from kfac_np.backend import Array, Doubts, Rng
 from kfac_np.errors import ConfigError
 from kfac_np.objective import Objective
 from kfac_np.optimizers.averaging import IterateAverage
@@ -14,11 +14,12 @@ from kfac_np.optimizers.base import (
     Optimizer,
     Regularized,
     State,
-    StepReport,
     apply_update,
     check_params,
+    keep_good,
     require_part,
 )
+from kfac_np.optimizers.reports import StepReport, report_of
 from kfac_np.optimizers.schedules import (
     Schedule,
     require_number,
@@ -114,15 +115,15 @@ class SGD(Optimizer):
         self.check_state(state)
         k = state.step + 1
         noise = Rng(self.seed).child("forward", k)
-        e = self.objective.evaluate(state.params, x, t, weights, noise)
-        h = Regularized.of(e, self.l2, k)
+        doubts = Doubts()
+        e = self.objective.evaluate(state.params, x, t, weights, noise, doubts)
+        h = Regularized.of(e, self.l2, k, doubts)
         rate = value_at(self.rate, k)
         descent = trees.scale(-rate, h.gradient)
         velocity = trees.axpy(self.momentum, state.velocity, descent)
         update = trees.axpy(self.momentum, velocity, descent) if self.nesterov else velocity
-        params, norm = apply_update(state.params, update, k)
+        params, norm = apply_update(state.params, update, k, doubts)
         average = self.averaging.update(state.average, params, k) if self.averaging else None
-        report = StepReport(
-            k, x.shape[0], h.loss, h.value, h.gradient_norm, norm, alpha=rate, mu=self.momentum
-        )
-        return SGDState(params, average, k, velocity), report
+        numbers = {**h.numbers, "update_norm": norm, "alpha": rate, "mu": self.momentum}
+        report = report_of(numbers, step=k, batch_size=x.shape[0])
+        return keep_good(state, SGDState(params, average, k, velocity), doubts), report

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np import trees
-from kfac_np.backend import array_namespace, to_numpy
+from kfac_np.backend import Doubts, Scalar, array_namespace, isfinite, scalar, select, sqrt
 from kfac_np.errors import ConfigError, DivergenceError
 from kfac_np.objective import Evaluation
 from kfac_np.optimizers.schedules import (
@@ -59,23 +59,20 @@ class LocalModel:
 
     evaluation: Evaluation
     gradient: Tree
-    damping: float
-    room: float = math.inf
+    damping: Scalar
+    room: Scalar = math.inf
 
-    def bend_and_slope(self, vectors: Sequence[Tree]) -> tuple[list[list[float]], list[float]]:
+    def bend_and_slope(self, vectors: Sequence[Tree]) -> tuple[list[list[Scalar]], list[Scalar]]:
         """Matrix of v_iᵀ (F + damping · I) v_j, and vector of ∇hᵀ v_i."""
-        xp = array_namespace(self.evaluation.outputs)
-        fisher = quadratic_forms(self.evaluation, vectors)
-        # Inner products among the vectors and with the gradient, in one transfer to the host.
-        pairs = [[trees.inner(u, v) for v in (*vectors, self.gradient)] for u in vectors]
-        numbers = to_numpy(
-            xp.concat([fisher, xp.stack([xp.stack(row) for row in pairs])], axis=1)
-        ).tolist()
-        m = len(vectors)
-        bend = [[row[j] + self.damping * row[m + j] for j in range(m)] for row in numbers]
-        return bend, [row[2 * m] for row in numbers]
+        fisher, m = quadratic_forms(self.evaluation, vectors), len(vectors)
+        bend: list[list[Scalar]] = [[0.0] * m for _ in vectors]
+        for i, u in enumerate(vectors):
+            for j in range(i, m):
+                inner = scalar(trees.inner(u, vectors[j]))
+                bend[i][j] = bend[j][i] = scalar(fisher[i, j]) + self.damping * inner
+        return bend, [scalar(trees.inner(v, self.gradient)) for v in vectors]
 
-    def decrease(self, update: Tree) -> float:
+    def decrease(self, update: Tree) -> Scalar:
         """M(δ) - M(0) for one update."""
         bend, slope = self.bend_and_slope([update])
         return 0.5 * bend[0][0] + slope[0]
@@ -89,9 +86,9 @@ class Choice:
     Attributes
     ----------
     index : int
-    alpha, mu : float
-    decrease : float or None
-        M(δ) - M(0), where the rule evaluated it.
+    alpha, mu : Scalar
+    decrease : Scalar or None
+        M(δ) - M(0), where the rule evaluated it; infinite if there is no finite choice.
 
     Examples
     --------
@@ -100,9 +97,29 @@ class Choice:
     """
 
     index: int
-    alpha: float
-    mu: float
-    decrease: float | None
+    alpha: Scalar
+    mu: Scalar
+    decrease: Scalar | None
+
+
+def require_finite_choice(choice: Choice, k: int, doubts: Doubts) -> None:
+    """It is a `DivergenceError` if the model was not finite along any proposal.
+
+    Examples
+    --------
+    >>> require_finite_choice(Choice(0, 0.0, 0.0, math.inf), 7, Doubts())
+    Traceback (most recent call last):
+    kfac_np.errors.DivergenceError: step 7: the quadratic model is not finite along the ...
+    """
+    decrease = choice.decrease
+    if decrease is not None:
+        doubts.require(
+            isfinite(decrease),
+            lambda: DivergenceError(
+                f"step {k}: the quadratic model is not finite along the proposed update; the "
+                "parameters are unchanged. Use more damping, or scale the data"
+            ),
+        )
 
 
 class StepRule(ABC):
@@ -131,7 +148,7 @@ class StepRule(ABC):
         model: LocalModel,
         proposals: Sequence[Tree],
         previous: Tree | None,
-        curvature_norm: Callable[[Tree], float],
+        curvature_norm: Callable[[Tree], Scalar],
     ) -> Choice:
         """Choose.
 
@@ -146,11 +163,6 @@ class StepRule(ABC):
             δ₀, the previous update.
         curvature_norm : callable
             v ↦ vᵀ F̂ v with the approximate curvature, undamped.
-
-        Raises
-        ------
-        DivergenceError
-            There is no finite choice.
         """
 
 
@@ -161,7 +173,7 @@ class QuadraticModel(StepRule):
 
     Solves the 2×2 system [Δᵀ B Δ, Δᵀ B δ₀; ·, δ₀ᵀ B δ₀] (α, μ)ᵀ = -(∇hᵀΔ, ∇hᵀδ₀) with
     B = F + (λ + η) I. Where Δ and δ₀ are parallel to rounding error, μ = 0. A proposal along which
-    the model overflows is left out; if there is no other, that is a `DivergenceError`.
+    the model overflows is left out.
 
     Once a network fits its training data F vanishes, and the model promises more than there is:
     a loss below zero. With `bounded` the update is shortened until the model promises no more than
@@ -204,7 +216,7 @@ class QuadraticModel(StepRule):
         model: LocalModel,
         proposals: Sequence[Tree],
         previous: Tree | None,
-        curvature_norm: Callable[[Tree], float],
+        curvature_norm: Callable[[Tree], Scalar],
     ) -> Choice:
         previous = previous if self.momentum else None
         vectors = [*proposals] if previous is None else [*proposals, previous]
@@ -212,48 +224,50 @@ class QuadraticModel(StepRule):
         xp = array_namespace(model.evaluation.outputs)
         rounding = 10.0 * float(xp.finfo(model.evaluation.outputs.dtype).eps)
         last = len(vectors) - 1
-        best: Choice | None = None
+        choices = []
         for i in range(len(proposals)):
-            if not (math.isfinite(bend[i][i]) and math.isfinite(slope[i])):
-                continue
-            alpha, mu = _minimise(bend[i][i], slope[i], None, rounding)
+            other = None
             if previous is not None:
                 other = (bend[last][last], bend[i][last], slope[last])
-                alpha, mu = _minimise(bend[i][i], slope[i], other, rounding)
-            decrease = 0.5 * (alpha * slope[i] + (mu * slope[last] if mu else 0.0))
-            if best is None or best.decrease is None or decrease < best.decrease:
-                best = Choice(i, alpha, mu, decrease)
-        if best is None:
-            raise DivergenceError(
-                f"step {k}: the quadratic model is not finite along the proposed update; the "
-                "parameters are unchanged. Use more damping, or scale the data"
-            )
+            alpha, mu = _minimise(bend[i][i], slope[i], other, rounding)
+            kept = 0.0 if other is None else select(mu != 0.0, mu * slope[last], 0.0)
+            fine = isfinite(bend[i][i] + slope[i])
+            decrease = select(fine, 0.5 * (alpha * slope[i] + kept), math.inf)
+            choices.append(Choice(i, alpha, mu, decrease))
+        best = choices[0]
+        for choice in choices[1:]:  # among several proposals the host decides
+            if choice.decrease < best.decrease:  # type: ignore[operator]
+                best = choice
         return self._within(model.room, best) if self.bounded else best
 
-    def _within(self, room: float, choice: Choice) -> Choice:
+    def _within(self, room: Scalar, choice: Choice) -> Choice:
         """Shorten an update until its predicted decrease is `room` at most."""
         assert choice.decrease is not None
-        if -choice.decrease <= room:
-            return choice
+        room = select(room > 0.0, room, 0.0)
+        promised = -choice.decrease
+        too_much = promised > room
         # δ minimises the model along its own ray: M(sδ) - M(0) = (2s - s²) (M(δ) - M(0)).
-        s = 1.0 - math.sqrt(1.0 - max(room, 0.0) / -choice.decrease)
-        return Choice(choice.index, s * choice.alpha, s * choice.mu, -max(room, 0.0))
+        part = select(too_much, room, 0.0) / select(too_much, promised, 1.0)
+        s = select(too_much, 1.0 - sqrt(1.0 - part), 1.0)
+        decrease = select(too_much, -room, choice.decrease)
+        return Choice(choice.index, s * choice.alpha, s * choice.mu, decrease)
 
 
 def _minimise(
-    bend: float, slope: float, other: tuple[float, float, float] | None, rounding: float
-) -> tuple[float, float]:
+    bend: Scalar, slope: Scalar, other: tuple[Scalar, Scalar, Scalar] | None, rounding: float
+) -> tuple[Scalar, Scalar]:
     """Minimise ½ xᵀBx + cᵀx in one variable, or two (other = B₂₂, B₁₂, c₂)."""
-    alone = (-slope / bend if bend > 0.0 else 0.0), 0.0
+    bends = bend > 0.0
+    alone = select(bends, -slope / select(bends, bend, 1.0), 0.0)
     if other is None:
-        return alone
+        return alone, 0.0
     bend2, cross, slope2 = other
     determinant = bend * bend2 - cross * cross
-    if not determinant > rounding * bend * bend2:
-        return alone
+    regular = determinant > rounding * bend * bend2
+    divisor = select(regular, determinant, 1.0)
     return (
-        (cross * slope2 - bend2 * slope) / determinant,
-        (cross * slope - bend * slope2) / determinant,
+        select(regular, (cross * slope2 - bend2 * slope) / divisor, alone),
+        select(regular, (cross * slope - bend * slope2) / divisor, 0.0),
     )
 
 
@@ -309,13 +323,13 @@ class FixedRate(StepRule):
         model: LocalModel,
         proposals: Sequence[Tree],
         previous: Tree | None,
-        curvature_norm: Callable[[Tree], float],
+        curvature_norm: Callable[[Tree], Scalar],
     ) -> Choice:
-        rate = value_at(self.rate, k)
+        rate: Scalar = value_at(self.rate, k)
         if self.kl_clip is not None:
             change = rate**2 * curvature_norm(proposals[0])
-            if change > self.kl_clip:
-                rate *= math.sqrt(self.kl_clip / change)
+            clipped = change > self.kl_clip
+            rate = rate * select(clipped, sqrt(self.kl_clip / select(clipped, change, 1.0)), 1.0)
         return Choice(0, rate, value_at(self.momentum, k), None)
 
 

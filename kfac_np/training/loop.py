@@ -196,6 +196,7 @@ def train(optimizer: Optimizer, supply: Supply, position: Position) -> Iterator[
         batches, x, t = supply.next(position.batches, position.step + 1)
         state, report = optimizer.step(position.state, x, t)
         _wait_for(state.params)
+        state.settle()
         seconds = position.seconds + time.perf_counter() - began
         position = Position(state, batches, seconds)
         yield Step(position, report)

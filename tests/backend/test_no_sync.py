@@ -6,33 +6,15 @@ far is done. array_api_strict can be made to raise there instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import array_api_strict
 import pytest
 from cases import LAYERS, LOSSES, NETWORKS, LayerCase, LossCase, NetworkCase
+from waiting import no_sync
 
 from kfac_np import products, trees
 from kfac_np.backend import Backend, Rng, get_backend
 from kfac_np.fisher import Empirical, Exact, InputOnly, MonteCarlo
 from kfac_np.losses import PoissonLogRate
-
-CONVERSIONS = ("__bool__", "__float__", "__int__", "__index__", "__complex__")
-
-
-@contextmanager
-def no_sync() -> Iterator[None]:
-    """Within it, making a Python number of an array is an error."""
-
-    def wait(self, *_):
-        raise AssertionError("the host waits for the device")
-
-    array = type(array_api_strict.zeros(1))
-    with pytest.MonkeyPatch.context() as patch:
-        for name in CONVERSIONS:
-            patch.setattr(array, name, wait)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from numerics import assert_close, host
 from toys import PerExample
 
 from kfac_np import trees
-from kfac_np.backend import Backend, Rng, get_backend
+from kfac_np.backend import Backend, Doubts, Rng, get_backend
 from kfac_np.errors import CurvatureError, InputError, ShapeError
 from kfac_np.layers import (
     BatchNorm,
@@ -182,9 +182,9 @@ def test_inputs_are_checked_by_the_first_use(backend: Backend):
     layer = Tied((Dense(2, 2), Embedding(3, 2)), order=(1, 0, 0))
     params = layer.init(Rng(0), backend)
     assert layer.input_dtype(params[0]) == backend.xp.int64
-    layer.check_inputs(backend.asarray(np.asarray([[2]])))
+    layer.check_inputs(backend.asarray(np.asarray([[2]])), Doubts())
     with pytest.raises(InputError, match=r"expected whole numbers 0\.\.2"):
-        layer.check_inputs(backend.asarray(np.asarray([[3]])))
+        layer.check_inputs(backend.asarray(np.asarray([[3]])), Doubts())
     assert (layer.at("0"), layer.at("1"), layer.at("")) == (*layer.layers, layer)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from dense_net import HostArray
 from optimizer_cases import CASES, Case, case, flat
 
 from kfac_np import trees
-from kfac_np.backend import Backend, Rng, get_backend
+from kfac_np.backend import Backend, Doubts, Rng, get_backend
 from kfac_np.errors import DivergenceError
 from kfac_np.fisher import Exact, MonteCarlo
 from kfac_np.layers import Dense, Sequential, Tanh
@@ -29,7 +30,7 @@ from kfac_np.optimizers import (
     practical,
     published,
 )
-from kfac_np.optimizers.step_rules import LocalModel
+from kfac_np.optimizers.step_rules import LocalModel, require_finite_choice
 from kfac_np.trees import Tree
 
 NUMPY = get_backend("numpy", "float64")
@@ -150,7 +151,7 @@ def test_nothing_to_gain(previous_too: bool, backend: Backend) -> None:
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, besides the error
 def test_overflowing_proposals_are_left_out(backend: Backend) -> None:
-    """One that the model cannot judge is not taken; if there is no other, that is an error."""
+    """One that the model cannot judge is not taken; if there is no other, that is told."""
     c = case("tanh_squared")
     model, B, slope = model_on(c, backend, damping=0.02)
     (delta,) = directions(c, 1)
@@ -158,8 +159,10 @@ def test_overflowing_proposals_are_left_out(backend: Backend) -> None:
     choice = QuadraticModel().choose(1, model, [huge, sound], None, refuse_curvature)
     assert choice.index == 1
     assert choice.alpha == pytest.approx(-(slope @ delta) / (delta @ B @ delta))
+    choice = QuadraticModel().choose(7, model, [huge], sound, refuse_curvature)
+    assert choice.decrease == math.inf
     with pytest.raises(DivergenceError, match="step 7: the quadratic model is not finite"):
-        QuadraticModel().choose(7, model, [huge], sound, refuse_curvature)
+        require_finite_choice(choice, 7, Doubts())
 
 
 # --------------------------------------------------------------------------- reduction ratio

@@ -1,0 +1,207 @@
+"""Single numbers and conditions, which stay on devices that work ahead of the host.
+
+Reading a number of a GPU makes the host wait until everything queued before it is done, and
+the GPU idle while the host queues the next. So on such devices a loss, a norm, a damping stay 0-d
+arrays, and errors that depend on them are raised when the numbers have arrived. Everywhere else
+numbers are Python's own, and errors are raised at once. The functions here take either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, final
+
+import array_api_compat
+import numpy as np
+
+from kfac_np.backend.array import Array, array_namespace
+from kfac_np.backend.transfer import Later, later
+
+__all__ = [
+    "Doubts",
+    "Scalar",
+    "Truth",
+    "are_finite",
+    "isfinite",
+    "negation",
+    "scalar",
+    "select",
+    "sqrt",
+    "truth",
+    "works_ahead",
+]
+
+Scalar = float | Array
+"""A number, or a 0-d float64 array on a device that works ahead."""
+Truth = bool | Array
+"""A condition, or a 0-d boolean array on a device that works ahead."""
+
+
+def works_ahead(x: Array) -> bool:
+    """Tell whether calls on `x` return before the work is done, so that reading numbers waits.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> works_ahead(np.ones(1))
+    False
+    """
+    return array_api_compat.is_cupy_array(x)
+
+
+def scalar(x: Array) -> Scalar:
+    """Take a 0-d array as a number.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> scalar(np.float32(0.5))
+    0.5
+    """
+    return array_namespace(x).astype(x, _float64(x)) if works_ahead(x) else float(x)
+
+
+def truth(x: Array) -> Truth:
+    """Take a 0-d boolean array as a condition.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> truth(np.bool_(True))
+    True
+    """
+    return x if works_ahead(x) else bool(x)
+
+
+def are_finite(*arrays: Array) -> Truth:
+    """Tell whether every entry of every array is finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> are_finite(np.ones(3), np.asarray([np.nan]))
+    False
+    """
+    if not arrays:
+        return True
+    xp = array_namespace(*arrays)
+    if not works_ahead(arrays[0]):
+        # A sum of finite numbers is finite unless it overflows; no NaN and no Inf vanishes in it.
+        with np.errstate(all="ignore"):
+            total = sum(float(xp.sum(x)) for x in arrays)
+        if math.isfinite(total):
+            return True
+    return truth(xp.all(xp.stack([xp.all(xp.isfinite(x)) for x in arrays])))
+
+
+def negation(condition: Truth) -> Truth:
+    """Not `condition`.
+
+    Examples
+    --------
+    >>> negation(True)
+    False
+    """
+    return not condition if isinstance(condition, bool) else ~condition
+
+
+def isfinite(x: Scalar) -> Truth:
+    """Tell whether a number is finite.
+
+    Examples
+    --------
+    >>> isfinite(math.inf)
+    False
+    """
+    return math.isfinite(x) if isinstance(x, int | float) else array_namespace(x).isfinite(x)
+
+
+def sqrt(x: Scalar) -> Scalar:
+    """√x of a number >= 0.
+
+    Examples
+    --------
+    >>> sqrt(4.0)
+    2.0
+    """
+    return math.sqrt(x) if isinstance(x, int | float) else array_namespace(x).sqrt(x)
+
+
+def select(condition: Truth, yes: Scalar, no: Scalar) -> Scalar:
+    """`yes` where the condition holds, else `no`.
+
+    Examples
+    --------
+    >>> select(2.0 > 1.0, 0.5, 3.0)
+    0.5
+    """
+    if isinstance(condition, bool):
+        return yes if condition else no
+    xp = array_namespace(condition)
+    dtype = _float64(condition)
+
+    def array(x: Scalar) -> Array:
+        if isinstance(x, int | float):
+            return xp.full((), x, dtype=dtype, device=condition.device)
+        return x
+
+    return xp.where(condition, array(yes), array(no))
+
+
+def _float64(x: Array) -> Any:
+    return array_namespace(x).float64
+
+
+@final
+class Doubts:
+    """Conditions that must hold, and what is raised when one does not.
+
+    Those that can be looked at are looked at once; those on a device that works ahead wait for
+    `settle`, which reads them all in one transfer.
+
+    Examples
+    --------
+    >>> doubts = Doubts()
+    >>> doubts.require(1.0 > 0.5, lambda: ValueError("never"))
+    >>> doubts.require(1.0 > 2.0, lambda: ValueError("expected more"))
+    Traceback (most recent call last):
+    ValueError: expected more
+    """
+
+    def __init__(self) -> None:
+        self._open: list[tuple[Array, Callable[[], Exception]]] = []
+        self._sent: Later | None = None
+
+    def require(self, condition: Truth, error: Callable[[], Exception]) -> None:
+        """Raise `error()` unless the condition holds: now if it is known, or in `settle`."""
+        if not isinstance(condition, bool):
+            self._open.append((condition, error))
+            self._sent = None
+        elif not condition:
+            raise error()
+
+    @property
+    def dispelled(self) -> Truth:
+        """Whether all conditions hold."""
+        if not self._open:
+            return True
+        flags = [condition for condition, _ in self._open]
+        xp = array_namespace(*flags)
+        return xp.all(xp.stack(flags))
+
+    def send(self) -> None:
+        """Start the transfer that `settle` waits for."""
+        if self._open and self._sent is None:
+            flags = [condition for condition, _ in self._open]
+            self._sent = later(array_namespace(*flags).stack(flags))
+
+    def settle(self) -> None:
+        """Read the conditions; raise the error of the first that does not hold."""
+        self.send()
+        if self._sent is None:
+            return
+        for holds, (_, error) in zip(self._sent.numpy().tolist(), self._open, strict=True):
+            if not holds:
+                raise error()
+        self._open, self._sent = [], None
