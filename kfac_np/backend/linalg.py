@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -10,14 +11,16 @@ import array_api_compat
 
 from kfac_np.backend.array import Array, Backend, array_namespace
 from kfac_np.backend.checks import all_finite
+from kfac_np.backend.precision import tf32
 from kfac_np.errors import FactorizationError
 
-__all__ = ["cholesky", "eigh", "spd_inverse", "spectral_norm", "symmetrize"]
+__all__ = ["cholesky", "eigh", "eigh_many", "spd_inverse", "spectral_norm", "symmetrize"]
 
 # Sizes at which halving ends, and widths of strips; found by timing (docs/performance.md).
 _LEAF = 48  # below this a Cholesky factorisation and a small inverse beat more recursion
 _TRIANGLE = 128  # below this a product with the zeros beats two without
 _STRIP = 64
+_BATCHED = 32  # cuSOLVER's batched Jacobi method is made for matrices up to this size
 
 
 def symmetrize(m: Array) -> Array:
@@ -107,8 +110,9 @@ def spd_inverse(m: Array) -> Array:
         raise FactorizationError(f"a {m.shape[0]}×{m.shape[0]} matrix has NaN or Inf: no inverse")
     xp = array_namespace(m)
     if array_api_compat.is_cupy_namespace(xp):
-        half = _inverse_factor_cupy(xp, m)
-        inverse = symmetrize(half.T @ half)
+        with tf32(Backend.of(m), enabled=False):
+            half = _inverse_factor_cupy(xp, m)
+            inverse = symmetrize(half.T @ half)
     else:
         half = xp.zeros_like(m)
         _inverse_factor(m, half)
@@ -243,6 +247,62 @@ def eigh(m: Array) -> tuple[Array, Array]:
     if not all_finite(values, vectors):
         raise FactorizationError(f"the eigendecomposition of a {n}×{n} matrix is not finite")
     return values, vectors
+
+
+def eigh_many(
+    matrices: Sequence[Array], batched_up_to: int = _BATCHED
+) -> list[tuple[Array, Array]]:
+    """`eigh` of several symmetric matrices; small ones of one size are taken together.
+
+    CuPy then has one call of cuSOLVER's Jacobi method for all of them, instead of one of the
+    divide-and-conquer method for each, which is faster for single, large matrices.
+
+    Parameters
+    ----------
+    matrices : sequence of Array, shape (n, n)
+        Of any sizes.
+    batched_up_to : int
+        Largest n that is taken together; 0 for one matrix after another.
+
+    Returns
+    -------
+    list of (values, vectors)
+        In the order of `matrices`.
+
+    Raises
+    ------
+    FactorizationError
+        One of them is not finite, or the iteration did not converge.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> [values for values, _ in eigh_many([np.eye(2), np.diag([3.0, 1.0])])]
+    [array([1., 1.]), array([1., 3.])]
+    """
+    sizes = Counter(m.shape[0] for m in matrices)
+    together = [n for n, count in sizes.items() if 0 < n <= batched_up_to and count > 1]
+    found: dict[int, tuple[Array, Array]] = {}
+    for n in together:
+        places = [i for i, m in enumerate(matrices) if m.shape[0] == n]
+        values, vectors = _eigh_stack([matrices[i] for i in places])
+        found |= {i: (values[k, :], vectors[k, :, :]) for k, i in enumerate(places)}
+    return [found[i] if i in found else eigh(m) for i, m in enumerate(matrices)]
+
+
+def _eigh_stack(matrices: Sequence[Array]) -> tuple[Array, Array]:
+    xp, n = array_namespace(*matrices), matrices[0].shape[0]
+    stack = xp.stack(list(matrices))
+    if not all_finite(stack):
+        raise FactorizationError(f"a {n}×{n} matrix has NaN or Inf: no eigendecomposition")
+    zero = ~xp.any(xp.not_equal(stack, 0), axis=(1, 2), keepdims=True)  # as in `eigh`
+    eye = Backend.of(stack).eye(n)
+    with _failures_raise(xp, f"the eigendecomposition of a {n}×{n} matrix failed"):
+        values, vectors = xp.linalg.eigh(xp.where(zero, eye, stack))
+    if not all_finite(values, vectors):
+        raise FactorizationError(f"the eigendecomposition of a {n}×{n} matrix is not finite")
+    nothing = xp.zeros_like(values)
+    return xp.where(zero[:, :, 0], nothing, values), xp.where(zero, eye, vectors)
 
 
 def spectral_norm(m: Array) -> Array:

@@ -17,7 +17,7 @@ from kfac_np.backend import (
     symmetrize,
     to_numpy,
 )
-from kfac_np.backend.linalg import _gram_of_lower, _lower_times, _times_lower
+from kfac_np.backend.linalg import _gram_of_lower, _lower_times, _times_lower, eigh_many
 from kfac_np.errors import FactorizationError
 
 EPS = float(np.finfo(np.float64).eps)
@@ -137,6 +137,46 @@ def test_eigh(n: int, backend: Backend, rng: Rng):
     np.testing.assert_allclose(values, np.linalg.eigvalsh(m), atol=20 * n * EPS)
     np.testing.assert_allclose((vectors * values) @ vectors.T, m, atol=20 * n * EPS)
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(n), atol=20 * n * EPS)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("batched_up_to", [0, 32, 64])
+def test_eigh_many(batched_up_to: int, dtype: str, backend: Backend, rng: Rng):
+    """One by one or together: in order, orthogonal, and the matrices again."""
+    sizes = [3, 40, 3, 1, 40, 1, 7, 3]
+    matrices = [
+        backend.xp.astype(symmetrize(rng.child(k).normal((n, n), backend)), backend.xp.float64)
+        for k, n in enumerate(sizes)
+    ]
+    matrices[2] = backend.zeros((3, 3))
+    matrices[5] = backend.zeros((1, 1))
+    eps = float(np.finfo(dtype).eps)
+    given = [backend.xp.astype(m, getattr(backend.xp, dtype)) for m in matrices]
+    found = eigh_many(given, batched_up_to)
+    assert len(found) == len(sizes)
+    for m, (values, vectors), n in zip(given, found, sizes, strict=True):
+        assert Backend.of(values) == Backend.of(vectors) == Backend.of(m)
+        host, u, v = (to_numpy(a).astype(np.float64) for a in (m, vectors, values))
+        assert np.all(np.diff(v) >= 0)
+        np.testing.assert_allclose(u.T @ u, np.eye(n), atol=20 * n * eps)
+        np.testing.assert_allclose((u * v) @ u.T, host, atol=20 * n * eps)
+    np.testing.assert_array_equal(to_numpy(found[2][0]), np.zeros(3))
+    np.testing.assert_array_equal(to_numpy(found[2][1]), np.eye(3))
+    assert eigh_many([]) == []
+
+
+def test_eigh_many_that_fails(backend: Backend, monkeypatch: pytest.MonkeyPatch):
+    good, bad = backend.eye(3), math.nan * backend.eye(3)
+    for up_to in (0, 32):
+        with pytest.raises(FactorizationError, match="a 3×3 matrix has NaN or Inf: no eigen"):
+            eigh_many([good, bad], up_to)
+
+    def fails(m):
+        raise np.linalg.LinAlgError("Eigenvalues did not converge")
+
+    monkeypatch.setattr(backend.xp.linalg, "eigh", fails)
+    with pytest.raises(FactorizationError, match="the eigendecomposition of a 3×3 matrix failed"):
+        eigh_many([good, good])
 
 
 @pytest.mark.parametrize("n", [1, 4])
