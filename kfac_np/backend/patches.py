@@ -19,6 +19,7 @@ import numpy as np
 
 from kfac_np.backend import strips
 from kfac_np.backend.array import Array, array_namespace
+from kfac_np.backend.kernels import second_moment
 from kfac_np.errors import ShapeError
 
 __all__ = [
@@ -438,6 +439,35 @@ class Patches:
             count = (rows.stop - rows.start) * t
             flat = xp.reshape(g[..., rows, :, :], (*g.shape[:-3], count, g.shape[-1]))
             total += xp.matrix_transpose(flat) @ xp.reshape(chunk, (-1, d))
+            del chunk  # before the next one is unfolded
+        return total
+
+    def second_moment(self) -> Array:
+        """Sum over examples and locations of ā āᵀ, shape (d, d).
+
+        Without weights, so that patches that overlap have products in common.
+        """
+        taps, step = self.geometry.kernel[0], self.geometry.dilation[0]
+        overlap = len(self.out) == 2 and self.geometry.stride[0] == 1 and taps > 1
+        if not (self._by_strips and overlap and self.out[0] > (taps - 1) * step):
+            return self.second_moment_generic()
+        x: Any = self.x
+        (kernel, stride, dilation), d = self._moves, self.shape[2]
+        moment, sums = strips.second_moment(x, kernel, stride[1], dilation, self.budget_bytes)
+        if not self.ones:
+            return moment
+        total = np.empty((d, d), dtype=x.dtype)
+        total[:-1, :-1] = moment
+        total[:-1, -1] = total[-1, :-1] = sums
+        total[-1, -1] = self.shape[0] * self.shape[1]
+        return total
+
+    def second_moment_generic(self) -> Array:
+        """`second_moment`, by unfolding, with the standard alone."""
+        d = self.shape[2]
+        total = array_namespace(self.x).zeros((d, d), dtype=self.x.dtype, device=self.x.device)
+        for _, chunk in self.chunks():
+            total += second_moment(array_namespace(chunk).reshape(chunk, (-1, d)))
             del chunk  # before the next one is unfolded
         return total
 

@@ -19,7 +19,7 @@ from typing import Any, final
 
 import numpy as np
 
-__all__ = ["Strips", "gradient", "product"]
+__all__ = ["Strips", "gradient", "product", "second_moment"]
 
 HostArray = np.ndarray[Any, Any]
 
@@ -224,3 +224,100 @@ def _along_last_axis(x: HostArray, out: int, taps: int, stride: int, dilation: i
     view = np.lib.stride_tricks.as_strided(x, split, strides, writeable=False)
     # Where reshaping made no copy the rows still overlap: BLAS takes no such matrices.
     return np.ascontiguousarray(view.reshape(*split[:-2], taps * c))
+
+
+def second_moment(
+    x: HostArray,
+    kernel: tuple[int, ...],
+    stride: int,
+    dilation: tuple[int, ...],
+    budget_bytes: int,
+) -> tuple[HostArray, HostArray]:
+    """Sum over examples and locations of a aᵀ, and of a, for patches a.
+
+    Taps (i, ·) and (j, ·) of all locations together are strips r and r + (j - i), for rows r that
+    begin at i and are as many as there are locations. What i and j have in common but for j - i,
+    the rows in the middle, is multiplied once; rows at the border that not all i have come on top,
+    each once. Of 5 × 5 taps and 16 × 16 locations that is 2.5 times fewer operations than the
+    symmetric product of all patches, 3.2 times where rows of zeros at the border are left out.
+
+    Parameters
+    ----------
+    x : shape (N, H, W, C)
+        Already padded.
+    kernel, dilation : tuple of two int
+    stride : int
+        Along the last axis; it is 1 along the first one.
+    budget_bytes : int
+        The most bytes of strips alive at once (one example at least).
+
+    Returns
+    -------
+    moment : shape (d, d), d = taps · C
+    sums : shape (d,)
+
+    Examples
+    --------
+    >>> x = np.arange(6.0).reshape(1, 3, 2, 1)
+    >>> moment, sums = second_moment(x, (2, 1), 1, (1, 1), 1000)
+    >>> moment, sums
+    (array([[14., 26.],
+           [26., 54.]]), array([ 6., 14.]))
+    """
+    (taps, last), (step, spread), c = kernel, dilation, x.shape[-1]
+    height, k = x.shape[1], last * c
+    inner = height - (taps - 1) * step  # locations along the first axis
+    width = (x.shape[2] - spread * (last - 1) - 1) // stride + 1
+    blocks = [_blocks(inner, step, taps - 1 - distance) for distance in range(taps)]
+    products = [np.zeros((len(each), k, k), dtype=x.dtype) for each in blocks]
+    row_sums = np.zeros((height, k), dtype=x.dtype)
+    for examples in _chunks(x, kernel, x, budget_bytes):
+        part = x[examples].swapaxes(0, 1)
+        zero = [not row.any() for row in part]
+        strips = _along_last_axis(part, width, last, stride, spread).reshape(height, -1, k)
+        row_sums += np.ones(strips.shape[1], dtype=x.dtype) @ strips
+        for distance, total in enumerate(products):
+            _add_products(total, strips, blocks[distance], distance * step, zero)
+        del strips  # before the next ones are made
+    moment = np.empty((taps, k, taps, k), dtype=x.dtype)
+    for distance, total in enumerate(products):
+        for i in range(taps - distance):
+            # The rows of tap i begin i blocks later than those of the first one, and end so.
+            pair = total[i : i + taps - distance].sum(axis=0)
+            moment[i, :, i + distance] = pair
+            moment[i + distance, :, i] = pair.T
+    sums = [row_sums[i * step : i * step + inner].sum(axis=0) for i in range(taps)]
+    return moment.reshape(taps * k, taps * k), np.concatenate(sums)
+
+
+def _blocks(inner: int, step: int, moves: int) -> list[tuple[int, int]]:
+    """Rows cut so that any `inner` of them, beginning at 0 to `moves` steps, are whole blocks."""
+    before = [i * step for i in range(moves + 1)]
+    return list(itertools.pairwise([*before, *(inner + i for i in before)]))
+
+
+def _add_products(
+    total: HostArray,
+    strips: HostArray,
+    blocks: list[tuple[int, int]],
+    shift: int,
+    zero: list[bool],
+) -> None:
+    """Add to each block's total its strips times those `shift` rows further on."""
+    k = strips.shape[-1]
+    for block, (start, stop) in enumerate(blocks):
+        if not (all(zero[start:stop]) or all(zero[start + shift : stop + shift])):
+            one, other = strips[start:stop], strips[start + shift : stop + shift]
+            total[block] += _gram(one.reshape(-1, k), other.reshape(-1, k))
+
+
+def _gram(a: HostArray, b: HostArray) -> HostArray:
+    """aᵀ b for long matrices; narrow ones in pieces that make small products."""
+    n, k = a.shape
+    rows = SMALL_PRODUCT // k**2
+    if rows < 4 * k or n < rows:
+        return a.T @ b
+    pieces = n // rows
+    cut = pieces * rows
+    one, other = (m[:cut].reshape(pieces, rows, k) for m in (a, b))
+    return np.matmul(one.swapaxes(1, 2), other).sum(axis=0) + a[cut:].T @ b[cut:]
