@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -18,13 +19,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measure import Round, Settings
 from benchmarks.registry import choose
-from benchmarks.report import conditions, heading, libraries, table, write_json
+from benchmarks.report import conditions, heading, libraries, table, write_json, write_text
+from benchmarks.special import SPECIAL, components, growth, growth_csv, growth_picture, startup
 from benchmarks.workloads import CUDA_DEFAULT, DEFAULT, WORKLOADS, select, tiny
 
 
 def main() -> int:
     """Measure, print, write."""
     args = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the contenders are ended
     device = "cuda" if args.backend == "cupy" else "cpu"
     names = args.workloads or list(CUDA_DEFAULT if device == "cuda" else DEFAULT)
     settings = Settings(
@@ -40,8 +43,13 @@ def main() -> int:
     record = conditions(args.threads, device, args.dtype)
     record |= {"tf32": args.tf32, "workloads": {}}
     print(heading(record))
-    for workload in select(names):
-        chosen = choose([n for n in args.contenders.split(",") if n], workload)
+    wanted = [n for n in args.contenders.split(",") if n]
+    for name in (n for n in names if n in SPECIAL):
+        record[name] = run_special(name, settings, wanted, args)
+        if args.out:
+            write_json(args.out, record)
+    for workload in select([n for n in names if n not in SPECIAL]):
+        chosen = choose(wanted, workload)
         result = run(tiny(workload) if args.quick else workload, chosen, settings)
         record["workloads"][workload.name] = result
         print(f"\n{table(workload.name, result)}\n\n{libraries(result)}", flush=True)
@@ -49,7 +57,27 @@ def main() -> int:
             write_json(args.out, record)
     if args.out:
         print(f"\nwritten: {args.out}")
-    return 0 if any(r["contenders"] for r in record["workloads"].values()) else 1
+    nothing = record["workloads"] and not any(r["contenders"] for r in record["workloads"].values())
+    return 1 if nothing else 0
+
+
+def run_special(name: str, settings: Settings, wanted: list[str], args: Any) -> Any:
+    """Components, growth (with a CSV file and a picture beside the JSON) or start-up."""
+    if name == "components":
+        found, text = components(settings, args.quick)
+    elif name == "startup":
+        found, text = startup(settings, wanted, args.quick)
+    else:
+        found, text = growth(settings, wanted, args.quick)
+        if args.out:
+            stem = args.out.with_suffix("")
+            write_text(stem.with_name(f"{stem.name}-growth.csv"), growth_csv(found))
+            try:
+                growth_picture(found, stem.with_name(f"{stem.name}-growth.png"))
+            except ImportError as error:
+                text += f"\n\nno picture: {error}; pip install matplotlib"
+    print(f"\n{text}", flush=True)
+    return found
 
 
 def run(workload: Any, contenders: list[Any], settings: Settings) -> dict[str, Any]:
@@ -62,7 +90,9 @@ def arguments() -> argparse.Namespace:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "workloads", nargs="*", help=f"of {', '.join(WORKLOADS)}, or what several begin with"
+        "workloads",
+        nargs="*",
+        help=f"{', '.join((*WORKLOADS, *SPECIAL))}, or what several begin with",
     )
     parser.add_argument("--backend", choices=("numpy", "cupy"), default="numpy")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
@@ -70,7 +100,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=cores or 1)
     parser.add_argument("--rounds", type=int, help="turns of each contender (60)")
     parser.add_argument(
-        "--seconds", type=float, default=150.0, help="stop a workload's rounds after these"
+        "--seconds", type=float, default=90.0, help="stop a workload's rounds after these"
     )
     parser.add_argument("--contenders", default="", help="comma-separated; all by default")
     parser.add_argument(

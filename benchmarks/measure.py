@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import statistics
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ class Settings:
     dtype: str = "float32"
     tf32: bool = False
     rounds: int = 60
-    seconds: float = 150.0
+    seconds: float = 90.0
     warm: int = 3
     turn_seconds: float = 0.05
     gemm_every: int = 10
@@ -137,7 +138,7 @@ class Round:
             rounds = self._rounds(began)
             elapsed, after = time.monotonic() - began, _busy(self.processes)
             ends = {name: process.close() for name, process in self.processes.items()}
-        gemm = _best(ends.get(ROOFLINE.name, {}).get("result", {}).get("rates", {}))
+        gemm = best_rates(ends.get(ROOFLINE.name, {}).get("result", {}).get("rates", {}))
         return {
             "workload": self.workload.as_dict(),
             "rounds": rounds,
@@ -188,8 +189,13 @@ class Round:
                     continue
                 self.steps[name] += answer["steps"]
             done += 1
-            if time.monotonic() - began > s.seconds and done % self.workload.refresh == 0:
+            late = (time.monotonic() - began) / s.seconds
+            if late > 2.0 or (late > 1.0 and done % self.workload.refresh == 0):
                 break
+            if sys.stderr.isatty():
+                print(
+                    f"\r{self.workload.name}: {done} rounds ", end="", file=sys.stderr, flush=True
+                )
         self._roofline()
         return done
 
@@ -238,7 +244,7 @@ def rotated(names: list[str], k: int) -> list[str]:
     return names[k:] + names[:k]
 
 
-def _best(rates: dict[str, list[float]]) -> dict[str, float]:
+def best_rates(rates: dict[str, list[float]]) -> dict[str, float]:
     """Largest rates; "gemm" that of all sizes, "gemm least" the least of the moments' best."""
     best = {name: max(values) for name, values in rates.items() if values}
     products = [values for name, values in rates.items() if name.startswith("gemm") and values]

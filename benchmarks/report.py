@@ -94,11 +94,16 @@ def libraries(result: dict[str, Any]) -> str:
 
 
 def write_json(path: Path, record: Any) -> None:
+    """As JSON, indented."""
+    write_text(path, json.dumps(record, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     """All of it or nothing: readers never see half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        part.write_text(json.dumps(record, indent=1) + "\n")
+        part.write_text(text)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

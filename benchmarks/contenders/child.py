@@ -86,6 +86,7 @@ def serve(
     distributions : str
         Packages whose versions are recorded, separated by spaces.
     """
+    _end_with_parent()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     running: Running | None = None
@@ -114,6 +115,16 @@ def serve(
         print(json.dumps(answer), file=answers)
         if message["do"] == "close" or answer.keys() & {"unsupported", "error", "missing"}:
             return
+
+
+def _end_with_parent() -> None:
+    """A stopped process would not notice that its parent is gone: let Linux end it."""
+    if sys.platform == "linux":
+        import ctypes
+        import signal
+
+        set_death_signal = 1
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL, 0, 0, 0)
 
 
 def limit_cores(threads: int) -> None:
@@ -150,15 +161,17 @@ def _start(
 
 def take_steps(running: Running, count: int) -> dict[str, Any]:
     """Seconds of the clock and of the processor, and seconds spent waiting for a core."""
-    steps = []
-    for _ in range(count):
-        waited, cpu, began = waiting(), time.process_time(), time.perf_counter()
-        kind = running.step()
-        wall = time.perf_counter() - began
-        cpu, now = time.process_time() - cpu, waiting()
-        wait = None if waited is None or now is None else now - waited
-        steps.append({"wall": wall, "cpu": cpu, "wait": wait, "kind": kind})
-    return {"steps": steps}
+    return {"steps": [timed(running.step) for _ in range(count)]}
+
+
+def timed(function: Callable[[], str]) -> dict[str, Any]:
+    """Times of one call, which tells what kind of step it was."""
+    waited, cpu, began = waiting(), time.process_time(), time.perf_counter()
+    kind = function()
+    wall = time.perf_counter() - began
+    cpu, now = time.process_time() - cpu, waiting()
+    wait = None if waited is None or now is None else now - waited
+    return {"wall": wall, "cpu": cpu, "wait": wait, "kind": kind}
 
 
 def waiting() -> float | None:

@@ -67,24 +67,34 @@ def fisher_of(setup: Setup) -> Any:
     return Exact() if setup.options.get("statistics") == "exact" else None
 
 
-def build(setup: Setup) -> Running:
-    """Parameters and batch on the device, and the steps."""
+def start(setup: Setup) -> tuple[Any, Any, Any, Any]:
+    """Objective, parameters and batch on the device."""
     import numpy as np
 
     from benchmarks.problems import problem
-    from kfac_np import get_backend, trees
-    from kfac_np.backend import to_numpy
+    from kfac_np import Rng, get_backend
 
     backend = get_backend("cupy" if setup.device == "cuda" else "numpy", setup.dtype)
-    start = problem(setup.workload, setup.dtype)
-    opt = optimizer(setup, objective(setup.workload.network))
-    matrices = iter([np.concatenate([w, b[:, None]], axis=1) for w, b in start.layers])
+    numbers = problem(setup.workload, setup.dtype)
+    target = objective(setup.workload.network)
+    matrices = iter([np.concatenate([w, b[:, None]], axis=1) for w, b in numbers.layers])
+    # A layer without parameters has an empty tuple in their place.
     params = tuple(
         () if isinstance(p, tuple) else backend.asarray(next(matrices))
-        for p in _empty(opt.objective.network, backend)
+        for p in target.network.init(Rng(0), backend)
     )
-    x, t = backend.asarray(start.x), backend.asarray(start.t)
-    t = x if setup.workload.network.loss == "sigmoid" else t
+    x = backend.asarray(numbers.x)
+    t = x if setup.workload.network.loss == "sigmoid" else backend.asarray(numbers.t)
+    return target, params, x, t
+
+
+def build(setup: Setup) -> Running:
+    """The steps of its optimiser."""
+    from kfac_np import trees
+    from kfac_np.backend import to_numpy
+
+    target, params, x, t = start(setup)
+    opt = optimizer(setup, target)
     state = opt.init(params)
 
     def step() -> str:
@@ -99,13 +109,6 @@ def build(setup: Setup) -> Running:
         return [(m[:, :-1], m[:, -1]) for m in matrices]
 
     return Running(step, layers)
-
-
-def _empty(network: Any, backend: Any) -> Any:
-    """A tree that tells which layers have parameters."""
-    from kfac_np import Rng
-
-    return network.init(Rng(0), backend)
 
 
 if __name__ == "__main__":
