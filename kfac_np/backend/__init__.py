@@ -12,8 +12,17 @@ from kfac_np.backend.checks import (
     require_float,
     require_same_place,
 )
+from kfac_np.backend.fused import (
+    leaky_pull,
+    logistic,
+    logistic_pull,
+    mix_into,
+    sigmoid_cross_entropy,
+    softplus,
+    tanh_pull,
+)
 from kfac_np.backend.kernels import append_ones, second_moment, sum_by_index
-from kfac_np.backend.linalg import eigh, spd_inverse, spectral_norm, symmetrize
+from kfac_np.backend.linalg import eigh, eigh_many, spd_inverse, spectral_norm, symmetrize
 from kfac_np.backend.patches import (
     Geometry,
     Patches,
@@ -23,6 +32,7 @@ from kfac_np.backend.patches import (
     transposed_product,
     unfold,
 )
+from kfac_np.backend.precision import tf32
 from kfac_np.backend.random import Rng
 from kfac_np.backend.scalars import (
     Doubts,
@@ -37,7 +47,7 @@ from kfac_np.backend.scalars import (
     truth,
     works_ahead,
 )
-from kfac_np.backend.special import erf, logistic, logsumexp, softmax, softplus
+from kfac_np.backend.special import erf, logsumexp, softmax
 from kfac_np.backend.transfer import Later, later, prefetch
 
 __all__ = [
@@ -55,13 +65,17 @@ __all__ = [
     "are_finite",
     "array_namespace",
     "eigh",
+    "eigh_many",
     "erf",
     "fold",
     "get_backend",
     "isfinite",
     "later",
+    "leaky_pull",
     "logistic",
+    "logistic_pull",
     "logsumexp",
+    "mix_into",
     "negation",
     "pad",
     "patch_budget",
@@ -73,6 +87,7 @@ __all__ = [
     "scalar",
     "second_moment",
     "select",
+    "sigmoid_cross_entropy",
     "softmax",
     "softplus",
     "spd_inverse",
@@ -80,6 +95,8 @@ __all__ = [
     "sqrt",
     "sum_by_index",
     "symmetrize",
+    "tanh_pull",
+    "tf32",
     "to_numpy",
     "transposed_product",
     "truth",

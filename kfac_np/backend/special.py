@@ -8,9 +8,8 @@ import math
 import array_api_compat
 
 from kfac_np.backend.array import Array, array_namespace
-from kfac_np.backend.fused import logistic, softplus
 
-__all__ = ["erf", "erf_generic", "logistic", "logsumexp", "softmax", "softplus"]
+__all__ = ["erf", "erf_generic", "logsumexp", "softmax"]
 
 
 def logsumexp(x: Array) -> Array:

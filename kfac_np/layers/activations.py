@@ -7,8 +7,18 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import final
 
-from kfac_np.backend import Array, Backend, Rng, array_namespace, erf, logistic, softplus
-from kfac_np.backend.fused import leaky_pull, logistic_pull, tanh_pull
+from kfac_np.backend import (
+    Array,
+    Backend,
+    Rng,
+    array_namespace,
+    erf,
+    leaky_pull,
+    logistic,
+    logistic_pull,
+    softplus,
+    tanh_pull,
+)
 from kfac_np.errors import require_in
 from kfac_np.layers.base import Layer
 from kfac_np.trees import Tree

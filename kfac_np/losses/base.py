@@ -71,6 +71,14 @@ class Loss(ABC):
     def sample_targets(self, rng: Rng, z: Array) -> Array:
         """Draw t̃ ~ p(· | z), in a form that `gradient` takes."""
 
+    def sample_gradient(self, rng: Rng, z: Array) -> Array:
+        """∂ℓ/∂z at targets drawn from p(· | z), shape (N, [S,] C).
+
+        `gradient(z, sample_targets(rng, z))`; a subclass may know a way that computes what both
+        need once.
+        """
+        return self.gradient(z, self.sample_targets(rng, z))
+
     def num_columns(self, z: Array) -> int:
         """Columns of the Fisher factor: C."""
         return z.shape[-1]

@@ -7,12 +7,11 @@ from typing import final
 
 from kfac_np.backend import (
     Array,
-    Backend,
     Doubts,
     Rng,
     array_namespace,
     logistic,
-    softplus,
+    sigmoid_cross_entropy,
     truth,
 )
 from kfac_np.errors import TargetError
@@ -52,7 +51,7 @@ class SigmoidCrossEntropy(DiagonalLoss):
         )
 
     def value(self, z: Array, t: Array) -> Array:
-        return array_namespace(z, t).sum(softplus(z) - t * z, axis=-1)
+        return array_namespace(z, t).sum(sigmoid_cross_entropy(z, t), axis=-1)
 
     def gradient(self, z: Array, t: Array) -> Array:
         return logistic(z) - t
@@ -62,5 +61,8 @@ class SigmoidCrossEntropy(DiagonalLoss):
         return s * (1.0 - s)
 
     def sample_targets(self, rng: Rng, z: Array) -> Array:
-        xp = array_namespace(z)
-        return xp.astype(rng.uniform(z.shape, Backend.of(z)) < logistic(z), z.dtype)
+        return rng.bernoulli(logistic(z))
+
+    def sample_gradient(self, rng: Rng, z: Array) -> Array:
+        p = logistic(z)
+        return p - rng.bernoulli(p)

@@ -106,12 +106,23 @@ class SoftmaxCrossEntropy(Loss):
         return columns
 
     def sample_targets(self, rng: Rng, z: Array) -> Array:
-        # Inverse of the distribution function: count the classes whose cumulated probability
-        # the uniform number has passed.
-        xp = array_namespace(z)
-        passed = xp.cumulative_sum(softmax(z), axis=-1)[..., :-1]
-        u = rng.uniform((*z.shape[:-1], 1), Backend.of(z))
-        return xp.sum(xp.astype(passed <= u, xp.int64), axis=-1)
+        return _draw(rng, softmax(z))
+
+    def sample_gradient(self, rng: Rng, z: Array) -> Array:
+        p = softmax(z)
+        return p - _distribution(p, _draw(rng, p))
+
+
+def _draw(rng: Rng, p: Array) -> Array:
+    """Class numbers with probabilities p, shape (N, [S]).
+
+    By the inverse of the distribution function: count the classes whose cumulated probability
+    the uniform number has passed.
+    """
+    xp = array_namespace(p)
+    passed = xp.cumulative_sum(p, axis=-1)[..., :-1]
+    u = rng.uniform((*p.shape[:-1], 1), Backend.of(p))
+    return xp.sum(xp.astype(passed <= u, xp.int64), axis=-1)
 
 
 def _distribution(z: Array, t: Array) -> Array:

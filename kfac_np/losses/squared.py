@@ -39,3 +39,6 @@ class SquaredError(DiagonalLoss):
 
     def sample_targets(self, rng: Rng, z: Array) -> Array:
         return z + rng.normal(z.shape, Backend.of(z))
+
+    def sample_gradient(self, rng: Rng, z: Array) -> Array:
+        return -rng.normal(z.shape, Backend.of(z))

@@ -96,6 +96,18 @@ def test_samples_are_the_same_on_every_backend(case: LossCase, backend: Backend)
     np.testing.assert_allclose(to_numpy(here), case.loss.sample_targets(Rng(7), z), rtol=1e-15)
 
 
+@pytest.mark.parametrize("case", LOSSES, ids=str)
+def test_gradients_at_sampled_targets(case: LossCase, backend: Backend):
+    """Drawn in one: those at the targets that the same stream draws."""
+    z, _ = case.build(backend)
+    before = np.array(to_numpy(z))
+    together = case.loss.sample_gradient(Rng(3), z)
+    apart = case.loss.gradient(z, case.loss.sample_targets(Rng(3), z))
+    assert Backend.of(together) == backend
+    np.testing.assert_allclose(to_numpy(together), to_numpy(apart), rtol=1e-13, atol=1e-14)
+    np.testing.assert_array_equal(to_numpy(z), before)
+
+
 def test_values_in_closed_form(backend: Backend):
     # The scale of each loss, by hand: with the half, in nats, without the factorial.
     z, t = backend.asarray([[1.0, -2.0]]), backend.asarray([[3.0, 0.0]])
