@@ -153,6 +153,11 @@ class Curvature(ABC):
         """
         return trees.axpy(epsilon, old, trees.scale(1.0 - epsilon, new))
 
+    @property
+    def separable(self) -> bool:
+        """Whether `factorise` may be given some of the layers only, the others at another time."""
+        return False
+
     @abstractmethod
     def input_moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
         """Moments that depend on the inputs only: formed once, however many vectors follow."""

@@ -53,6 +53,10 @@ class BlockDiagonal(Curvature):
             require_instance("BlockDiagonal overrides: path", path, str)
             require_instance(f"BlockDiagonal overrides[{path!r}]", block, Block)
 
+    @property
+    def separable(self) -> bool:
+        return True
+
     def block_of(self, path: str) -> Block:
         return self.overrides.get(path, self.block)
 

@@ -109,6 +109,10 @@ class EKFAC(Curvature):
         block = KFACBlock(self.sharing, exact_damping=True, elementwise=self.elementwise)
         return BlockDiagonal(block)
 
+    @property
+    def separable(self) -> bool:
+        return True
+
     def block_of(self, path: str) -> Block:
         return self._blocks.block
 

@@ -125,7 +125,8 @@ class KFAC(Optimizer):
     statistics : Refresh
         When the statistics are renewed; in every step by default.
     refresh : Refresh
-        When the factors are computed from them (T₃).
+        When the factors are computed from them (T₃). With `Refresh(spread=True)` a few layers at
+        a time, so that no step is slow; where γ is searched, all of them nevertheless.
     averaging : IterateAverage or None
     statistics_fraction : float
         τ₁, the fraction of the mini-batch that the statistics use: its first examples, so that
@@ -188,6 +189,13 @@ class KFAC(Optimizer):
         require_fraction("KFAC statistics_fraction", self.statistics_fraction)
         require_positive("KFAC l2", self.l2, zero=True)
         require_whole("KFAC seed", self.seed, zero=True)
+        if self.statistics.spread:
+            raise ConfigError("KFAC statistics: expected spread=False, the layers share a pass")
+        if self.refresh.spread and not self.curvature.separable:
+            raise ConfigError(
+                "KFAC refresh: spread=True expected a curvature whose layers are factorised one by "
+                f"one (BlockDiagonal, EKFAC), got {type(self.curvature).__name__}"
+            )
         if isinstance(self.gamma, GammaSearch) and not self.step_rule.compares:
             raise ConfigError(
                 "KFAC gamma: GammaSearch expected a step rule that evaluates the quadratic model "
@@ -255,8 +263,7 @@ class KFAC(Optimizer):
             "model_decrease": decrease,
             "rho": rho,
         }
-        refreshed = tuple(trial.factors) if trial.factors is not state.factors else ()
-        known = {"step": k, "batch_size": x.shape[0], "refreshed": refreshed}
+        known = {"step": k, "batch_size": x.shape[0], "refreshed": trial.refreshed}
         new = KFACState(
             params, average, k, moments, trial.factors, update, next_damping, trial.gamma
         )
@@ -303,14 +310,17 @@ class KFAC(Optimizer):
             solved = self.curvature.solve_mean(factors, h.statistics, scale, h.gradient)
             return trees.scale(-1.0, solved)
 
-        due = state.factors is None or self.refresh.due(k) or self.gamma.searches(k)
+        everything = state.factors is None or self.gamma.searches(k)
+        due = tuple(moments) if everything else self.refresh.share(k, tuple(moments))
         if state.factors is not None and state.gamma is not None and not due:
-            return [_Trial(state.gamma, state.factors, propose(state.factors), [])]
+            return [_Trial(state.gamma, state.factors, propose(state.factors), (), [])]
         doubts.settle()  # factorising decides on the host, and waits for the device
+        part = {path: moments[path] for path in due}
         trials = []
         for gamma in self.gamma.candidates(k, state.gamma, float(damping) + self.l2):
-            factors, events = self.curvature.factorise(moments, gamma**2, state.factors)
-            trials.append(_Trial(gamma, factors, propose(factors), events))
+            new, events = self.curvature.factorise(part, gamma**2, state.factors)
+            factors = {**(state.factors or {}), **new}
+            trials.append(_Trial(gamma, factors, propose(factors), due, events))
         finite = [t for t in trials if all_finite(*trees.leaves(t.proposal))]
         if not finite:
             tried = [t.gamma for t in trials]
@@ -331,6 +341,7 @@ class _Trial:
     gamma: float
     factors: dict[str, Factors]
     proposal: Tree
+    refreshed: tuple[str, ...]
     events: list[LadderEvent]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -242,6 +243,13 @@ class Piecewise(Schedule):
 class Refresh:
     """Something is renewed every `interval` steps, and in each of the `first` steps.
 
+    Parameters
+    ----------
+    interval, first : int
+    spread : bool
+        After the first steps, each layer has a step of the interval to itself, or shares it with
+        few others, instead of all layers one step.
+
     References
     ----------
     Martens & Grosse 2015, §8.
@@ -254,14 +262,33 @@ class Refresh:
 
     interval: int = 20
     first: int = 3
+    spread: bool = False
 
     def __post_init__(self) -> None:
         require_whole("Refresh interval", self.interval)
         require_whole("Refresh first", self.first)
+        if not isinstance(self.spread, bool):
+            raise ConfigError(f"Refresh spread: expected a bool, got {self.spread!r}")
 
     def due(self, k: int) -> bool:
         """Tell whether step k is one of them."""
         return k <= self.first or k % self.interval == 0
+
+    def share(self, k: int, paths: Sequence[str]) -> tuple[str, ...]:
+        """Those of the layers that are renewed in step k.
+
+        Examples
+        --------
+        >>> refresh = Refresh(interval=4, first=1, spread=True)
+        >>> [refresh.share(k, ("0", "2")) for k in range(1, 8)]
+        [('0', '2'), ('2',), (), ('0',), (), ('2',), ()]
+        """
+        if not self.spread or k <= self.first:
+            return tuple(paths) if self.due(k) else ()
+        turns = enumerate(paths)
+        return tuple(
+            p for i, p in turns if (k - i * self.interval // len(paths)) % self.interval == 0
+        )
 
     def count(self, k: int) -> int:
         """Count the steps up to k that are due.

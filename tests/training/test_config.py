@@ -119,6 +119,8 @@ def test_every_setting_of_kfac_is_reachable() -> None:
             changed = 0.1
         if path == "optimizer.damping.maximum":
             changed = 1000.0
+        if path == "optimizer.statistics.spread":
+            continue  # statistics come for all layers at once
         config = from_table(assign(table(), path, changed))
         node: Any = to_table(config)
         for key in path.split("."):
