@@ -303,7 +303,8 @@ def mix_into(new: Array, old: Array, keep: Any, take: Any) -> Array:
         Given up by the caller.
     old : Array, shape and dtype of new
         Left alone.
-    keep, take : float or 0-d Array in the dtype of new
+    keep, take : Scalar
+        Float or 0-d float64 Array on the device of new.
 
     Returns
     -------
@@ -317,8 +318,8 @@ def mix_into(new: Array, old: Array, keep: Any, take: Any) -> Array:
     array([2.5])
     """
     if array_api_compat.is_cupy_array(new):
-        operation = "new_ = keep * old + take * new_"
-        kernel = _kernel("T old, T keep, T take", "T new_", operation, "mix_into")
+        operation = "new_ = T(keep) * old + T(take) * new_"
+        kernel = _kernel("T old, float64 keep, float64 take", "T new_", operation, "mix_into")
         return kernel(old, keep, take, new)
     return mix_into_generic(new, old, keep, take)
 
@@ -332,6 +333,11 @@ def mix_into_generic(new: Array, old: Array, keep: Any, take: Any) -> Array:
     >>> mix_into_generic(np.asarray([4.0]), np.asarray([2.0]), keep=0.75, take=0.25)
     array([2.5])
     """
-    new *= take
-    new += keep * old
+    new *= _factor(take, new)
+    new += _factor(keep, new) * old
     return new
+
+
+def _factor(x: Any, like: Array) -> Any:
+    """A number that does not widen `like` when it is multiplied by it."""
+    return x if isinstance(x, int | float) else array_namespace(x).astype(x, like.dtype)

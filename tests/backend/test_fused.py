@@ -137,5 +137,8 @@ def test_mix_into(pair, backend: Backend):
 
 def test_mixing_by_numbers_on_the_device(backend: Backend, dtype: str):
     kind = getattr(backend.xp, dtype)
-    new, old, keep = (backend.asarray(np.asarray(v), kind) for v in ([4.0], [2.0], 0.75))
-    assert float(fused.mix_into(new, old, keep, 1.0 - keep)[0]) == 2.5
+    new, old = (backend.asarray(np.asarray([v]), kind) for v in (4.0, 2.0))
+    keep = backend.asarray(np.asarray(0.75), backend.xp.float64)
+    mixed = fused.mix_into(new, old, keep, 1.0 - keep)
+    assert mixed.dtype == kind
+    assert float(mixed[0]) == 2.5

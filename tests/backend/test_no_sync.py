@@ -9,10 +9,22 @@ from __future__ import annotations
 import array_api_strict
 import pytest
 from cases import LAYERS, LOSSES, NETWORKS, LayerCase, LossCase, NetworkCase
-from waiting import no_sync
+from waiting import counted_syncs, no_sync
 
 from kfac_np import products, trees
-from kfac_np.backend import Backend, Rng, get_backend
+from kfac_np.backend import (
+    Backend,
+    Rng,
+    all_finite,
+    get_backend,
+    later,
+    logistic,
+    mix_into,
+    prefetch,
+    second_moment,
+    sum_by_index,
+    to_numpy,
+)
 from kfac_np.fisher import Empirical, Exact, InputOnly, MonteCarlo
 from kfac_np.losses import PoissonLogRate
 
@@ -27,10 +39,28 @@ def test_it_is_noticed(strict: Backend):
     one = strict.ones(())
     assert float(one) == 1.0
     with no_sync():
-        for convert in (bool, float, int):
+        for convert in (bool, float, int, to_numpy):
             with pytest.raises(AssertionError, match="the host waits"):
                 convert(one)
+        coming = later(2.0 * one)  # may be asked for, but not read
+        with pytest.raises(AssertionError, match="the host waits"):
+            coming.numpy()
+    with no_sync(late_reads=True):
+        assert later(2.0 * one).numpy() == 2.0
+        with pytest.raises(AssertionError, match="the host waits"):
+            float(one)
     assert bool(one)
+    assert coming.numpy() == 2.0
+
+
+def test_it_is_counted(strict: Backend):
+    with counted_syncs() as found:
+        assert all_finite(strict.ones((3,)))
+        assert to_numpy(strict.ones((3,))).sum() == 3.0
+        _ = 2.0 * strict.ones((3,))
+    places = {place.partition(":")[0] for place in found}
+    assert "array.py" in places
+    assert found.total() >= 2
 
 
 @pytest.mark.parametrize("case", LAYERS, ids=str)
@@ -56,6 +86,20 @@ def test_losses(case: LossCase, strict: Backend):
         case.loss.fisher_factor(z, 0, 1)
         if not isinstance(case.loss, PoissonLogRate):  # counts are drawn on the host
             case.loss.sample_targets(Rng(0), z)
+            case.loss.sample_gradient(Rng(0), z)
+
+
+def test_kernels(strict: Backend):
+    """What layers and curvature are made of; convolutions and pooling are among the layers."""
+    x, y = (Rng(k).normal((6, 3), strict) for k in (0, 1))
+    with no_sync():
+        second_moment(x)
+        second_moment(x, x[:, 0])
+        mix_into(1.0 * x, y, 0.5, 0.5)
+        sum_by_index(x, strict.asarray([0, 1, 0, 2, 2, 1]), 3)
+        Rng(0).bernoulli(logistic(x))
+        for batch in prefetch([([[1.0]], None)] * 3, strict):
+            later(2.0 * batch[0])
 
 
 @pytest.mark.parametrize("case", NETWORKS, ids=str)
