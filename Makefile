@@ -15,6 +15,7 @@ PYTEST_JOBS ?= auto
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint lint-rules lint-format lint-types lint-spelling format docs clean
+.PHONY: bench bench-cuda bench-history
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -50,6 +51,20 @@ format: $(VENV)/lint.stamp ## apply ruff's fixes and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# BENCH names workloads (all: .venv/bin/python benchmarks/bench.py --help).
+bench: $(VENV)/peers.stamp ## step times beside kfac-jax's and PyTorch's: make bench BENCH=W1-4000-fixed
+	$(BIN)/python benchmarks/bench.py $(BENCH) $(BENCH_FLAGS)
+
+# On a CUDA machine, with CuPy (pip install -e '.[cuda12x]') and CUDA builds of JAX and PyTorch.
+bench-cuda: $(VENV)/peers.stamp
+	$(BIN)/python benchmarks/bench.py --backend cupy $(BENCH) $(BENCH_FLAGS)
+	$(BIN)/python benchmarks/bench.py --backend cupy --tf32 $(BENCH) $(BENCH_FLAGS)
+
+# This library alone, against its own earlier runs on this machine.
+bench-history: $(VENV)/bench.stamp
+	$(BIN)/python -m pytest -W default benchmarks/history --benchmark-autosave --benchmark-compare \
+	    --benchmark-storage=file://runs/bench-history $(PYTEST_FLAGS)
+
 docs: $(VENV)/docs.stamp ## reference pages from the docstrings, in build/docs
 	$(BIN)/pdoc --docformat numpy --math --output-directory build/docs kfac_np \
 	    $(addprefix kfac_np.,$(sort $(basename $(notdir $(wildcard kfac_np/[a-z]*.py)) \
@@ -65,9 +80,15 @@ $(VENV)/demo.stamp: REQUIREMENTS = -e '.[cli]'
 $(VENV)/test.stamp: REQUIREMENTS = -e '.[cli]' --group test
 $(VENV)/lint.stamp: REQUIREMENTS = -e '.[cli]' --group lint
 $(VENV)/docs.stamp: REQUIREMENTS = -e '.[cli]' --group docs
+$(VENV)/bench.stamp: REQUIREMENTS = -e . --group bench
 
 $(VENV)/%.stamp: $(VENV)/pip.stamp setup.cfg pyproject.toml
 	$(PIP) install --quiet $(REQUIREMENTS)
+	@touch $@
+
+# Without peers, bench measures this library and says what is missing.
+$(VENV)/peers.stamp: $(VENV)/bench.stamp
+	$(PIP) install --quiet --group bench-peers || echo "bench: some peers could not be installed" >&2
 	@touch $@
 
 # Dependency groups need pip 25.1.

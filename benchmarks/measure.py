@@ -221,6 +221,7 @@ class Round:
                 "rate": rate,
                 "of_roofline": rate / gemm["gemm"] if rate and gemm.get("gemm") else None,
                 "peak_bytes": ends[name].get("peak_bytes"),
+                "device_bytes": ends[name].get("device_bytes"),
                 **self.started[name],
                 "walls": [round(step["wall"], 7) for step in steps],
             }

@@ -31,7 +31,8 @@ def table(name: str, result: dict[str, Any]) -> str:
             f"| {_or_dash(r['to_ours'], '.2f')} | {1e3 * r['processor_per_step']:.2f} "
             f"| {_or_dash(sum(r['operations'].values()) or None, '.2f', 1e-9)} "
             f"| {_or_dash(r['rate'], '.1f', 1e-9)} "
-            f"| {_or_dash(r['of_roofline'], '.0%')} | {_or_dash(r['peak_bytes'], '.0f', 1e-6)} "
+            f"| {_or_dash(r['of_roofline'], '.0%')} "
+            f"| {_or_dash(r['device_bytes'] or r['peak_bytes'], '.0f', 1e-6)} "
             f"| {r['import_seconds']:.2f} | {r['first_step_seconds']:.2f} "
             f"| {r['steps']} ({r['rejected']}) |"
         )

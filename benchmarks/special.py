@@ -115,7 +115,7 @@ def growth_points(quick: bool) -> Iterator[tuple[str, int, Workload]]:
 
 
 def growth(settings: Settings, names: list[str], quick: bool) -> tuple[list[dict[str, Any]], str]:
-    """Seconds per step and peak memory, in a process of its own for each point."""
+    """Seconds per step (without a refresh) and peak memory, in a fresh process for each point."""
     rows = []
     for axis, value, workload in growth_points(quick):
         for contender in choose(names or ["kfac_np"], workload):
@@ -139,6 +139,7 @@ def _growth_point(contender: Contender, workload: Workload, settings: Settings) 
         peak = process.close()["peak_bytes"]
     finally:
         process.close()
+    parts = workload.operations(contender.method)
     usual = [s for s in steps if not s["kind"]]
     refresh = [s["wall"] for s in steps if s["kind"]]
     return {
@@ -147,7 +148,7 @@ def _growth_point(contender: Contender, workload: Workload, settings: Settings) 
         "refresh_seconds": statistics.median(refresh) if refresh else None,
         "peak_bytes": peak,
         "step_bytes": peak - started["ready_bytes"],
-        "operations": sum(workload.operations(contender.method).values()),
+        "operations": sum(parts.values()) - parts.get("refresh", 0.0),
     }
 
 
@@ -192,7 +193,7 @@ def growth_picture(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     good = [r for r in rows if "failed" not in r]
     axes_names = list(dict.fromkeys(r["axis"] for r in good))
@@ -212,14 +213,18 @@ def growth_picture(rows: list[dict[str, Any]], path: Path) -> None:
             top.plot(x, [1e3 * r["seconds"] for r in mine], label=name, **style)
             last = mine[-1]
             ideal = [1e3 * last["seconds"] * r["operations"] / last["operations"] for r in mine]
-            top.plot(x, ideal, color=f"C{i}", linestyle=":", linewidth=1)
+            label = "as the operations grow" if i == 0 else None
+            top.plot(x, ideal, color=f"C{i}", linestyle=":", linewidth=1, label=label)
             bottom.plot(x, [1e-6 * r["peak_bytes"] for r in mine], **style)
         ticks = sorted({r["value"] for r in good if r["axis"] == axis})
         for plot in (top, bottom):
             plot.set_xscale("log", base=2)
             plot.set_yscale("log")
             plot.set_xticks(ticks, [str(t) for t in ticks])
+            plot.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+            plot.yaxis.set_minor_formatter(ticker.NullFormatter())
             plot.grid(alpha=0.3)
+        bottom.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         bottom.set_xlabel(axis)
     axes[0][0].set_ylabel("ms per step")
     axes[1][0].set_ylabel("peak memory, MB")

@@ -104,7 +104,7 @@ def serve(
                 case "save":
                     answer = _save(running, message["path"])
                 case "close":
-                    answer = {"peak_bytes": peak_bytes()}
+                    answer = {"peak_bytes": peak_bytes(), "device_bytes": device_bytes()}
                     if running is not None and running.result is not None:
                         answer["result"] = running.result()
         except Unsupported as error:
@@ -196,6 +196,19 @@ def peak_bytes() -> int:
         pass
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def device_bytes() -> int | None:
+    """The most memory of a GPU that the library in use has held, as it tells itself."""
+    modules = sys.modules
+    if "jax" in modules:
+        devices = modules["jax"].devices()
+        return (devices[0].memory_stats() or {}).get("peak_bytes_in_use")
+    if "torch" in modules and modules["torch"].cuda.is_available():
+        return int(modules["torch"].cuda.max_memory_allocated())
+    if "cupy" in modules:
+        return int(modules["cupy"].get_default_memory_pool().total_bytes())
+    return None
 
 
 def blas() -> list[str] | None:

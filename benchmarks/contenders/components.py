@@ -13,7 +13,7 @@ Part = tuple[str, float | None, Callable[[], Any], Callable[[Any], Any]]
 """Name, operations, what is prepared, what is timed."""
 
 
-def parts(setup: Setup) -> tuple[list[Part], Callable[[Any], None]]:
+def parts(setup: Setup) -> tuple[list[Part], Callable[[], None]]:
     """What is timed, and how to wait for it."""
     from kfac_np import BlockDiagonal, KFACBlock, MonteCarlo, Rng, trees
     from kfac_np.backend import to_numpy
@@ -44,12 +44,11 @@ def parts(setup: Setup) -> tuple[list[Part], Callable[[Any], None]]:
     estimate = curvature.estimate(evaluation(), fisher, Rng(0))
     factors, _ = curvature.factorise(estimate, w.damping)
 
-    def wait(result: Any) -> None:
+    def wait() -> None:
         if setup.device == "cuda":
             import cupy
 
             cupy.cuda.Device().synchronize()
-        del result
 
     found: list[Part] = [
         ("forward", counts["forward"], lambda: None, lambda _: evaluation()),
@@ -57,9 +56,7 @@ def parts(setup: Setup) -> tuple[list[Part], Callable[[Any], None]]:
             "backward",
             counts["backward"],
             evaluation,
-            lambda e: [
-                getattr(s, "g", None) for s in trees.leaves(e.backward(e.output_gradient()))
-            ],
+            lambda e: e.backward(e.output_gradient()),
         ),
         ("gradient", counts["gradient"], statistics, lambda p: p[0].mean_gradient(p[1])),
         ("sampling", None, evaluation, lambda e: list(fisher.vectors(e, Rng(0)))),
@@ -136,10 +133,11 @@ def build(setup: Setup) -> Running:
                 continue
             try:
                 argument = prepare()
-                wait(argument)
+                wait()
 
                 def call(run: Any = run, argument: Any = argument) -> str:
-                    wait(run(argument))
+                    run(argument)
+                    wait()
                     return ""
 
                 times.setdefault(name, []).append(timed(call))
@@ -157,4 +155,4 @@ def build(setup: Setup) -> Running:
 
 
 if __name__ == "__main__":
-    serve({"kfac_np": "pip install numpy array-api-compat"}, build, "kfac_np numpy cupy-cuda12x")
+    serve({"kfac_np": "pip install -e ."}, build, "kfac_np numpy cupy-cuda12x")

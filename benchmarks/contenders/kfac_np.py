@@ -112,4 +112,4 @@ def build(setup: Setup) -> Running:
 
 
 if __name__ == "__main__":
-    serve({"kfac_np": "pip install numpy array-api-compat"}, build, "kfac_np numpy cupy-cuda12x")
+    serve({"kfac_np": "pip install -e ."}, build, "kfac_np numpy cupy-cuda12x")

@@ -1,0 +1,280 @@
+"""The measuring instrument: that it counts, rejects, takes turns and writes rightly. No speeds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import measure, problems, processes, registry, report, workloads
+from benchmarks.contenders import child
+from benchmarks.contenders import kfac_np as ours
+
+ROOT = processes.ROOT
+posix = pytest.mark.skipif(os.name != "posix", reason="contenders are stopped by POSIX signals")
+
+
+def step(wall, cpu=None, wait=0.0, kind=""):
+    return {"wall": wall, "cpu": wall if cpu is None else cpu, "wait": wait, "kind": kind}
+
+
+# Operations
+
+
+def test_operations_of_two_dense_layers_by_hand():
+    w = workloads.Workload("", workloads.classifier((3, 4, 2)), batch=10, model="exact", refresh=2)
+    assert w.operations() == {
+        "forward": 2 * 10 * (4 * 4 + 5 * 2),
+        "backward": 2 * 10 * (2 * 4),  # nothing goes back to the inputs of the network
+        "gradient": 2 * 10 * (4 * 4 + 5 * 2),
+        "sampled backward": 2 * 10 * (2 * 4),
+        "moments": 10 * (4**2 + 4**2 + 5**2 + 2**2),
+        "refresh": (4**3 + 4**3 + 5**3 + 2**3) / 2,
+        "solve": 2 * (4 * 4 * 4 + 4 * 4 * 4 + 2 * 2 * 5 + 2 * 5 * 5),
+        "model": 2 * 2 * 10 * (4 * 4 + 5 * 2 + 4 * 2),
+    }
+
+
+def test_operations_of_other_methods():
+    w = workloads.WORKLOADS["W1-1000-fixed"]
+    sgd = w.operations("sgd")
+    assert set(sgd) == {"forward", "backward", "gradient"}
+    assert sgd["forward"] == w.operations()["forward"]
+    assert w.operations("kfac", empirical=True)["sampled backward"] == 0
+    eighth = replace(w, statistics_fraction=1 / 8)
+    assert eighth.operations()["moments"] == w.operations()["moments"] / 8
+    assert "model" not in w.operations()
+    exact = workloads.WORKLOADS["W1-1000-exact"]
+    quarter = replace(exact, model_fraction=1 / 4)
+    assert quarter.operations()["model"] == exact.operations()["model"] / 4
+
+
+def test_input_moments_of_the_convolutions():
+    # 512 images: 76, 801 and 801 columns at 32², 16² and 8² places, half of a product each.
+    layers = workloads.WORKLOADS["W2-512"].network.affine()
+    assert [(a.d_in + 1, a.d_out, a.positions) for a in layers] == [
+        (76, 32, 1024),
+        (801, 32, 256),
+        (801, 64, 64),
+        (1025, 10, 1),
+    ]
+    inputs = sum(512 * a.positions * (a.d_in + 1) ** 2 for a in layers[:3])
+    assert inputs == pytest.approx(108e9, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["W1-256-fixed", "W2-128", "W3"])
+def test_shapes_are_those_of_the_networks(name):
+    w = workloads.WORKLOADS[name]
+    setup = child.Setup(w, "kfac", "cpu", "float32", 1, False, {})
+    objective = ours.objective(w.network)
+    assert objective.network.output_shape((w.network.inputs,)) == (w.network.sizes[-1],)
+    from kfac_np import Rng, get_backend, trees
+
+    params = objective.network.init(Rng(0), get_backend())
+    shapes = [p.shape for p in trees.leaves(params)]
+    assert shapes == [(a.d_out, a.d_in + 1) for a in w.network.affine()]
+    assert ours.optimizer(setup, objective).l2 == w.l2
+
+
+@pytest.mark.parametrize("name", ["W1-256-fixed", "W2-128", "W3"])
+def test_the_reference_loss_is_ours(name):
+    w = workloads.tiny(workloads.WORKLOADS[name])
+    setup = child.Setup(w, "kfac", "cpu", "float64", 1, False, {})
+    objective, params, x, t = ours.start(setup)
+    expected = objective.evaluate(params, x, t).value
+    assert problems.loss(w.network, *problems.problem(w, "float64")) == pytest.approx(expected)
+
+
+def test_workloads_by_name():
+    assert [w.name for w in workloads.select(["W1-256"])] == ["W1-256-fixed", "W1-256-exact"]
+    with pytest.raises(SystemExit, match="no workload 'W9'"):
+        workloads.select(["W9"])
+
+
+def test_a_workload_survives_the_line():
+    w = workloads.WORKLOADS["W2-128"]
+    message = measure.Settings().setup(registry.CONTENDERS["kfac_np-paper"], w)
+    told = child.Setup.of(json.loads(json.dumps(message)))
+    assert told.workload == replace(w, statistics_fraction=1 / 8, model_fraction=1 / 4)
+
+
+# Statistics
+
+
+def test_disturbed_steps_are_rejected_and_counted():
+    steps = [step(1.0) for _ in range(9)] + [step(2.0, cpu=1.0), step(1.2, wait=0.2)]
+    assert measure.disturbed(steps) == [False] * 9 + [True, True]
+    result = measure.summarise(steps, period=1)
+    assert (result["rejected"], result["steps"]) == (2, 11)
+    assert result["median"] == result["per_step"] == 1.0
+
+
+def test_what_a_contender_always_does_is_no_disturbance():
+    # More threads than cores: its own threads wait for each other in every step.
+    assert not any(measure.disturbed([step(1.0 + 0.01 * i, 1.5, wait=0.3) for i in range(10)]))
+    # Slow steps that use the processor all the time belong to the contender.
+    assert not any(measure.disturbed([step(1.0) for _ in range(9)] + [step(3.0)]))
+
+
+def test_rare_kinds_of_steps_count_as_often_as_they_come():
+    steps = [step(5.0, kind="refresh") if k % 4 == 0 else step(1.0) for k in range(10)]
+    result = measure.summarise(steps, period=4)
+    assert result["per_step"] == pytest.approx((3 * 1.0 + 5.0) / 4)  # two periods, the last eight
+    assert result["median"] == 1.0
+    assert result["kinds"]["refresh"] == {"count": 2, "median": 5.0}
+
+
+def test_quartiles():
+    assert measure.quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == (2.0, 3.0, 4.0)
+    assert measure.quartiles([7.0]) == (7.0, 7.0, 7.0)
+
+
+def test_the_roofline_is_the_largest_rate():
+    best = measure.best_rates({"gemm 1": [1.0, 5.0], "gemm 2": [3.0, 4.0], "copy": [2.0]})
+    assert (best["gemm"], best["gemm least"], best["copy"]) == (5.0, 3.0, 2.0)
+
+
+# Turns
+
+
+class Scripted:
+    """A process that writes down its turns."""
+
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def ask(self, do, count=1, **_):
+        self.log.append(self.name)
+        return {"steps": [step(0.01)] * count}
+
+    def close(self):
+        return {}
+
+
+def scripted(names, settings):
+    log = []
+    contenders = [replace(registry.CONTENDERS["kfac_np"], name=name) for name in names]
+    rounds = measure.Round(workloads.WORKLOADS["W3"], contenders, settings)
+    rounds.processes = {name: Scripted(name, log) for name in (*names, "roofline")}
+    rounds.steps = {name: [] for name in names}
+    rounds.turns = dict.fromkeys(names, 2)
+    return rounds, log
+
+
+def test_contenders_take_turns_and_begin_in_turn():
+    rounds, log = scripted(["a", "b", "c"], measure.Settings(rounds=3, gemm_every=2))
+    assert rounds._rounds(measure.time.monotonic()) == 3
+    assert log == ["roofline", *"abc", *"bca", "roofline", *"cab", "roofline"]
+    assert {name: len(steps) for name, steps in rounds.steps.items()} == {"a": 6, "b": 6, "c": 6}
+
+
+def test_who_fails_does_not_stop_the_others():
+    rounds, log = scripted(["a", "b"], measure.Settings(rounds=2))
+
+    def fail(**_):
+        raise processes.ContenderError("error: broken")
+
+    rounds.processes["a"].ask = fail
+    rounds._rounds(measure.time.monotonic())
+    assert rounds.failed == {"a": "error: broken"}
+    assert log.count("b") == 2
+
+
+def test_time_is_limited_at_a_whole_period():
+    rounds, _ = scripted(["a"], measure.Settings(rounds=10**4, seconds=1e-9))
+    assert rounds._rounds(measure.time.monotonic() - 1.5e-9) <= 20
+
+
+# Processes
+
+
+def test_children_get_threads_and_nothing_that_distorts(monkeypatch):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    monkeypatch.setenv("XLA_FLAGS", "--x")
+    monkeypatch.setenv("MY_VARIABLE", "kept")
+    env = processes.environment(3)
+    assert "OPENBLAS_CORETYPE" not in env
+    assert "XLA_FLAGS" not in env
+    assert {"OPENBLAS_CORETYPE", "XLA_FLAGS"} <= set(processes.removed())
+    assert env["OMP_NUM_THREADS"] == env["OPENBLAS_NUM_THREADS"] == env["NPROC"] == "3"
+    assert (env["MY_VARIABLE"], env["JAX_PLATFORMS"]) == ("kept", "cpu")
+    assert processes.environment(1, "cuda", tf32=True)["CUPY_TF32"] == "1"
+
+
+def test_interpreters(monkeypatch):
+    contender = registry.CONTENDERS["kfac-jax"]
+    monkeypatch.delenv("KFAC_BENCH_PYTHON_JAX", raising=False)
+    assert registry.interpreter(contender, {}) == sys.executable
+    monkeypatch.setenv("KFAC_BENCH_PYTHON_JAX", "/env")
+    assert registry.interpreter(contender, {}) == "/env"
+    assert registry.interpreter(contender, {"jax": "/family"}) == "/family"
+    assert registry.interpreter(contender, {"jax": "/family", "kfac-jax": "/own"}) == "/own"
+
+
+def test_contenders_by_name_and_mathematics():
+    exact = workloads.WORKLOADS["W1-256-exact"]
+    assert [c.name for c in registry.choose([], exact)] == ["kfac_np", "kfac-jax"]
+    with pytest.raises(SystemExit, match="no contender nobody"):
+        registry.choose(["nobody"], exact)
+
+
+@posix
+def test_a_missing_library_and_a_missing_interpreter_are_told(tmp_path):
+    script = "from benchmarks.contenders.child import serve; "
+    script += "serve({'no_such_library': 'pip install it'}, None)"
+    message = measure.Settings().setup(registry.CONTENDERS["kfac_np"], workloads.WORKLOADS["W3"])
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=json.dumps(message) + "\n",
+        cwd=ROOT, text=True, capture_output=True, check=True,
+    )  # fmt: skip
+    answer = json.loads(done.stdout)
+    assert answer["missing"] == "No module named 'no_such_library'; pip install it"
+    with pytest.raises(processes.ContenderError, match="cannot start"):
+        processes.Process(str(tmp_path / "python"), "kfac_np", {}, None)
+
+
+# Reports
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "x.json"
+    report.write_json(path, {"a": 1})
+
+    def break_off(source, target):
+        raise OSError("no space")
+
+    monkeypatch.setattr(report.os, "replace", break_off)
+    with pytest.raises(OSError, match="no space"):
+        report.write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(path.parent.iterdir()) == [path]
+
+
+@posix
+def test_a_quick_run_from_beginning_to_end(tmp_path):
+    out = tmp_path / "x.json"
+    command = [sys.executable, "benchmarks/bench.py", "--quick", "--threads", "1", "--rounds", "3"]
+    command += ["W3", "--contenders", "kfac_np,kfac_np-sgd", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| kfac_np |" in done.stdout
+    record = json.loads(out.read_text())
+    assert record["threads"] == 1
+    result = record["workloads"]["W3"]
+    assert result["failed"] == {}
+    assert result["roofline"]["gemm"] > 0
+    for r in result["contenders"].values():
+        assert r["to_ours"] == 1.0
+        assert r["steps"] == len(r["walls"]) >= 3
+        assert r["first_step_seconds"] > 0
+        assert r["peak_bytes"] > 2**20
+        assert {"numpy", "kfac_np", "python"} <= set(r["versions"])
+        assert np.isfinite(r["rate"])
