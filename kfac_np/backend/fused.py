@@ -339,5 +339,5 @@ def mix_into_generic(new: Array, old: Array, keep: Any, take: Any) -> Array:
 
 
 def _factor(x: Any, like: Array) -> Any:
-    """A number that does not widen `like` when it is multiplied by it."""
-    return x if isinstance(x, int | float) else array_namespace(x).astype(x, like.dtype)
+    """A number that does not widen `like`, as NumPy's own and 0-d arrays would."""
+    return float(x) if isinstance(x, int | float) else array_namespace(x).astype(x, like.dtype)

@@ -135,6 +135,15 @@ def test_mix_into(pair, backend: Backend):
         np.testing.assert_array_equal(to_numpy(new), to_numpy(mixed))
 
 
+@pytest.mark.parametrize("kind", [float, np.float64])
+def test_mixing_keeps_the_precision(kind, backend: Backend):
+    xp = backend.xp
+    new, old = (xp.astype(v * backend.ones((3,)), xp.float32) for v in (4.0, 2.0))
+    mixed = fused.mix_into(new, old, kind(0.75), kind(0.25))
+    assert mixed.dtype == xp.float32
+    np.testing.assert_array_equal(to_numpy(mixed), np.full(3, 2.5))
+
+
 def test_mixing_by_numbers_on_the_device(backend: Backend, dtype: str):
     kind = getattr(backend.xp, dtype)
     new, old = (backend.asarray(np.asarray([v]), kind) for v in (4.0, 2.0))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
+from simulated_cupy import Machine
 
 from kfac_np.backend import Backend, Rng, later, prefetch, to_numpy
 from kfac_np.errors import InputError
@@ -84,3 +88,73 @@ def test_prefetch_that_is_given_up(backend: Backend):
 def test_prefetch_ahead(ahead, backend: Backend):
     with pytest.raises(InputError, match=r"prefetch ahead: expected a whole number >= 1, got"):
         prefetch([], backend, ahead)
+
+
+@pytest.fixture(params=["late", "eager"])
+def machine(request, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A simulated GPU, whose streams do their work as late or as early as they may."""
+    simulated = Machine(eager=request.param == "eager")
+    monkeypatch.setitem(sys.modules, "cupy", simulated.module)
+    monkeypatch.setitem(sys.modules, "cupyx", simulated.extra)
+    return simulated
+
+
+def test_simulated_later(machine: Machine):
+    """What is copied is what was there then, and waiting leaves later kernels alone."""
+    x = machine.array(np.arange(4.0))
+    coming = later(x)
+    machine.launch(lambda v: np.copyto(v, -1.0), x)
+    assert machine.current.finished == 0
+    np.testing.assert_array_equal(coming.numpy(), np.arange(4.0))
+    assert machine.current.finished == len(machine.current.queue) - 1
+
+
+def test_simulated_later_of_what_is_gone(machine: Machine):
+    coming = later(machine.array(np.arange(4.0)))
+    other = machine.array(np.full(4, 7.0))  # in the same memory
+    np.testing.assert_array_equal(coming.numpy(), np.arange(4.0))
+    np.testing.assert_array_equal(later(other).numpy(), np.full(4, 7.0))
+
+
+def test_simulated_later_that_nobody_reads(machine: Machine):
+    """Its page-locked memory is not given to others while the copy is still to come."""
+    coming = later(machine.array(np.arange(4.0)))
+    del coming
+    locked = machine.extra.empty_pinned((4,), np.float64)
+    locked[...] = 5.0
+    machine.current.synchronize()
+    np.testing.assert_array_equal(locked, np.full(4, 5.0))
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 5])
+@pytest.mark.parametrize("taken", [2, 9])
+@pytest.mark.parametrize("kernels_first", [False, True])
+def test_simulated_prefetch(kernels_first: bool, ahead: int, taken: int, machine: Machine):
+    """Batches arrive before kernels use them, into memory that no kernel uses any more."""
+    backend = Backend(machine.module, nullcontext(), np.dtype("float32"))
+    sums: list[float] = []
+
+    def load():
+        buffer = np.empty((3, 2))
+        for k in range(9):
+            buffer[...] = k
+            yield buffer, np.full(3, k), None
+
+    batches = prefetch(load(), backend, ahead)
+    for _, (x, t, nothing) in zip(range(taken), batches):  # noqa: B905
+        assert nothing is None
+        assert (x.dtype, t.dtype) == (np.float32, np.int64)
+        machine.launch(lambda a, b: sums.append(float(a.sum() + b.sum())), x, t)
+        del x, t  # their memory is used for the next ones
+    if kernels_first:
+        machine.current.synchronize()
+    batches.close()
+    others = [machine.array(np.full((3, 2), -k, dtype=np.float32)) for k in range(8)]
+    locked = [machine.extra.empty_pinned((3, 2), np.float32) for _ in range(8)]
+    for k, memory in enumerate(locked):
+        memory[...] = k
+    machine.finish()
+    assert sums == [9.0 * k for k in range(taken)]
+    for k, (array, memory) in enumerate(zip(others, locked, strict=True)):
+        np.testing.assert_array_equal(array.values, np.full((3, 2), -k))
+        np.testing.assert_array_equal(memory, np.full((3, 2), k))
