@@ -17,7 +17,7 @@ from typing import Any, final
 import array_api_compat
 import numpy as np
 
-from kfac_np.backend import strips
+from kfac_np.backend import cook_toom, strips
 from kfac_np.backend.array import Array, array_namespace
 from kfac_np.backend.kernels import second_moment
 from kfac_np.errors import ShapeError
@@ -393,9 +393,14 @@ class Patches:
         x: Any = self.x
         kernel: Any = m[: self.shape[2] - self.ones, :]
         bias: Any = m[-1, :] if self.ones else None
-        y: Any = np.empty((*self.shape[:2], m.shape[1]), dtype=x.dtype)
-        strips.product(x, *self._moves, kernel, bias, y, self.budget_bytes)
-        return y.reshape(self.shape[0], *self.out, m.shape[1])
+        y: Any = np.empty((x.shape[0], *self.out, m.shape[1]), dtype=x.dtype)
+        if cook_toom.pays(x, *self._moves, m.shape[1]):
+            taps, _, dilation = self._moves
+            cook_toom.product(x, taps, dilation, kernel, bias, y, self.budget_bytes)
+        else:
+            rows = y.reshape(*self.shape[:2], m.shape[1])
+            strips.product(x, *self._moves, kernel, bias, rows, self.budget_bytes)
+        return y
 
     def product_generic(self, m: Array) -> Array:
         """`product`, by unfolding, with the standard alone."""
@@ -426,7 +431,13 @@ class Patches:
         total = np.zeros((len(each), g.shape[-1], self.shape[2]), dtype=x.dtype)
         for v, sums in zip(each, total, strict=True):
             columns = self.shape[2] - self.ones
-            sums[:, :columns] = strips.gradient(x, *self._moves, v, self.budget_bytes)
+            if cook_toom.pays(x, *self._moves, g.shape[-1]):
+                taps, _, dilation = self._moves
+                locations = v.reshape(x.shape[0], *self.out, g.shape[-1])
+                kernel = cook_toom.gradient(x, taps, dilation, locations, self.budget_bytes)
+            else:
+                kernel = strips.gradient(x, *self._moves, v, self.budget_bytes)
+            sums[:, :columns] = kernel
             rows = v.reshape(-1, v.shape[-1])
             sums[:, columns:] = rows.T @ np.ones((len(rows), int(self.ones)), dtype=x.dtype)
         return total.reshape(*g.shape[:-3], *total.shape[1:])
