@@ -17,7 +17,7 @@ from typing import Any, final
 import array_api_compat
 import numpy as np
 
-from kfac_np.backend import cook_toom, strips
+from kfac_np.backend import cook_toom, lags, strips
 from kfac_np.backend.array import Array, array_namespace
 from kfac_np.backend.kernels import second_moment
 from kfac_np.errors import ShapeError
@@ -464,7 +464,11 @@ class Patches:
             return self.second_moment_generic()
         x: Any = self.x
         (kernel, stride, dilation), d = self._moves, self.shape[2]
-        moment, sums = strips.second_moment(x, kernel, stride[1], dilation, self.budget_bytes)
+        by_pixels = stride[1] == 1 and self.out[1] > (kernel[1] - 1) * dilation[1]
+        if by_pixels and x.shape[-1] >= lags.FEWEST_CHANNELS:
+            moment, sums = lags.second_moment(x, kernel, dilation, self.budget_bytes)
+        else:
+            moment, sums = strips.second_moment(x, kernel, stride[1], dilation, self.budget_bytes)
         if not self.ones:
             return moment
         total = np.empty((d, d), dtype=x.dtype)

@@ -19,7 +19,7 @@ from typing import Any, final
 
 import numpy as np
 
-__all__ = ["Strips", "gradient", "product", "second_moment"]
+__all__ = ["Strips", "blocks_of_rows", "gradient", "product", "second_moment"]
 
 HostArray = np.ndarray[Any, Any]
 
@@ -268,7 +268,7 @@ def second_moment(
     height, k = x.shape[1], last * c
     inner = height - (taps - 1) * step  # locations along the first axis
     width = (x.shape[2] - spread * (last - 1) - 1) // stride + 1
-    blocks = [_blocks(inner, step, taps - 1 - distance) for distance in range(taps)]
+    blocks = [blocks_of_rows(inner, step, taps - 1 - distance) for distance in range(taps)]
     products = [np.zeros((len(each), k, k), dtype=x.dtype) for each in blocks]
     row_sums = np.zeros((height, k), dtype=x.dtype)
     for examples in _chunks(x, kernel, x, budget_bytes):
@@ -290,8 +290,14 @@ def second_moment(
     return moment.reshape(taps * k, taps * k), np.concatenate(sums)
 
 
-def _blocks(inner: int, step: int, moves: int) -> list[tuple[int, int]]:
-    """Rows cut so that any `inner` of them, beginning at 0 to `moves` steps, are whole blocks."""
+def blocks_of_rows(inner: int, step: int, moves: int) -> list[tuple[int, int]]:
+    """Rows cut so that any `inner` of them, beginning at 0 to `moves` steps, are whole blocks.
+
+    Examples
+    --------
+    >>> blocks_of_rows(16, 1, 2)
+    [(0, 1), (1, 2), (2, 16), (16, 17), (17, 18)]
+    """
     before = [i * step for i in range(moves + 1)]
     return list(itertools.pairwise([*before, *(inner + i for i in before)]))
 

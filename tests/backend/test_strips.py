@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numerics import assert_close, host
 from test_patches import Drawn, geometries
 
-from kfac_np.backend import Backend, Geometry, Patches, get_backend, pad, patches, strips
+from kfac_np.backend import Backend, Geometry, Patches, get_backend, lags, pad, patches, strips
 
 TOLERANCE = {"float64": 1e-13, "float32": 1e-5}
 
@@ -85,13 +85,18 @@ def test_views_of_any_layout(drawn: Drawn):
     dtype=st.sampled_from(["float32", "float64"]),
     budget=st.sampled_from([1, 1000, 2**30]),
     largest=st.sampled_from([1, 100, 10**6]),
+    channels=st.sampled_from([1, 16]),
 )
-def test_second_moments_agree(drawn: Drawn, ones: bool, dtype: str, budget: int, largest: int):
-    """The fast one exists for two axes; others go to the twin."""
+def test_second_moments_agree(
+    drawn: Drawn, ones: bool, dtype: str, budget: int, largest: int, channels: int
+):
+    """The fast ones, by strips or by pixels, exist for two axes; others go to the twin."""
     p = drawn_patches(drawn, get_backend("numpy", dtype), ones, budget)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(patches, "FEWEST_LOCATIONS", 0)
         patch.setattr(strips, "SMALL_PRODUCT", largest)
+        patch.setattr(lags, "SMALL_PRODUCT", largest)
+        patch.setattr(lags, "FEWEST_CHANNELS", channels)
         found, expected = p.second_moment(), p.second_moment_generic()
     assert found.dtype == np.dtype(dtype)
     assert np.array_equal(found, found.T)
@@ -104,20 +109,30 @@ def test_second_moments_agree(drawn: Drawn, ones: bool, dtype: str, budget: int,
     [((2, 1), (1, 1), (1, 1)), ((5, 3), (1, 2), (1, 1)), ((3, 4), (1, 1), (3, 2))],
 )
 @pytest.mark.parametrize("budget", [2**30, 5000])
+@pytest.mark.parametrize("channels", [1, 16], ids=["pixels", "strips"])
 def test_second_moments_of_larger_images(
-    border: int, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: Any, budget: int
+    border: int,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: Any,
+    budget: int,
+    channels: int,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """Rows of zeros at the border, of all examples or of some, and rows that only look so."""
+    monkeypatch.setattr(lags, "FEWEST_CHANNELS", channels)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((5, 19, 17, 2))
-    x[:, :border] = x[:, 19 - border :] = 0.0
+    x[:, :border] = x[:, 19 - border :] = x[:, :, : border // 2] = 0.0
     x[1, 3:5] = x[4, 0] = 0.0
     for y in (x, np.abs(x) - x):
         p = Patches(y, Geometry(kernel, stride, dilation, ((0, 0), (0, 0))), True, budget)
         assert_close(p.second_moment(), p.second_moment_generic(), 1e-13)
 
 
-def test_nothing_but_zeros():
+@pytest.mark.parametrize("channels", [1, 16], ids=["pixels", "strips"])
+def test_nothing_but_zeros(channels: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lags, "FEWEST_CHANNELS", channels)
     p = Patches(np.zeros((2, 9, 9, 1)), Geometry((3, 3), (1, 1), (1, 1), ((1, 1), (1, 1))), True, 1)
     expected = np.zeros((10, 10))
     expected[-1, -1] = 2 * 7 * 7
