@@ -119,7 +119,8 @@ class MonteCarlo(FisherType):
     def vectors(self, e: Evaluation, rng: Rng) -> Iterator[Array]:
         loss, z = e.objective.loss, e.outputs
         for k in range(self.samples):
-            v = loss.gradient(z, loss.sample_targets(rng.child(k), z)) * self.samples**-0.5
+            v = loss.sample_gradient(rng.child(k), z)
+            v = v * self.samples**-0.5 if self.samples > 1 else v
             yield e.weighted(v, 0.5)[None, ...]
 
 

@@ -10,12 +10,14 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from kfac_np import backend
 from kfac_np.backend import Array, Truth, array_namespace
 from kfac_np.errors import ShapeError
 
 __all__ = [
     "Tree",
     "axpy",
+    "combine",
     "inner",
     "items",
     "leaves",
@@ -139,13 +141,18 @@ def axpy(factor: Any, x: Tree, y: Tree) -> Tree:
     >>> axpy(2.0, (1.0,), (0.5,))
     (2.5,)
     """
+    return combine(factor, x, 1.0, y)
 
-    def leaf(a: Array, b: Array) -> Array:
-        out = _factor(factor, a) * a
-        out += b
-        return out
 
-    return tree_map(leaf, x, y)
+def combine(a: Any, x: Tree, b: Any, y: Tree) -> Tree:
+    """a · x + b · y, as new arrays.
+
+    Examples
+    --------
+    >>> combine(0.75, (2.0,), 0.25, (4.0,))
+    (2.5,)
+    """
+    return tree_map(lambda u, v: backend.combine(a, u, b, v), x, y)
 
 
 def _factor(factor: Any, like: Any) -> Any:

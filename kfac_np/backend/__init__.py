@@ -13,10 +13,10 @@ from kfac_np.backend.checks import (
     require_same_place,
 )
 from kfac_np.backend.fused import (
+    combine,
     leaky_pull,
     logistic,
     logistic_pull,
-    mix_into,
     sigmoid_cross_entropy,
     softplus,
     tanh_pull,
@@ -64,6 +64,7 @@ __all__ = [
     "append_ones",
     "are_finite",
     "array_namespace",
+    "combine",
     "eigh",
     "eigh_many",
     "erf",
@@ -75,7 +76,6 @@ __all__ = [
     "logistic",
     "logistic_pull",
     "logsumexp",
-    "mix_into",
     "negation",
     "pad",
     "patch_budget",

@@ -16,14 +16,14 @@ from kfac_np.backend.array import Array, array_namespace
 __all__ = [
     "bernoulli",
     "bernoulli_generic",
+    "combine",
+    "combine_generic",
     "leaky_pull",
     "leaky_pull_generic",
     "logistic",
     "logistic_generic",
     "logistic_pull",
     "logistic_pull_generic",
-    "mix_into",
-    "mix_into_generic",
     "sigmoid_cross_entropy",
     "sigmoid_cross_entropy_generic",
     "softplus",
@@ -294,48 +294,40 @@ def bernoulli_generic(p: Array, coarse: Array, fine: Array) -> Array:
     return xp.astype(u < p, p.dtype)
 
 
-def mix_into(new: Array, old: Array, keep: Any, take: Any) -> Array:
-    """keep · old + take · new, written over `new`.
+def combine(a: Any, x: Array, b: Any, y: Array) -> Array:
+    """a · x + b · y, as a new array: of averages over steps, momentum and updates.
 
     Parameters
     ----------
-    new : Array
-        Given up by the caller.
-    old : Array, shape and dtype of new
-        Left alone.
-    keep, take : Scalar
-        Float or 0-d float64 Array on the device of new.
-
-    Returns
-    -------
-    Array
-        `new`.
+    a, b : Scalar
+        Float, or 0-d Array on the device of x: neither widens the dtype of x.
+    x, y : Array
+        Of one shape and dtype.
 
     Examples
     --------
     >>> import numpy as np
-    >>> mix_into(np.asarray([4.0]), np.asarray([2.0]), keep=0.75, take=0.25)
+    >>> combine(0.75, np.asarray([2.0]), 0.25, np.asarray([4.0]))
     array([2.5])
     """
-    if array_api_compat.is_cupy_array(new):
-        operation = "new_ = T(keep) * old + T(take) * new_"
-        kernel = _kernel("T old, float64 keep, float64 take", "T new_", operation, "mix_into")
-        return kernel(old, keep, take, new)
-    return mix_into_generic(new, old, keep, take)
+    if array_api_compat.is_cupy_array(x):
+        operation = "out = T(a) * x + T(b) * y"
+        return _kernel("float64 a, T x, float64 b, T y", "T out", operation, "combine")(a, x, b, y)
+    return combine_generic(a, x, b, y)
 
 
-def mix_into_generic(new: Array, old: Array, keep: Any, take: Any) -> Array:
-    """`mix_into`, by the standard alone.
+def combine_generic(a: Any, x: Array, b: Any, y: Array) -> Array:
+    """`combine`, by the standard alone.
 
     Examples
     --------
     >>> import numpy as np
-    >>> mix_into_generic(np.asarray([4.0]), np.asarray([2.0]), keep=0.75, take=0.25)
+    >>> combine_generic(0.75, np.asarray([2.0]), 0.25, np.asarray([4.0]))
     array([2.5])
     """
-    new *= _factor(take, new)
-    new += _factor(keep, new) * old
-    return new
+    out = _factor(a, x) * x
+    out += y if type(b) is float and b == 1.0 else _factor(b, y) * y
+    return out
 
 
 def _factor(x: Any, like: Array) -> Any:

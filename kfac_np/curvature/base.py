@@ -151,7 +151,7 @@ class Curvature(ABC):
         epsilon : float
             Weight of the old moments, in [0, 1).
         """
-        return trees.axpy(epsilon, old, trees.scale(1.0 - epsilon, new))
+        return trees.combine(epsilon, old, 1.0 - epsilon, new)
 
     @property
     def separable(self) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
-from kfac_np.backend import Array, all_finite, array_namespace, to_numpy
+from kfac_np.backend import Array, all_finite, array_namespace, eigh_many, to_numpy
 from kfac_np.curvature.base import Moments
 from kfac_np.errors import CurvatureError, FactorizationError
-from kfac_np.matrices.base import resolved_eigh
+from kfac_np.matrices.base import resolved, resolved_eigh
 
 __all__ = ["eigenvectors", "first_basis", "next_bases"]
 
@@ -109,8 +109,8 @@ def _eigh(m: Array) -> tuple[Array, Array]:
     """`resolved_eigh` of a factor, or of those of all groups."""
     if m.ndim == 2:
         return resolved_eigh(m)
-    pairs = [resolved_eigh(m[i, ...]) for i in range(m.shape[0])]
     xp = array_namespace(m)
+    pairs = [resolved(pair) for pair in eigh_many([m[i, ...] for i in range(m.shape[0])])]
     return xp.stack([values for values, _ in pairs]), xp.stack([u for _, u in pairs])
 
 

@@ -227,14 +227,18 @@ def _resolved_inverse(m: Array) -> Array:
         raise FactorizationError(f"a {n}×{n} matrix is not positive definite")
     # Coordinates of size about 1: powers of two round nothing, and nothing overflows on the way.
     unit = 2.0 ** xp.floor(-0.5 * xp.log2(diagonal))
-    inverse = spd_inverse(m * unit[:, None] * unit[None, :])
+    scaled = m * unit[:, None]
+    scaled *= unit[None, :]
+    inverse = spd_inverse(scaled)
     inflation = xp.linalg.diagonal(inverse) * (diagonal * unit * unit)
     if not float(xp.max(inflation)) * math.sqrt(n) * float(info.eps) < _DIGIT:
         raise FactorizationError(f"a {n}×{n} matrix is singular up to rounding")
     wide = xp.astype(inflation, xp.float64) / xp.astype(diagonal, xp.float64)  # its diagonal
     if not float(xp.max(wide)) < 0.5 * float(info.max):
         raise FactorizationError(f"the inverse of a {n}×{n} matrix overflows")
-    return inverse * unit[:, None] * unit[None, :]
+    inverse *= unit[:, None]
+    inverse *= unit[None, :]
+    return inverse
 
 
 def require_damping(damping: float) -> None:

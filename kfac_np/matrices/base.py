@@ -9,7 +9,7 @@ from typing import Self
 from kfac_np.backend import Array, Backend, Rng, all_finite, array_namespace, eigh
 from kfac_np.errors import FactorizationError
 
-__all__ = ["Matrix", "Spectral", "resolved_eigh", "rounding_error"]
+__all__ = ["Matrix", "Spectral", "resolved", "resolved_eigh", "rounding_error"]
 
 
 class Matrix(ABC):
@@ -190,7 +190,19 @@ def resolved_eigh(m: Array) -> tuple[Array, Array]:
     >>> resolved_eigh(x.T @ x)[0].tolist()[:2]
     [0.0, 0.0]
     """
-    xp = array_namespace(m)
-    values, vectors = eigh(m)
-    resolved = xp.abs(values) > rounding_error(values, m.shape[0])
-    return xp.where(resolved, values, xp.zeros_like(values)), vectors
+    return resolved(eigh(m))
+
+
+def resolved(pair: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Eigenvalues and vectors, those within rounding error of 0 being made 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> resolved((np.asarray([1e-20, 1.0]), np.eye(2)))[0]
+    array([0., 1.])
+    """
+    values, vectors = pair
+    xp = array_namespace(values)
+    large = xp.abs(values) > rounding_error(values, values.shape[0])
+    return xp.where(large, values, xp.zeros_like(values)), vectors

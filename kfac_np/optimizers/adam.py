@@ -121,7 +121,7 @@ class Adam(Optimizer):
         h = Regularized.of(e, self.l2, k, doubts)
         rate = value_at(self.rate, k)
         b1, b2 = self.beta1, self.beta2
-        first = trees.tree_map(lambda m, g: b1 * m + (1.0 - b1) * g, state.first, h.gradient)
+        first = trees.combine(b1, state.first, 1.0 - b1, h.gradient)
         second = trees.tree_map(lambda v, g: b2 * v + (1.0 - b2) * g * g, state.second, h.gradient)
         debias1, debias2 = 1.0 - b1**k, 1.0 - b2**k
 

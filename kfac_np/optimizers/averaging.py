@@ -48,7 +48,7 @@ class IterateAverage:
     def update(self, average: Tree, params: Tree, k: int) -> Tree:
         """The average after step k (from 1), given that before it and the new parameters."""
         decay = min(1.0 - 1.0 / k, self.decay) if self.warm_up else self.decay
-        return trees.axpy(decay, average, trees.scale(1.0 - decay, params))
+        return trees.combine(decay, average, 1.0 - decay, params)
 
 
 @final

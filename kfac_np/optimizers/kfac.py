@@ -232,9 +232,10 @@ class KFAC(Optimizer):
         trial = trials[choice.index]
         events += [(True, event) for event in trial.events]
 
-        update = trees.scale(choice.alpha, trial.proposal)
-        if state.update is not None:
-            update = trees.axpy(choice.mu, state.update, update)
+        if state.update is None:
+            update = trees.scale(choice.alpha, trial.proposal)
+        else:
+            update = trees.combine(choice.alpha, trial.proposal, choice.mu, state.update)
         params, norm = apply_update(state.params, update, k, doubts)
 
         rho, decrease, next_damping = None, choice.decrease, damping

@@ -119,9 +119,10 @@ class SGD(Optimizer):
         e = self.objective.evaluate(state.params, x, t, weights, noise, doubts)
         h = Regularized.of(e, self.l2, k, doubts)
         rate = value_at(self.rate, k)
-        descent = trees.scale(-rate, h.gradient)
-        velocity = trees.axpy(self.momentum, state.velocity, descent)
-        update = trees.axpy(self.momentum, velocity, descent) if self.nesterov else velocity
+        velocity = trees.combine(self.momentum, state.velocity, -rate, h.gradient)
+        update = velocity
+        if self.nesterov:
+            update = trees.combine(self.momentum, velocity, -rate, h.gradient)
         params, norm = apply_update(state.params, update, k, doubts)
         average = self.averaging.update(state.average, params, k) if self.averaging else None
         numbers = {**h.numbers, "update_norm": norm, "alpha": rate, "mu": self.momentum}

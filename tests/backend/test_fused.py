@@ -121,33 +121,32 @@ def test_bernoulli(pair, backend: Backend):
     assert Backend.of(fast) == Backend.of(p)
 
 
-def test_mix_into(pair, backend: Backend):
-    new, old = (1.0 * a for a in pair)  # own memory
-    expected = 0.75 * to_numpy(old) + 0.25 * to_numpy(new)
-    before = np.array(to_numpy(old))
-    copy = 1.0 * new
-    generic = fused.mix_into_generic(copy, old, 0.75, 0.25)
-    mixed = fused.mix_into(new, old, keep=0.75, take=0.25)
-    require_equal(mixed, generic, old)
-    np.testing.assert_allclose(to_numpy(mixed), expected, rtol=1e-6)
-    np.testing.assert_array_equal(to_numpy(old), before)
-    if mixed.ndim:  # NumPy's 0-d results are no arrays
-        np.testing.assert_array_equal(to_numpy(new), to_numpy(mixed))
+def test_combine(pair, backend: Backend):
+    x, y = pair
+    before = [np.array(to_numpy(v)) for v in pair]
+    for a, b in ((0.75, 0.25), (-2.0, 1.0), (1.0, 0.0)):
+        combined = fused.combine(a, x, b, y)
+        require_equal(combined, fused.combine_generic(a, x, b, y), x)
+        np.testing.assert_allclose(
+            to_numpy(combined), a * before[0] + b * before[1], rtol=1e-5, atol=1e-6
+        )
+    for v, old in zip(pair, before, strict=True):
+        np.testing.assert_array_equal(to_numpy(v), old)
 
 
 @pytest.mark.parametrize("kind", [float, np.float64])
-def test_mixing_keeps_the_precision(kind, backend: Backend):
+def test_combining_keeps_the_precision(kind, backend: Backend):
     xp = backend.xp
-    new, old = (xp.astype(v * backend.ones((3,)), xp.float32) for v in (4.0, 2.0))
-    mixed = fused.mix_into(new, old, kind(0.75), kind(0.25))
-    assert mixed.dtype == xp.float32
-    np.testing.assert_array_equal(to_numpy(mixed), np.full(3, 2.5))
+    x, y = (xp.astype(v * backend.ones((3,)), xp.float32) for v in (2.0, 4.0))
+    combined = fused.combine(kind(0.75), x, kind(0.25), y)
+    assert combined.dtype == xp.float32
+    np.testing.assert_array_equal(to_numpy(combined), np.full(3, 2.5))
 
 
-def test_mixing_by_numbers_on_the_device(backend: Backend, dtype: str):
+def test_combining_by_numbers_on_the_device(backend: Backend, dtype: str):
     kind = getattr(backend.xp, dtype)
-    new, old = (backend.asarray(np.asarray([v]), kind) for v in (4.0, 2.0))
-    keep = backend.asarray(np.asarray(0.75), backend.xp.float64)
-    mixed = fused.mix_into(new, old, keep, 1.0 - keep)
-    assert mixed.dtype == kind
-    assert float(mixed[0]) == 2.5
+    x, y = (backend.asarray(np.asarray([v]), kind) for v in (2.0, 4.0))
+    a = backend.asarray(np.asarray(0.75), backend.xp.float64)
+    combined = fused.combine(a, x, 1.0 - a, y)
+    assert combined.dtype == kind
+    assert float(combined[0]) == 2.5

@@ -16,10 +16,10 @@ from kfac_np.backend import (
     Backend,
     Rng,
     all_finite,
+    combine,
     get_backend,
     later,
     logistic,
-    mix_into,
     prefetch,
     second_moment,
     sum_by_index,
@@ -95,7 +95,7 @@ def test_kernels(strict: Backend):
     with no_sync():
         second_moment(x)
         second_moment(x, x[:, 0])
-        mix_into(1.0 * x, y, 0.5, 0.5)
+        combine(0.5, x, strict.ones(()), y)
         sum_by_index(x, strict.asarray([0, 1, 0, 2, 2, 1]), 3)
         Rng(0).bernoulli(logistic(x))
         for batch in prefetch([([[1.0]], None)] * 3, strict):
