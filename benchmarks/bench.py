@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measure import Round, Settings
-from benchmarks.registry import choose
+from benchmarks.registry import choose, left_out
 from benchmarks.report import conditions, heading, libraries, table, write_json, write_text
 from benchmarks.special import SPECIAL, components, growth, growth_csv, growth_picture, startup
 from benchmarks.workloads import CUDA_DEFAULT, DEFAULT, WORKLOADS, select, tiny
@@ -49,8 +49,11 @@ def main() -> int:
         if args.out:
             write_json(args.out, record)
     for workload in select([n for n in names if n not in SPECIAL]):
-        chosen = choose(wanted, workload)
-        result = run(tiny(workload) if args.quick else workload, chosen, settings)
+        if args.quick:
+            workload = tiny(workload)
+        chosen, why_not = left_out(wanted, workload, device, choose(wanted, workload))
+        result = Round(workload, chosen, settings).run()
+        result["failed"] |= why_not
         record["workloads"][workload.name] = result
         print(f"\n{table(workload.name, result)}\n\n{libraries(result)}", flush=True)
         if args.out:
@@ -78,11 +81,6 @@ def run_special(name: str, settings: Settings, wanted: list[str], args: Any) -> 
                 text += f"\n\nno picture: {error}; pip install matplotlib"
     print(f"\n{text}", flush=True)
     return found
-
-
-def run(workload: Any, contenders: list[Any], settings: Settings) -> dict[str, Any]:
-    """One workload."""
-    return Round(workload, contenders, settings).run()
 
 
 def arguments() -> argparse.Namespace:

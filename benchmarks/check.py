@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.measure import Settings
 from benchmarks.problems import loss, problem
 from benchmarks.processes import ContenderError, Process, environment
-from benchmarks.registry import OURS, Contender, choose, interpreter
+from benchmarks.registry import OURS, Contender, choose, interpreter, left_out
 from benchmarks.workloads import Workload, select, tiny
 
 
@@ -64,7 +64,7 @@ def compare(workload: Workload, names: list[str], steps: list[int], settings: Se
     print("| contender | first update | cosine to ours | "
           + " | ".join(f"loss after {k}" for k in steps) + " |")  # fmt: skip
     print("|---|" + "---:|" * (2 + len(steps)))
-    for contender in choose(names, workload):
+    for contender in left_out(names, workload, settings.device, choose(names, workload))[0]:
         try:
             found = layers_after(contender, contender.workload(workload), steps, settings)
         except ContenderError as error:

@@ -54,9 +54,10 @@ class Settings:
 def disturbed(steps: list[Step]) -> list[bool]:
     """Which steps something else interfered with.
 
-    A step is, when its threads waited for a core for longer than this contender's steps usually
-    do (by 5 % of its time), or when they used less processor time per second than usual (by 10 %)
-    and it took longer than usual. Steps of a kind of which there are fewer than three are kept.
+    Each contender's steps are compared with their best tenth: a step is disturbed when its threads
+    waited for a core for longer (by 5 % of its time), or when they used less processor time per
+    second (by 10 %) and it took longer. Steps of a kind of which there are fewer than three are
+    kept.
     """
     marks = [False] * len(steps)
     for kind in {s["kind"] for s in steps}:
@@ -66,10 +67,11 @@ def disturbed(steps: list[Step]) -> list[bool]:
         walls = [steps[i]["wall"] for i in chosen]
         use = [steps[i]["cpu"] / steps[i]["wall"] for i in chosen]
         wait = [(steps[i]["wait"] or 0.0) / steps[i]["wall"] for i in chosen]
-        usual, usual_use, usual_wait = map(statistics.median, (walls, use, wait))
-        for j, i in enumerate(chosen):
-            slower = walls[j] > 1.05 * usual and use[j] < 0.9 * usual_use
-            marks[i] = slower or wait[j] > usual_wait + 0.05
+        tenth = len(chosen) // 10
+        quick, used, waited = sorted(walls)[tenth], sorted(use)[-1 - tenth], sorted(wait)[tenth]
+        for wall, share, pause, i in zip(walls, use, wait, chosen, strict=True):
+            slower = wall > 1.05 * quick and share < 0.9 * used
+            marks[i] = slower or pause > waited + 0.05
     return marks
 
 

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from benchmarks.workloads import Workload
+from benchmarks.workloads import Workload, tiny
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class Contender:
     `family` is what shares an interpreter: "own", "jax" or "torch". `changes` are made to the
     workload, so that a contender with other settings carries them in its name. `empirical`:
     factors come from the gradients themselves, without a second backward pass. `counts`: it does
-    what the operations of K-FAC are counted for.
+    what the operations of K-FAC are counted for. `not_on`: why it is left out of workloads that
+    begin so, on a CPU, unless it is asked for by name.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Contender:
     asked_for: bool = False
     empirical: bool = False
     counts: bool = True
+    not_on: dict[str, str] = field(default_factory=dict)
 
     def takes_part(self, workload: Workload) -> bool:
         """Whether the workload's mathematics is among what it does."""
@@ -40,6 +42,7 @@ class Contender:
 
 
 _BOTH = ("fixed", "exact")
+SLOW = "a step takes minutes on a CPU (--contenders kfac-jax insists)"
 PAPER = {"statistics_fraction": 1 / 8, "model_fraction": 1 / 4}
 CONTENDERS = {
     c.name: c
@@ -47,7 +50,7 @@ CONTENDERS = {
         Contender("kfac_np", "kfac_np", "own", models=_BOTH),
         Contender("kfac_np-paper", "kfac_np", "own", "kfac", _BOTH, PAPER, asked_for=True),
         Contender("kfac_np-sgd", "kfac_np", "own", "sgd"),
-        Contender("kfac-jax", "kfac_jax", "jax", models=_BOTH),
+        Contender("kfac-jax", "kfac_jax", "jax", models=_BOTH, not_on={"W2": SLOW}),
         Contender("jax-sgd", "jax_sgd", "jax", "sgd"),
         Contender("torch-sgd", "torch_sgd", "torch", "sgd"),
         Contender("kfac-pytorch", "kfac_pytorch", "torch", empirical=True),
@@ -69,6 +72,19 @@ def choose(names: list[str], workload: Workload) -> list[Contender]:
         raise SystemExit(f"no contender {', '.join(sorted(unknown))}; there are {known}")
     wanted = [CONTENDERS[n] for n in names] or [c for c in CONTENDERS.values() if not c.asked_for]
     return [c for c in wanted if c.takes_part(workload)]
+
+
+def left_out(
+    names: list[str], workload: Workload, device: str, contenders: list[Contender]
+) -> tuple[list[Contender], dict[str, str]]:
+    """Those that are tried, and why the others are not."""
+    why = {}
+    for contender in contenders:
+        for beginning, reason in contender.not_on.items():
+            small = workload.network == tiny(workload).network
+            if device == "cpu" and workload.name.startswith(beginning) and not (names or small):
+                why[contender.name] = reason
+    return [c for c in contenders if c.name not in why], why
 
 
 def interpreter(contender: Contender, pythons: dict[str, str]) -> str:

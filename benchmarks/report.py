@@ -19,8 +19,8 @@ BUSY = 0.15
 def table(name: str, result: dict[str, Any]) -> str:
     """One workload as a Markdown table, with the conditions it was measured in."""
     columns = (
-        "ms/step", "median (quartiles)", "time / ours", "processor ms", "GFLOP/step", "GFLOP/s",
-        "of roofline", "peak MB", "import s", "first step s", "steps (rejected)",
+        "ms/step", "median (quartiles)", "time / ours", "processor ms (/ ours)", "GFLOP/step",
+        "GFLOP/s", "of roofline", "peak MB", "import s", "first step s", "steps (rejected)",
     )  # fmt: skip
     rows = [f"| contender | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
     for contender, r in result["contenders"].items():
@@ -28,7 +28,8 @@ def table(name: str, result: dict[str, Any]) -> str:
         rows.append(
             f"| {contender} | {1e3 * r['per_step']:.2f} "
             f"| {1e3 * r['median']:.2f} ({1e3 * low:.2f} to {1e3 * high:.2f}) "
-            f"| {_or_dash(r['to_ours'], '.2f')} | {1e3 * r['processor_per_step']:.2f} "
+            f"| {_or_dash(r['to_ours'], '.2f')} "
+            f"| {1e3 * r['processor_per_step']:.2f} ({_or_dash(r['processor_to_ours'], '.2f')}) "
             f"| {_or_dash(sum(r['operations'].values()) or None, '.2f', 1e-9)} "
             f"| {_or_dash(r['rate'], '.1f', 1e-9)} "
             f"| {_or_dash(r['of_roofline'], '.0%')} "

@@ -89,6 +89,7 @@ class Workload:
     batch: int
     model: str = "fixed"
     rate: float = 1e-3
+    sgd_rate: float = 1e-4
     momentum: float = 0.9
     damping: float = 1.0
     l2: float = 1e-5

@@ -24,7 +24,7 @@ def build(setup: Setup) -> Running:
         g = gradient(params, batch)
         velocity = jax.tree.map(lambda v, d: w.momentum * v + d, velocity, g)
         params = jax.tree.map(
-            lambda p, v, d: p - w.rate * (d + w.momentum * v), params, velocity, g
+            lambda p, v, d: p - w.sgd_rate * (d + w.momentum * v), params, velocity, g
         )
         return params, velocity
 

@@ -43,7 +43,7 @@ def optimizer(setup: Setup, target: Any) -> Any:
 
     w = setup.workload
     if setup.method == "sgd":
-        return SGD(target, rate=w.rate, momentum=w.momentum, nesterov=True)
+        return SGD(target, rate=w.sgd_rate, momentum=w.momentum, nesterov=True)
     rule = FixedRate(w.rate, w.momentum)
     if w.model == "exact":
         rule = QuadraticModel(w.model_fraction)

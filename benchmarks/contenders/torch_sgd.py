@@ -13,7 +13,7 @@ def build(setup: Setup) -> Running:
     model = Model.of(setup)
     w = setup.workload
     optimizer = torch.optim.SGD(
-        model.network.parameters(), lr=w.rate, momentum=w.momentum, nesterov=True
+        model.network.parameters(), lr=w.sgd_rate, momentum=w.momentum, nesterov=True
     )
 
     def step() -> str:
