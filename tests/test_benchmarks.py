@@ -226,6 +226,21 @@ def test_contenders_by_name_and_mathematics():
         registry.choose(["nobody"], exact)
 
 
+def test_who_is_left_out_is_told_why():
+    w2 = workloads.WORKLOADS["W2-128"]
+    everyone = registry.choose([], w2)
+
+    def names(asked, workload, device):
+        kept, why = registry.left_out(asked, workload, device, everyone)
+        assert {c.name for c in kept} | set(why) == {c.name for c in everyone}
+        return set(why)
+
+    assert names([], w2, "cpu") == {"kfac-jax"}
+    assert names(["kfac-jax"], w2, "cpu") == set()
+    assert names([], w2, "cuda") == set()
+    assert names([], workloads.tiny(w2), "cpu") == set()
+
+
 @posix
 def test_a_missing_library_and_a_missing_interpreter_are_told(tmp_path):
     script = "from benchmarks.contenders.child import serve; "

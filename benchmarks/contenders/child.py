@@ -213,19 +213,21 @@ def device_bytes() -> int | None:
 
 def blas() -> list[str] | None:
     """Thread pools in this process: library, version, kernels' architecture, threads."""
+    found = []
+    if torch := sys.modules.get("torch"):
+        # Its BLAS is linked into it, where threadpoolctl does not see it.
+        linked = torch.__config__.show().partition("BLAS_INFO=")[2].partition(",")[0]
+        kernels = torch.backends.cpu.get_cpu_capability()
+        found.append(f"PyTorch's own {linked} {kernels}, {torch.get_num_threads()} threads")
     try:
         from threadpoolctl import threadpool_info
     except ImportError:
-        return None
-    return [
-        " ".join(
-            str(pool[key])
-            for key in ("internal_api", "version", "architecture", "threading_layer")
-            if pool.get(key)
-        )
-        + f", {pool['num_threads']} threads"
-        for pool in threadpool_info()
-    ]
+        return found or None
+    for pool in threadpool_info():
+        keys = ("internal_api", "version", "architecture", "threading_layer")
+        words = [str(pool[key]) for key in keys if pool.get(key)]
+        found.append(f"{' '.join(words)}, {pool['num_threads']} threads")
+    return found
 
 
 def versions(distributions: str) -> dict[str, str]:
