@@ -92,7 +92,7 @@ class Workload:
     sgd_rate: float = 1e-4
     momentum: float = 0.9
     damping: float = 1.0
-    l2: float = 1e-5
+    l2: float = 0.0
     refresh: int = 20
     statistics_fraction: float = 1.0
     model_fraction: float = 1.0
@@ -128,7 +128,8 @@ class Workload:
             parts["sampled backward"] += 0.0 if empirical else part_n * to_inputs
             parts["moments"] += part_n * uses * (d_in**2 + d_out**2)
             parts["refresh"] += (d_in**3 + d_out**3) / self.refresh
-            parts["solve"] += 2.0 * (d_out**2 * d_in + d_out * d_in**2)
+            by_examples = 2.0 * n * uses * (d_out**2 + d_in**2 + d_out * d_in)
+            parts["solve"] += min(2.0 * (d_out**2 * d_in + d_out * d_in**2), by_examples)
             if self.model == "exact":
                 # J v for two vectors: the tangent of the weights, and that of the layer's inputs.
                 parts["model"] += 2 * model_n * (affine + to_inputs)
