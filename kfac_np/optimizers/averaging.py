@@ -7,7 +7,7 @@ from typing import final
 
 from kfac_np import trees
 from kfac_np.errors import ConfigError
-from kfac_np.optimizers.schedules import require_number
+from kfac_np.optimizers.schedules import require_number, require_positive
 from kfac_np.trees import Tree
 
 __all__ = ["IterateAverage", "MovingAverage"]
@@ -23,12 +23,17 @@ class IterateAverage:
     decay : float
         ξ, in [0, 1).
     warm_up : bool
-        Use ξ_k = min(1 - 1/k, ξ) instead: a plain mean of the first iterates, so that the
-        initial parameters leave no trace.
+        Use ξ_k = min(1 - (p + 1)/(k + p), ξ) instead, with p = `power`: so that the initial
+        parameters leave no trace.
+    power : float
+        p ≥ 0; iterate j has weight about j^p in the mean of the first iterates, which so is over
+        the last of them, k/(p + 1) or so in number. With 0 it is a plain mean, which lags far
+        behind as long as the loss falls fast. Without effect unless `warm_up`.
 
     References
     ----------
-    Martens & Grosse 2015, §8 and §13 (Polyak averaging with ξ = 0.99).
+    Martens & Grosse 2015, §8 and §13 (Polyak averaging with ξ = 0.99); Shamir & Zhang 2013,
+    arXiv:1212.1824, §4 (polynomial-decay averaging).
 
     Examples
     --------
@@ -39,15 +44,18 @@ class IterateAverage:
 
     decay: float = 0.99
     warm_up: bool = False
+    power: float = 0.0
 
     def __post_init__(self) -> None:
+        require_positive("IterateAverage power", self.power, zero=True)
         require_number("IterateAverage decay", self.decay)
         if not 0.0 <= self.decay < 1.0:
             raise ConfigError(f"IterateAverage decay: expected 0 <= decay < 1, got {self.decay!r}")
 
     def update(self, average: Tree, params: Tree, k: int) -> Tree:
         """The average after step k (from 1), given that before it and the new parameters."""
-        decay = min(1.0 - 1.0 / k, self.decay) if self.warm_up else self.decay
+        p = self.power
+        decay = min(1.0 - (p + 1.0) / (k + p), self.decay) if self.warm_up else self.decay
         return trees.combine(decay, average, 1.0 - decay, params)
 
 

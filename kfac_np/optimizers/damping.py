@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -43,7 +44,11 @@ class DampingPolicy(ABC):
 
     @abstractmethod
     def at(self, k: int, current: Scalar | None) -> Scalar:
-        """λ for step k, given the one carried over (None before the first step)."""
+        """λ for step k, given the one carried over (in the first step, that of `start`)."""
+
+    def start(self, mean_eigenvalue: Callable[[], Scalar]) -> Scalar | None:
+        """λ to begin with, from the first step's F̂; None where it does not depend on that."""
+        return None
 
     @abstractmethod
     def measures(self, k: int) -> bool:
@@ -90,9 +95,14 @@ class LevenbergMarquardt(DampingPolicy):
 
     Parameters
     ----------
-    initial : float
-        λ₀. The published 150 suits autoencoders, whose loss sums over many pixels; for
-        classification 1 is nearer the mark.
+    initial : float, optional
+        λ₀. Without it the mean eigenvalue of F̂, tr F̂ / dim θ, at the first step. It needs no
+        tuning: multiplying the loss by a number, which multiplies F, multiplies λ₀, and a loss
+        that sums over many outputs has a large one. The published value is 150, for autoencoders
+        of images; it is hundreds to ten thousands of times the mean eigenvalue, and most of the
+        first hundred steps went into coming down from there. (To try several λ in the first step
+        and take what reduces the loss most is no better guide: what is best for one step from
+        random parameters is far too large for the next fifty.)
     decay : float
         ω₁ for one step, in (0, 1).
     interval : int
@@ -109,36 +119,49 @@ class LevenbergMarquardt(DampingPolicy):
     >>> policy = LevenbergMarquardt(initial=1.0, decay=0.5, interval=1)
     >>> policy.update(1.0, rho=0.9), policy.update(1.0, rho=0.5), policy.update(1.0, rho=0.1)
     (0.5, 1.0, 2.0)
+    >>> LevenbergMarquardt().start(lambda: 0.02)
+    0.02
     """
 
-    initial: float = 150.0
+    initial: float | None = None
     decay: float = 19 / 20
     interval: int = 5
     minimum: float = 0.0
     maximum: float = math.inf
 
     def __post_init__(self) -> None:
-        require_positive("LevenbergMarquardt initial", self.initial)
+        if self.initial is not None:
+            require_positive("LevenbergMarquardt initial", self.initial)
         require_whole("LevenbergMarquardt interval", self.interval)
         for name in ("decay", "minimum", "maximum"):
             require_number(f"LevenbergMarquardt {name}", getattr(self, name))
         if not 0.0 < self.decay < 1.0:
             raise ConfigError(f"LevenbergMarquardt decay: expected (0, 1), got {self.decay!r}")
-        if not 0.0 <= self.minimum <= self.initial <= self.maximum:
+        initial = self.minimum if self.initial is None else self.initial
+        if not 0.0 <= self.minimum <= initial <= self.maximum:
             raise ConfigError(
                 "LevenbergMarquardt: expected 0 <= minimum <= initial <= maximum, got "
                 f"{self.minimum!r}, {self.initial!r}, {self.maximum!r}"
             )
 
+    def start(self, mean_eigenvalue: Callable[[], Scalar]) -> Scalar | None:
+        return self._within(mean_eigenvalue()) if self.initial is None else self.initial
+
     def at(self, k: int, current: Scalar | None) -> Scalar:
-        return self.initial if current is None else current
+        if current is None:
+            raise ConfigError("LevenbergMarquardt: expected a λ carried over, or `start` before")
+        return current
 
     def measures(self, k: int) -> bool:
         return k % self.interval == 0
 
     def update(self, current: Scalar, rho: Scalar) -> Scalar:
         omega = self.decay**self.interval
-        current = select(rho > 0.75, omega * current, select(rho >= 0.25, current, current / omega))
+        return self._within(
+            select(rho > 0.75, omega * current, select(rho >= 0.25, current, current / omega))
+        )
+
+    def _within(self, current: Scalar) -> Scalar:
         current = select(current > self.minimum, current, self.minimum)
         return select(current < self.maximum, current, self.maximum)
 
@@ -185,14 +208,14 @@ class CoupledGamma(GammaPolicy):
 @final
 @dataclass(frozen=True)
 class GammaSearch(GammaPolicy):
-    """γ₀ = √(λ₀ + η); every `interval` steps the best of {γ, ω₂ γ, γ / ω₂}, ω₂ = decay^interval.
+    """γ₀ = ratio · √(λ₀ + η); now and then the best of {γ, ω₂ γ, γ / ω₂}, ω₂ = decay^interval.
 
     Needs a step rule that evaluates the quadratic model.
 
     Parameters
     ----------
     interval : int
-        T₂.
+        T₂: searched in every step that it divides.
     decay : float
         ω₂ for one step, in (0, 1); the published value is √(19/20).
     minimum, maximum : float
@@ -200,6 +223,13 @@ class GammaSearch(GammaPolicy):
         stays a candidate. The paper states no bounds; without an upper one the search can drift
         away for good, since far above the factors' eigenvalues F̂ ∝ I and every candidate is as
         good as any other. The companion code of the paper uses 1 (and √η below).
+    early : tuple of int
+        Further steps in which γ is searched: the first value is a guess.
+    ratio : float
+        γ₀ / √(λ₀ + η). The paper has 1.
+    within : float
+        Bounds that have no scale of their own: candidates are between √(λ + η) / within and
+        √(λ + η) · within.
 
     References
     ----------
@@ -215,6 +245,9 @@ class GammaSearch(GammaPolicy):
     decay: float = math.sqrt(19 / 20)
     minimum: float = 0.0
     maximum: float = math.inf
+    early: tuple[int, ...] = ()
+    ratio: float = 1.0
+    within: float = math.inf
 
     def __post_init__(self) -> None:
         require_whole("GammaSearch interval", self.interval)
@@ -227,14 +260,23 @@ class GammaSearch(GammaPolicy):
             )
         if not 0.0 < self.decay < 1.0:
             raise ConfigError(f"GammaSearch decay: expected (0, 1), got {self.decay!r}")
+        for k in self.early:
+            require_whole("GammaSearch early", k)
+        require_positive("GammaSearch ratio", self.ratio)
+        require_number("GammaSearch within", self.within)
+        if not self.within >= 1.0:
+            raise ConfigError(f"GammaSearch within: expected >= 1, got {self.within!r}")
 
     def candidates(self, k: int, current: float | None, damping: float) -> tuple[float, ...]:
-        gamma = math.sqrt(damping) if current is None else current
+        root = math.sqrt(damping)
+        gamma = self.ratio * root if current is None else current
         if not self.searches(k):
             return (gamma,)
         omega = self.decay**self.interval
         # γ itself stays a candidate even where the bounds exclude it, as at a large λ₀
-        return (gamma, max(omega * gamma, self.minimum), min(gamma / omega, self.maximum))
+        lowest = max(self.minimum, root / self.within)
+        highest = min(self.maximum, root * self.within) if root else self.maximum
+        return (gamma, max(omega * gamma, lowest), min(gamma / omega, highest))
 
     def searches(self, k: int) -> bool:
-        return k % self.interval == 0
+        return k % self.interval == 0 or k in self.early

@@ -52,7 +52,15 @@ from kfac_np.optimizers.damping import (
     LevenbergMarquardt,
 )
 from kfac_np.optimizers.reports import StepReport, report_of
-from kfac_np.optimizers.schedules import Refresh, require_positive, require_whole
+from kfac_np.optimizers.schedules import (
+    Exponential,
+    Refresh,
+    Schedule,
+    require_positive,
+    require_rate,
+    require_whole,
+    value_at,
+)
 from kfac_np.optimizers.step_rules import (
     LocalModel,
     QuadraticModel,
@@ -102,11 +110,16 @@ class KFACState(State):
 class KFAC(Optimizer):
     """δ = αΔ + μδ₀, Δ = -F̂(γ)⁻¹ ∇h: natural gradient by Kronecker-factored curvature.
 
-    h(θ) = loss + (η/2)‖θ‖². The defaults are those of the paper, but for two things that its text
-    does not have and its companion code does, bounds on γ and an average of the iterates that
-    starts as a plain mean; and for one that neither has, a bound on what the quadratic model may
-    promise (see `QuadraticModel`). `kfac_np.optimizers.published` follows the text. Every part can
-    be replaced.
+    h(θ) = loss + (η/2)‖θ‖². The algorithm is the paper's; the defaults are meant to need no tuning
+    by hand, and differ from its text, which `kfac_np.optimizers.published` follows:
+
+    - λ₀ is the mean eigenvalue of F̂ instead of 150 (see `LevenbergMarquardt`).
+    - γ₀ = 0.3 √(λ₀ + η) instead of √(λ₀ + η), since small γ got off plateaus sooner wherever we
+      tried, and γ is searched in steps 5 and 10, too, and by factors of 2; within bounds.
+    - The average is of the last tenth of the iterates at first (see `IterateAverage`).
+    - The quadratic model may not promise a loss that is out of reach (see `QuadraticModel`).
+
+    What these rest on is in docs/results.md. Every part can be replaced.
 
     Parameters
     ----------
@@ -128,9 +141,10 @@ class KFAC(Optimizer):
         When the factors are computed from them (T₃). With `Refresh(spread=True)` a few layers at
         a time, so that no step is slow; where γ is searched, all of them nevertheless.
     averaging : IterateAverage or None
-    statistics_fraction : float
+    statistics_fraction : float or Schedule
         τ₁, the fraction of the mini-batch that the statistics use: its first examples, so that
-        the batch should be shuffled.
+        the batch should be shuffled. By default all of the first mini-batch, since there is no
+        earlier one to average with, and less and less until it is 1/8, as the paper has it.
     l2 : float
         η. It damps, too: the model and the factors use λ + η, so that λ = 0 alone is not undamped.
     seed : int
@@ -166,12 +180,12 @@ class KFAC(Optimizer):
     fisher: FisherType = MonteCarlo(1)
     step_rule: StepRule = QuadraticModel()
     damping: DampingPolicy = LevenbergMarquardt()
-    gamma: GammaPolicy = GammaSearch(minimum=1e-5**0.5, maximum=1.0)
+    gamma: GammaPolicy = GammaSearch(decay=0.5 ** (1 / 20), early=(5, 10), ratio=0.3, within=10.0)
     moving_average: MovingAverage = MovingAverage()
     statistics: Refresh = Refresh(interval=1)
-    refresh: Refresh = Refresh()
-    averaging: IterateAverage | None = IterateAverage(warm_up=True)
-    statistics_fraction: float = 1 / 8
+    refresh: Refresh = Refresh(first=2)
+    averaging: IterateAverage | None = IterateAverage(warm_up=True, power=9.0)
+    statistics_fraction: float | Schedule = Exponential(1.0, decay=0.8, minimum=1 / 8)
     l2: float = 1e-5
     seed: int = 0
 
@@ -186,7 +200,9 @@ class KFAC(Optimizer):
         require_part("KFAC statistics", self.statistics, Refresh)
         require_part("KFAC refresh", self.refresh, Refresh)
         require_part("KFAC averaging", self.averaging, IterateAverage, optional=True)
-        require_fraction("KFAC statistics_fraction", self.statistics_fraction)
+        require_rate("KFAC statistics_fraction", self.statistics_fraction)
+        if not isinstance(self.statistics_fraction, Schedule):
+            require_fraction("KFAC statistics_fraction", self.statistics_fraction)
         require_positive("KFAC l2", self.l2, zero=True)
         require_whole("KFAC seed", self.seed, zero=True)
         if self.statistics.spread:
@@ -217,7 +233,10 @@ class KFAC(Optimizer):
         e = self.objective.evaluate(state.params, x, t, weights, noise, doubts)
         h = Regularized.of(e, self.l2, k, doubts)
         moments, events = self._update_moments(e, state.moments, k, doubts)
-        damping = self.damping.at(k, state.damping)
+        damping = state.damping
+        if damping is None:
+            damping = self.damping.start(lambda: self._mean_eigenvalue(moments, state.params))
+        damping = self.damping.at(k, damping)
 
         trials = self._trials(state, moments, h, e.scale, damping, k, doubts)
         room = h.value - e.lower_bound
@@ -276,7 +295,8 @@ class KFAC(Optimizer):
         """Statistics of part of the mini-batch, put into the moving averages."""
         if old and not self.statistics.due(k):
             return old, []
-        part = _part(e, self.statistics_fraction, doubts)
+        fraction = min(value_at(self.statistics_fraction, k), 1.0)
+        part = _part(e, fraction, doubts)
         rng = Rng(self.seed).child("targets", k)
         new = self.curvature.estimate(part, self.fisher, rng, old or None)
         events = []
@@ -330,6 +350,12 @@ class KFAC(Optimizer):
                 "unchanged. Use more damping"
             )
         return finite
+
+    def _mean_eigenvalue(self, moments: dict[str, Moments], params: Tree) -> Scalar:
+        """tr F̂ / dim θ, or 1 where that is no damping to begin with."""
+        trace = scalar(self.curvature.matrix(moments, params).trace())
+        mean = trace / sum(math.prod(p.shape) for p in trees.leaves(params))
+        return select(mean < math.inf, select(mean > 0.0, mean, 1.0), 1.0)
 
     def _curvature_norm(self, moments: dict[str, Moments], v: Tree) -> Scalar:
         """vᵀ F̂ v."""

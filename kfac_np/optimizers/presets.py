@@ -7,7 +7,12 @@ from typing import Any
 
 from kfac_np.objective import Objective
 from kfac_np.optimizers.averaging import IterateAverage
-from kfac_np.optimizers.damping import ConstantDamping, CoupledGamma, GammaSearch
+from kfac_np.optimizers.damping import (
+    ConstantDamping,
+    CoupledGamma,
+    GammaSearch,
+    LevenbergMarquardt,
+)
 from kfac_np.optimizers.kfac import KFAC
 from kfac_np.optimizers.schedules import Refresh, Schedule
 from kfac_np.optimizers.step_rules import FixedRate, QuadraticModel
@@ -33,8 +38,11 @@ def published(objective: Objective, **changes: Any) -> KFAC:
     kfac = KFAC(
         objective,
         step_rule=QuadraticModel(bounded=False),
+        damping=LevenbergMarquardt(initial=150.0),
         gamma=GammaSearch(),
         averaging=IterateAverage(),
+        refresh=Refresh(),
+        statistics_fraction=1 / 8,
     )
     return replace(kfac, **changes)
 

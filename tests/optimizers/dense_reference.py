@@ -116,7 +116,7 @@ class Published:
         net: Net,
         theta: HostArray,
         sampler: Sampler,
-        lambda0: float = 150.0,
+        lambda0: float | None = 150.0,
         approximation: type[KroneckerFactored] = KroneckerFactored,
         eta: float = 1e-5,
         tau1: float = 1 / 8,
@@ -126,10 +126,12 @@ class Published:
         self.approximation = approximation(net)
         self.eta, self.tau1, self.tau2 = eta, tau1, tau2
         self.theta, self.average = theta, theta
-        self.damping = lambda0
-        self.gamma = math.sqrt(lambda0 + eta)
+        self.damping, self.gamma = math.nan, math.nan
+        if lambda0 is not None:
+            self.damping, self.gamma = lambda0, math.sqrt(lambda0 + eta)
+        self.adopts_defaults = False
         self.bounds = 0.0, math.inf  # the paper has none
-        self.warm_up = False  # nor a first phase of the average
+        self.power: float | None = None  # nor a first phase of the average
         self.promises_bounded = False  # nor a bound on what the model may promise
         self.renewals = 0
         self.moments: list[HostArray] = []
@@ -142,8 +144,10 @@ class Published:
         return float(self.net.value(theta, x, t, w)) + 0.5 * self.eta * float(theta @ theta)
 
     def averaged(self, theta: HostArray) -> HostArray:
-        """θ̄ after this step: ξ = 0.99 of the old, or of the mean of all as long as they are few."""
-        xi = min(1 - 1 / self.k, 0.99) if self.warm_up else 0.99
+        """θ̄ after this step: ξ = 0.99 of the old, or a mean of all as long as they are few."""
+        xi, p = 0.99, self.power
+        if p is not None:
+            xi = min(1 - (p + 1) / (self.k + p), xi)
         return xi * self.average + (1 - xi) * theta
 
     def gradient_h(self, x: HostArray, t: HostArray, w: HostArray) -> HostArray:
@@ -151,7 +155,8 @@ class Published:
 
     def update_moments(self, x: HostArray, w: HostArray) -> None:
         """§5: targets sampled on the τ₁ part; the k-th time ε = min(1 - 1/k, 0.95)."""
-        n1 = math.ceil(self.tau1 * len(x))
+        tau1 = max(0.8 ** (self.k - 1), 1 / 8) if self.adopts_defaults else self.tau1
+        n1 = math.ceil(tau1 * len(x))
         z, _ = self.net.forward(self.theta, x[:n1])
         new = self.approximation.moments(self.theta, x[:n1], self.sampler(z, self.k), w[:n1])
         self.renewals += 1
@@ -171,16 +176,25 @@ class Published:
         w = np.ones(len(x)) if w is None else w
         slope = self.gradient_h(x, t, w)
         self.update_moments(x, w)
+        if math.isnan(self.damping):  # the defaults: mean eigenvalue of F̂
+            self.damping = float(np.trace(self.approximation.matrix(self.moments))) / len(slope)
+            self.gamma = 0.3 * math.sqrt(self.damping + self.eta)
         bend = self.fisher_of_model(x, t, w)
 
         # §6.6: three values of γ every T₂ = 20 steps.
         omega2 = math.sqrt(19 / 20) ** 20
         low, high = self.bounds
+        searches, first = k % 20 == 0, 3
+        if self.adopts_defaults:
+            searches, first, omega2 = searches or k in (5, 10), 2, 0.5
+            root = math.sqrt(self.damping + self.eta)
+            low, high = root / 10, root * 10
         trials = [self.gamma, max(omega2 * self.gamma, low), min(self.gamma / omega2, high)]
+        refreshed = k <= first or searches  # T₃ = 20
         best: Any = None
-        for gamma in trials if k % 20 == 0 else trials[:1]:
+        for gamma in trials if searches else trials[:1]:
             inverse = self.inverse
-            if k <= 3 or k % 20 == 0:  # T₃ = 20
+            if refreshed:
                 inverse = self.approximation.inverse(self.moments, gamma)
             directions = [-inverse @ slope]
             if self.delta0 is not None:  # §7
@@ -219,7 +233,7 @@ class Published:
             mu=float(coefficients[1]) if self.delta0 is not None else 0.0,
             model_decrease=float(decrease),
             rho=rho,
-            refreshed=k <= 3 or k % 20 == 0,
+            refreshed=refreshed,
             batch_size=len(x),
         )
         self.theta, self.average = record.theta, record.average
@@ -241,14 +255,14 @@ class Practical(Published):
         clip: float | None,
         damping: Callable[[int], float] | float,
         eta: float = 1e-5,
-        refresh: tuple[int, int] = (20, 3),
+        refresh: tuple[int, int] = (20, 2),
         statistics: tuple[int, int] = (1, 3),
     ) -> None:
         start = damping if isinstance(damping, float) else damping(1)
         super().__init__(net, theta, sampler, start, eta=eta, tau1=1.0, tau2=1.0)
         self.rate, self.momentum, self.clip, self.given = rate, momentum, clip, damping
         self.refresh, self.statistics = refresh, statistics
-        self.warm_up = True
+        self.power = 9.0
 
     def step(self, x: HostArray, t: HostArray, w: HostArray | None = None) -> Record:
         self.k += 1

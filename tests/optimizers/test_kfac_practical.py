@@ -43,7 +43,7 @@ class Variant:
     clip: float | None = None
     damping: Callable[[int], float] | float = lambda k: 0.01
     eta: float = 1e-5
-    refresh: tuple[int, int] = (20, 3)
+    refresh: tuple[int, int] = (20, 2)
     statistics: tuple[int, int] = (1, 3)
     preset: Callable[..., KFAC] = practical
 

@@ -254,7 +254,7 @@ def test_first_moments_that_are_not_finite(backend: Backend) -> None:
 @overflows
 def test_proposals_that_are_not_finite(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Candidates for γ whose proposal overflows are passed over; if all do, that is an error."""
-    kfac = KFAC(SQUARED.objective, gamma=GammaSearch(interval=1, decay=0.5))
+    kfac = published(SQUARED.objective, gamma=GammaSearch(interval=1, decay=0.5))
     state = kfac.init(SQUARED.params(backend))
     solve = BlockDiagonal.solve
     calls: list[float] = []
@@ -315,7 +315,7 @@ def test_examples_without_weight_in_the_statistics() -> None:
     x, t = batch()
     w = np.ones(64)
     w[:8] = 0.0  # ⌈64/8⌉ examples make the statistics, ⌈64/4⌉ the model
-    kfac = KFAC(SQUARED.objective)
+    kfac = published(SQUARED.objective)
     state = kfac.init(SQUARED.params(NUMPY))
     with pytest.raises(InputError, match=r"weights: expected .* first 8 of 64 examples"):
         kfac.step(state, x, t, w)

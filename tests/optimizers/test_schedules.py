@@ -79,8 +79,12 @@ def test_refresh() -> None:
 
 def test_levenberg_marquardt_borders() -> None:
     lm = LevenbergMarquardt(1.0, decay=0.5, interval=2, minimum=0.2, maximum=5.0)
-    assert lm.at(1, None) == 1.0
+    assert lm.start(lambda: 7.0) == 1.0
     assert lm.at(9, 0.3) == 0.3
+    with pytest.raises(ConfigError, match="expected a λ carried over"):
+        lm.at(1, None)
+    automatic = LevenbergMarquardt(minimum=0.2, maximum=5.0)
+    assert [automatic.start(lambda m=m: m) for m in (0.1, 0.3, 7.0)] == [0.2, 0.3, 5.0]
     assert [lm.measures(k) for k in (1, 2, 3, 4)] == [False, True, False, True]
     assert lm.update(1.0, 0.75) == lm.update(1.0, 0.25) == 1.0
     assert lm.update(1.0, math.nextafter(0.75, 1)) == 0.25
@@ -108,6 +112,14 @@ def test_gamma_search_candidates() -> None:
     assert bounded.candidates(1, 1.5, 9.0) == (1.5, 0.75, 2.0)
     assert bounded.candidates(1, 0.15, 9.0) == (0.15, 0.1, 0.3)
     assert bounded.candidates(1, None, 9.0) == (3.0, 1.5, 2.0)  # γ itself may be out of bounds
+    guess = GammaSearch(interval=4, decay=0.5**0.25, early=(3,), ratio=0.5, within=2.0)
+    assert [k for k in range(1, 10) if guess.searches(k)] == [3, 4, 8]
+    assert guess.candidates(1, None, 16.0) == (2.0,)
+    assert guess.candidates(3, None, 16.0) == pytest.approx((2.0, 2.0, 4.0))
+    assert guess.candidates(4, 6.0, 16.0) == pytest.approx((6.0, 3.0, 8.0))
+    assert guess.candidates(4, 6.0, 0.0) == pytest.approx(
+        (6.0, 3.0, 12.0)
+    )  # nothing to be relative to
 
 
 WRONG: list[tuple[Any, dict[str, Any], str]] = [

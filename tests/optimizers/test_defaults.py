@@ -1,0 +1,121 @@
+"""What the defaults promise: no unit is built in, and λ₀ comes from the first step's F̂."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from optimizer_cases import case, flat
+
+from kfac_np import trees
+from kfac_np.backend import Backend, get_backend, to_numpy
+from kfac_np.curvature import (
+    EKFAC,
+    BlockDiagonal,
+    BlockTridiagonal,
+    Curvature,
+    DiagonalBlock,
+    FullKronecker,
+    FullMatrix,
+)
+from kfac_np.fisher import Exact
+from kfac_np.optimizers import KFAC, ConstantDamping, IterateAverage, LevenbergMarquardt
+
+NUMPY = get_backend("numpy", "float64")
+CURVATURES: list[Curvature] = [
+    BlockDiagonal(),
+    BlockDiagonal(DiagonalBlock()),
+    BlockTridiagonal(),
+    EKFAC(),
+    FullKronecker(),
+    FullMatrix(),
+]
+
+
+@pytest.mark.parametrize("scale", [2.0**-12, 2.0**12])
+@pytest.mark.parametrize("name", ["tanh_squared", "logistic_sigmoid", "relu_softmax"])
+def test_multiplying_the_loss_changes_nothing(name: str, scale: float) -> None:
+    """Weights of c for all examples: c times the loss, the gradient and F; the same path."""
+    c = case(name)
+    kfac = KFAC(c.objective, l2=0.0)
+    plain = scaled = kfac.init(c.params(NUMPY))
+    for k in range(1, 26):
+        x, t, _ = c.batch_on(NUMPY, k)
+        plain, one = kfac.step(plain, x, t, np.ones(len(x)))
+        scaled, other = kfac.step(scaled, x, t, np.full(len(x), scale))
+        assert flat(scaled.params) == pytest.approx(flat(plain.params), rel=1e-6, abs=1e-6)
+        assert other.damping == pytest.approx(scale * one.damping, rel=1e-6)
+        assert other.gamma == pytest.approx(math.sqrt(scale) * one.gamma, rel=1e-6)
+
+
+@pytest.mark.parametrize("curvature", CURVATURES, ids=lambda c: type(c).__name__)
+def test_first_damping_is_the_mean_eigenvalue(curvature: Curvature, backend: Backend) -> None:
+    c = case("tanh_squared")
+    kfac = KFAC(c.objective, curvature=curvature, fisher=Exact())
+    state, report = kfac.step(kfac.init(c.params(backend)), *c.batch_on(backend, 1))
+    dense = to_numpy(curvature.matrix(state.moments, state.params).to_dense())
+    assert report.damping == pytest.approx(float(np.mean(np.linalg.eigvalsh(dense))), rel=1e-9)
+    assert report.gamma == pytest.approx(0.3 * math.sqrt(report.damping + 1e-5))
+
+
+@pytest.mark.parametrize("trace", [0.0, math.inf, math.nan])
+def test_without_eigenvalues_damping_starts_at_one(
+    trace: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    c = case("tanh_squared")
+    kfac = KFAC(c.objective)
+    matrix = type(kfac.curvature.matrix(_moments(kfac, c), c.params(NUMPY)))
+    monkeypatch.setattr(matrix, "trace", lambda self: np.asarray(trace))
+    _, report = kfac.step(kfac.init(c.params(NUMPY)), *c.batch_on(NUMPY, 1))
+    assert report.damping == 1.0
+
+
+def _moments(kfac: KFAC, c: Any) -> Any:
+    return kfac.step(kfac.init(c.params(NUMPY)), *c.batch_on(NUMPY, 1))[0].moments
+
+
+def test_dead_network_moves_on() -> None:
+    """Inputs of zero and a gradient of the bias alone: most of F is 0."""
+    c = case("tanh_squared")
+    kfac = KFAC(c.objective)
+    x, t, _ = c.batch_on(NUMPY, 1)
+    state = kfac.init(trees.scale(0.0, c.params(NUMPY)))
+    losses = []
+    for _ in range(10):
+        state, report = kfac.step(state, 0.0 * x, t)
+        losses.append(report.loss)
+    assert losses[-1] <= losses[0]
+    assert np.isfinite(flat(state.params)).all()
+
+
+def test_a_policy_is_asked_once_where_to_start() -> None:
+    """λ is carried over from the first step, also through a checkpoint."""
+    c = case("relu_softmax")
+    kfac = KFAC(c.objective)
+    state, first = kfac.step(kfac.init(c.params(NUMPY)), *c.batch_on(NUMPY, 1))
+    assert state.damping == first.damping
+    state = kfac.state_from_tree(kfac.state_to_tree(state))
+    _, second = kfac.step(state, *c.batch_on(NUMPY, 2))
+    assert second.damping == first.damping
+    assert ConstantDamping(0.1).start(lambda: 7.0) is None
+    given = dataclasses.replace(kfac, damping=LevenbergMarquardt(0.25))
+    _, report = given.step(given.init(c.params(NUMPY)), *c.batch_on(NUMPY, 1))
+    assert report.damping == 0.25
+
+
+def test_average_is_of_the_last_part() -> None:
+    """Of θ_k = k it lags by k/(p + 2); with p = 0 by half of k; never more than 1/(1 - ξ)."""
+    for power, lag in ((0.0, 1 / 2), (9.0, 1 / 11)):
+        average = IterateAverage(0.999, warm_up=True, power=power)
+        mean = (np.zeros(1),)
+        for k in range(1, 201):
+            mean = average.update(mean, (np.full(1, float(k)),), k)
+            assert k - mean[0][0] == pytest.approx(lag * (k - 1), abs=1e-9)
+
+
+def test_average_forgets_the_start() -> None:
+    average = IterateAverage(0.99, warm_up=True, power=9.0)
+    assert average.update((np.full(1, 5.0),), (np.ones(1),), 1)[0][0] == 1.0
