@@ -152,7 +152,6 @@ def _defaults(data: str, model: str, optimizer: str) -> Table:
     settings: Table = {"name": optimizer, **rate}
     if optimizer == "kfac" and data == "curves":
         batch = {"name": "growing", "first": 500, "full_at": 2000}
-        settings["damping"] = {"name": "levenberg-marquardt", "initial": 0.01}
     return {"model": {"name": model, "sizes": sizes}, "optimizer": settings, "batch": batch}
 
 
@@ -176,8 +175,6 @@ def _image_defaults(digits: bool, model: str, optimizer: str) -> Table:
     else:  # locations are examples, too: part of the batch is enough for statistics
         settings |= {"statistics_fraction": 0.25, "refresh": {"interval": 5}}
         settings["averaging"] = {"decay": 0.97}
-    if optimizer == "kfac":
-        settings["damping"] = {"name": "levenberg-marquardt", "initial": 0.01}
     if optimizer == "kfac-fixed":
         settings["step_rule"] = {"momentum": 0.8, "kl_clip": 1e-3}
         settings["damping"] = {"value": 3e-3}

@@ -114,11 +114,13 @@ def test_every_setting_of_kfac_is_reachable() -> None:
     reachable = paths(written, "optimizer")
     assert len(reachable) > 15
     for path, value in reachable:
-        changed = {str: value, float: 0.5, int: 3, bool: True}[type(value)]
+        changed = {str: value, float: 0.5, int: 3, bool: True, list: [7]}[type(value)]
         if path == "optimizer.damping.minimum":
             changed = 0.1
         if path == "optimizer.damping.maximum":
             changed = 1000.0
+        if path == "optimizer.gamma.within":
+            changed = 20.0
         if path == "optimizer.statistics.spread":
             continue  # statistics come for all layers at once
         config = from_table(assign(table(), path, changed))
