@@ -123,8 +123,11 @@ class ChainMatrix(TreeMatrix):
         return trees.map_named(lambda path, _: out[path], v)
 
     def trace(self) -> Array:
-        parts = [self.blocks[path].trace() for path, _ in trees.items(self.like)]
+        parts = list(self.block_traces().values())
         return array_namespace(*parts).sum(array_namespace(*parts).stack(parts))
+
+    def block_traces(self) -> dict[str, Array]:
+        return {path: self.blocks[path].trace() for path, _ in trees.items(self.like)}
 
     def frobenius_norm(self) -> Array:
         squares = [self.blocks[path].frobenius_norm() ** 2 for path, _ in trees.items(self.like)]

@@ -45,6 +45,10 @@ class TreeMatrix(ABC):
     def trace(self) -> Array:
         """Sum of the diagonal (0-d array)."""
 
+    def block_traces(self) -> dict[str, Array]:
+        """The trace's part of each parameter, by paths; empty where there are no blocks."""
+        return {}
+
     @abstractmethod
     def logdet(self, damping: float = 0.0) -> Array:
         """Log-determinant of C + damping · I (0-d array)."""
@@ -98,6 +102,9 @@ class BlockDiagonalMatrix(TreeMatrix):
 
     def trace(self) -> Array:
         return self._sum(lambda block: block.trace())
+
+    def block_traces(self) -> dict[str, Array]:
+        return {path: block.trace() for path, block in trees.items(self.blocks)}
 
     def logdet(self, damping: float = 0.0) -> Array:
         return self._sum(lambda block: block.logdet(damping))

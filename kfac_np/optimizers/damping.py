@@ -46,7 +46,7 @@ class DampingPolicy(ABC):
     def at(self, k: int, current: Scalar | None) -> Scalar:
         """λ for step k, given the one carried over (in the first step, that of `start`)."""
 
-    def start(self, mean_eigenvalue: Callable[[], Scalar]) -> Scalar | None:
+    def start(self, eigenvalue: Callable[[], Scalar]) -> Scalar | None:
         """λ to begin with, from the first step's F̂; None where it does not depend on that."""
         return None
 
@@ -96,13 +96,15 @@ class LevenbergMarquardt(DampingPolicy):
     Parameters
     ----------
     initial : float, optional
-        λ₀. Without it the mean eigenvalue of F̂, tr F̂ / dim θ, at the first step. It needs no
-        tuning: multiplying the loss by a number, which multiplies F, multiplies λ₀, and a loss
-        that sums over many outputs has a large one. The published value is 150, for autoencoders
-        of images; it is hundreds to ten thousands of times the mean eigenvalue, and most of the
-        first hundred steps went into coming down from there. (To try several λ in the first step
-        and take what reduces the loss most is no better guide: what is best for one step from
-        random parameters is far too large for the next fifty.)
+        λ₀. Without it a typical eigenvalue of F̂ at the first step: the geometric mean over the
+        layers' parameters of tr F̂_i / n_i, the mean eigenvalue of layer i with n_i parameters.
+        It needs no tuning: multiplying the loss by a number, which multiplies F, multiplies λ₀,
+        and a loss that sums over many outputs has a large one. The published value is 150, for
+        autoencoders of images; it is thousands of times as much, and most of the first hundred
+        steps go into coming down from there. (A plain mean is that of the layers with the
+        largest F̂; where gradients vanish on their way down it is far too much for the others. To
+        try several λ in the first step and take what reduces the loss most is no better guide:
+        what is best for one step from random parameters is far too much for the next fifty.)
     decay : float
         ω₁ for one step, in (0, 1).
     interval : int
@@ -144,8 +146,8 @@ class LevenbergMarquardt(DampingPolicy):
                 f"{self.minimum!r}, {self.initial!r}, {self.maximum!r}"
             )
 
-    def start(self, mean_eigenvalue: Callable[[], Scalar]) -> Scalar | None:
-        return self._within(mean_eigenvalue()) if self.initial is None else self.initial
+    def start(self, eigenvalue: Callable[[], Scalar]) -> Scalar | None:
+        return self._within(eigenvalue()) if self.initial is None else self.initial
 
     def at(self, k: int, current: Scalar | None) -> Scalar:
         if current is None:

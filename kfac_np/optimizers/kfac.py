@@ -113,7 +113,7 @@ class KFAC(Optimizer):
     h(θ) = loss + (η/2)‖θ‖². The algorithm is the paper's; the defaults are meant to need no tuning
     by hand, and differ from its text, which `kfac_np.optimizers.published` follows:
 
-    - λ₀ is the mean eigenvalue of F̂ instead of 150 (see `LevenbergMarquardt`).
+    - λ₀ is a typical eigenvalue of F̂ instead of 150 (see `LevenbergMarquardt`).
     - γ₀ = 0.3 √(λ₀ + η) instead of √(λ₀ + η), since small γ got off plateaus sooner wherever we
       tried, and γ is searched in steps 5 and 10, too, and by factors of 2; within bounds.
     - The average is of the last tenth of the iterates at first (see `IterateAverage`).
@@ -235,7 +235,7 @@ class KFAC(Optimizer):
         moments, events = self._update_moments(e, state.moments, k, doubts)
         damping = state.damping
         if damping is None:
-            damping = self.damping.start(lambda: self._mean_eigenvalue(moments, state.params))
+            damping = self.damping.start(lambda: self._typical_eigenvalue(moments, state.params))
         damping = self.damping.at(k, damping)
 
         trials = self._trials(state, moments, h, e.scale, damping, k, doubts)
@@ -351,11 +351,23 @@ class KFAC(Optimizer):
             )
         return finite
 
-    def _mean_eigenvalue(self, moments: dict[str, Moments], params: Tree) -> Scalar:
-        """tr F̂ / dim θ, or 1 where that is no damping to begin with."""
-        trace = scalar(self.curvature.matrix(moments, params).trace())
-        mean = trace / sum(math.prod(p.shape) for p in trees.leaves(params))
-        return select(mean < math.inf, select(mean > 0.0, mean, 1.0), 1.0)
+    def _typical_eigenvalue(self, moments: dict[str, Moments], params: Tree) -> float:
+        """exp Σ_i n_i log(tr F̂_i / n_i) / Σ_i n_i over the layers' blocks, n_i parameters each.
+
+        Layers without curvature do not count, nor does what is below a thousandth of tr F̂ / n;
+        1 where nothing is left.
+        """
+        matrix = self.curvature.matrix(moments, params)
+        sizes = {path: math.prod(p.shape) for path, p in trees.items(params)}
+        traces = {path: float(x) for path, x in matrix.block_traces().items()}
+        if not traces:
+            sizes, traces = {"all": sum(sizes.values())}, {"all": float(matrix.trace())}
+        known = {path: x for path, x in traces.items() if 0.0 < x < math.inf}
+        n = sum(sizes[path] for path in known)
+        if not n:
+            return 1.0
+        logarithm = sum(sizes[path] * math.log(x / sizes[path]) for path, x in known.items()) / n
+        return max(math.exp(logarithm), 1e-3 * sum(known.values()) / n)
 
     def _curvature_norm(self, moments: dict[str, Moments], v: Tree) -> Scalar:
         """vᵀ F̂ v."""

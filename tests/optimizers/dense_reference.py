@@ -176,8 +176,11 @@ class Published:
         w = np.ones(len(x)) if w is None else w
         slope = self.gradient_h(x, t, w)
         self.update_moments(x, w)
-        if math.isnan(self.damping):  # the defaults: mean eigenvalue of F̂
-            self.damping = float(np.trace(self.approximation.matrix(self.moments))) / len(slope)
+        if math.isnan(self.damping):  # the defaults: geometric mean of the layers' mean eigenvalues
+            diagonal = np.diagonal(self.approximation.matrix(self.moments))
+            sizes = [n * m for n, m in self.net.shapes]
+            means = [np.mean(part) for part in np.split(diagonal, np.cumsum(sizes)[:-1])]
+            self.damping = float(np.exp(np.average(np.log(means), weights=sizes)))
             self.gamma = 0.3 * math.sqrt(self.damping + self.eta)
         bend = self.fisher_of_model(x, t, w)
 

@@ -113,7 +113,7 @@ RUNS = [
 ]
 DEFAULTS = [
     Run(case(name), None)
-    for name in ("tanh_squared", "relu_softmax", "weighted_sigmoid", "growing_softmax")
+    for name in ("tanh_squared", "relu_softmax", "weighted_sigmoid", "no_bias_softmax")
 ]
 
 
