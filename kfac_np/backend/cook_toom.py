@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from kfac_np.backend import threads
 from kfac_np.backend.strips import CACHE_BYTES
 
 __all__ = ["gradient", "pays", "product", "transforms"]
@@ -166,7 +167,8 @@ def product(
     q = len(g)
     # (leading taps, q, C, d_out)
     factors = np.matmul(g, m.reshape(-1, taps, c * d_out)).reshape(-1, q, c, d_out)
-    for examples in _chunks(x, y, into, budget_bytes):
+
+    def write(examples: slice) -> None:
         points = np.matmul(into, x[examples])
         products: Any = None
         buffer: Any = None
@@ -180,7 +182,8 @@ def product(
         np.matmul(back, rows, out=y[examples])
         if bias is not None:
             y[examples] += bias
-        del points, products, buffer, view, rows  # before the next ones are made
+
+    threads.each(write, _chunks(x, y, into, budget_bytes))
 
 
 def gradient(
@@ -216,13 +219,18 @@ def gradient(
     kernels = transforms(taps)[1].astype(x.dtype)
     q = len(kernels)
     total = np.zeros((math.prod(kernel[:-1]), q, c, d_out), dtype=x.dtype)
-    for examples in _chunks(x, g, into, budget_bytes):
+
+    def sums(examples: slice) -> HostArray:
         points = np.matmul(into, x[examples])
         factor = next(_views(np.matmul(back.T, g[examples]), (1,) * len(kernel), dilation, q))
+        part = np.empty_like(total)
         for i, view in enumerate(_views(points, kernel, dilation, q)):
-            sums = np.matmul(view.swapaxes(-1, -2), factor)
-            total[i] += sums.sum(axis=tuple(range(sums.ndim - 3)))
-        del points, factor, view, sums  # before the next ones are made
+            products = np.matmul(view.swapaxes(-1, -2), factor)
+            products.sum(axis=tuple(range(products.ndim - 3)), out=part[i])
+        return part
+
+    for part in threads.in_order(sums, _chunks(x, g, into, budget_bytes)):
+        total += part
     w = np.matmul(kernels.T, total.reshape(-1, q, c * d_out))
     return w.reshape(-1, d_out).T
 

@@ -24,6 +24,8 @@ __all__ = [
     "logistic_generic",
     "logistic_pull",
     "logistic_pull_generic",
+    "rectify",
+    "rectify_generic",
     "sigmoid_cross_entropy",
     "sigmoid_cross_entropy_generic",
     "softplus",
@@ -169,6 +171,36 @@ def logistic_pull_generic(g: Array, y: Array) -> Array:
     slope = 1.0 - y
     slope *= y
     return _times_own(g, slope)
+
+
+def rectify(x: Array) -> Array:
+    """max(x, 0), elementwise; NaN stays.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rectify(np.asarray([-1.0, 2.0, np.nan]))
+    array([ 0.,  2., nan])
+    """
+    xp = array_namespace(x)
+    if array_api_compat.is_numpy_namespace(xp) or array_api_compat.is_cupy_namespace(xp):
+        y: Array = xp.maximum(x, 0.0)  # an array of zeros would take three times as long
+        return y
+    return rectify_generic(x)
+
+
+def rectify_generic(x: Array) -> Array:
+    """`rectify`, by the standard alone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rectify_generic(np.asarray([-1.0, 2.0]))
+    array([0., 2.])
+    """
+    xp = array_namespace(x)
+    y: Array = xp.maximum(x, xp.zeros_like(x))
+    return y
 
 
 def leaky_pull(g: Array, x: Array, slope: float = 0.0) -> Array:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from kfac_np.backend import threads
 from kfac_np.backend.strips import SMALL_PRODUCT, blocks_of_rows
 
 __all__ = ["FEWEST_CHANNELS", "second_moment"]
@@ -28,6 +29,10 @@ CACHE_BYTES = 2**22
 
 FEWEST_CHANNELS = 16
 """Products of single pixels with fewer are slower than those of strips."""
+
+
+FEWEST_MULTIPLICATIONS = 5 * 10**6
+"""For a lag, from which on lags are shared out to threads: fewer are done before Python is."""
 
 
 def second_moment(
@@ -69,14 +74,25 @@ def second_moment(
     pixels = np.zeros((height, width, c), dtype=x.dtype)
     step = max(1, min(budget_bytes, CACHE_BYTES) // (height * width * c * x.itemsize))
     step = min(step, max(8, SMALL_PRODUCT // (inner[1] * c * c)))
-    for start in range(0, x.shape[0], step):
-        part = np.ascontiguousarray(x[start : start + step].transpose(1, 2, 0, 3))
-        pixels += part.sum(axis=2)
+
+    def add(examples: slice) -> None:
+        part = np.ascontiguousarray(x[examples].transpose(1, 2, 0, 3))
+        np.add(pixels, part.sum(axis=2), out=pixels)
         lit = np.asarray(part.any(axis=(2, 3)))
         seen = _not_zero(lit.any(axis=1)), _not_zero(lit.any(axis=0))
-        for (i, j), total in totals.items():
-            _add_lag(total, part, (i * down, j * across), rows[i], columns[j], seen)
-        del part  # before the next one is made
+
+        def add_lag(lag: tuple[int, int]) -> None:
+            i, j = lag
+            _add_lag(totals[lag], part, (i * down, j * across), rows[i], columns[j], seen)
+
+        if part.size * c < FEWEST_MULTIPLICATIONS:
+            for lag in totals:
+                add_lag(lag)
+        else:
+            threads.each(add_lag, totals)
+
+    for start in range(0, x.shape[0], step):
+        add(slice(start, start + step))
     moment = np.empty((high, wide, c, high, wide, c), dtype=x.dtype)
     for (i, j), total in totals.items():
         for row, column in itertools.product(range(high - i), range(wide - j)):

@@ -17,7 +17,7 @@ from typing import Any, final
 import array_api_compat
 import numpy as np
 
-from kfac_np.backend import cook_toom, lags, strips
+from kfac_np.backend import cook_toom, lags, strips, threads
 from kfac_np.backend.array import Array, array_namespace
 from kfac_np.backend.kernels import second_moment
 from kfac_np.errors import ShapeError
@@ -34,6 +34,9 @@ __all__ = [
     "unfold_generic",
 ]
 
+
+PIECE_BYTES = 2**20
+"""Of rows that are summed together, on a processor."""
 
 FEWEST_LOCATIONS = 8
 """Of an example, from which on its strips are worth a product of their own."""
@@ -129,14 +132,24 @@ def pad(x: Array, padding: tuple[tuple[int, int], ...], value: float = 0.0) -> A
     padded = [n + low + high for n, (low, high) in zip(size, padding, strict=True)]
     _require_left(size, padding)
     shape = (x.shape[0], *padded, x.shape[-1])
-    out = xp.full(shape, value, dtype=x.dtype, device=x.device)
     inner = [
         slice(max(low, 0), n - max(high, 0)) for n, (low, high) in zip(padded, padding, strict=True)
     ]
     outer = [
         slice(max(-low, 0), n - max(-high, 0)) for n, (low, high) in zip(size, padding, strict=True)
     ]
-    out[:, *inner, :] = x[:, *outer, :]
+    if not array_api_compat.is_numpy_namespace(xp):
+        out = xp.full(shape, value, dtype=x.dtype, device=x.device)
+        out[:, *inner, :] = x[:, *outer, :]
+        return out
+    out = np.empty(shape, dtype=x.dtype)
+
+    def write(examples: slice) -> None:
+        out[examples] = value
+        out[examples, *inner, :] = x[examples, *outer, :]  # over what is in the cache still
+
+    step = _examples_at_once(x, math.prod(shape[1:]), PIECE_BYTES)
+    threads.each(write, (slice(i, i + step) for i in range(0, shape[0], step)))
     return out
 
 
@@ -438,8 +451,9 @@ class Patches:
             else:
                 kernel = strips.gradient(x, *self._moves, v, self.budget_bytes)
             sums[:, :columns] = kernel
-            rows = v.reshape(-1, v.shape[-1])
-            sums[:, columns:] = rows.T @ np.ones((len(rows), int(self.ones)), dtype=x.dtype)
+            if self.ones:
+                for part in threads.in_order(_sum_of_rows, _pieces(v.reshape(-1, v.shape[-1]))):
+                    sums[:, -1] += part
         return total.reshape(*g.shape[:-3], *total.shape[1:])
 
     def gradient_generic(self, g: Array) -> Array:
@@ -510,6 +524,16 @@ def patch_budget(x: Array) -> int:
     8388608
     """
     return 2**30 if array_api_compat.is_cupy_array(x) else 2**23
+
+
+def _pieces(rows: Any) -> list[Any]:
+    """Rows cut to what stays in the cache of a core."""
+    step = max(1, PIECE_BYTES // max(1, rows.itemsize * rows.shape[1]))
+    return [rows[start : start + step] for start in range(0, len(rows), step)]
+
+
+def _sum_of_rows(rows: Any) -> Any:
+    return np.ones(len(rows), dtype=rows.dtype) @ rows
 
 
 def _examples_at_once(x: Array, numbers: int, budget_bytes: int) -> int:

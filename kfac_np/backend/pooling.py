@@ -19,6 +19,7 @@ from typing import Any, final
 import array_api_compat
 import numpy as np
 
+from kfac_np.backend import threads
 from kfac_np.backend.array import Array, array_namespace
 from kfac_np.backend.patches import Geometry
 
@@ -66,11 +67,14 @@ def max_pool(x: Array, geometry: Geometry) -> tuple[Array, tuple[Array, ...]]:
     y: Any = np.empty((n, *out, c), dtype=x.dtype)
     shapes = [(n, *size[:axis], *out[axis:], c) for axis in range(len(out))]
     winners: Any = tuple(np.empty(shape, dtype=np.uint8) for shape in shapes)
-    for examples in _chunks(n, x):
+
+    def write(examples: slice) -> None:
         chunk: Any = x[examples, ...]
         for taps, winner in zip(_axes(geometry, out), reversed(winners), strict=True):
             chunk = _largest(chunk, taps, winner[examples])
         y[examples] = chunk
+
+    threads.each(write, _chunks(n, x))
     return y, winners
 
 
@@ -130,11 +134,14 @@ def max_pool_transpose(
     axes = _axes(geometry, geometry.output_size(size))
     dx: Any = np.empty((*g.shape[: -len(size) - 1], *size, g.shape[-1]), dtype=g.dtype)
     rest = (slice(None),) * (len(size) + 1)
-    for examples in _chunks(winners[0].shape[0], dx):
+
+    def write(examples: slice) -> None:
         chunk: Any = g[..., examples, *rest]
         for taps, winner, n in zip(reversed(axes), winners, size, strict=True):
             chunk = _spread(chunk, taps, winner[examples, ...], n)
         dx[..., examples, *rest] = chunk
+
+    threads.each(write, _chunks(winners[0].shape[0], dx))
     return dx
 
 

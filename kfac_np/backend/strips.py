@@ -19,6 +19,8 @@ from typing import Any, final
 
 import numpy as np
 
+from kfac_np.backend import threads
+
 __all__ = ["Strips", "blocks_of_rows", "gradient", "product", "second_moment"]
 
 HostArray = np.ndarray[Any, Any]
@@ -146,20 +148,22 @@ def product(
     array([ 7., 15.])
     """
     d_out = m.shape[1]
-    for examples in _chunks(x, kernel, y, budget_bytes):
+    factors = np.ascontiguousarray(m).reshape(math.prod(kernel[:-1]), -1, d_out)
+
+    def write(examples: slice) -> None:
         strips = Strips.of(x[examples], kernel, stride, dilation)
-        m = np.ascontiguousarray(m).reshape(len(strips.taps), -1, d_out)
         split = strips.split(d_out)
         total, buffer = y[examples].reshape(len(strips.array), *split, d_out), None
         for i, view in enumerate(strips.views(split)):
             if i == 0:
-                np.matmul(view, m[i], out=total)
+                np.matmul(view, factors[i], out=total)
             else:
-                buffer = np.matmul(view, m[i], out=buffer)
+                buffer = np.matmul(view, factors[i], out=buffer)
                 total += buffer
         if bias is not None:
             total += bias
-        del strips, view, buffer  # before the next ones are made
+
+    threads.each(write, _chunks(x, kernel, y, budget_bytes))
 
 
 def gradient(
@@ -192,15 +196,20 @@ def gradient(
     array([[2., 4., 6., 8.]])
     """
     d_out = g.shape[-1]
-    total = np.zeros((d_out, math.prod(kernel[:-1]), kernel[-1] * x.shape[-1]), dtype=g.dtype)
-    for examples in _chunks(x, kernel, g, budget_bytes):
+    total = np.zeros((math.prod(kernel[:-1]), d_out, kernel[-1] * x.shape[-1]), dtype=g.dtype)
+
+    def sums(examples: slice) -> HostArray:
         strips = Strips.of(x[examples], kernel, stride, dilation)
         split = strips.split(d_out)
         transposed = g[examples].reshape(len(strips.array), *split, d_out).swapaxes(-1, -2)
+        axes, part = tuple(range(len(split))), np.empty_like(total)
         for i, view in enumerate(strips.views(split)):
-            total[:, i] += np.matmul(transposed, view).sum(axis=tuple(range(len(split))))
-        del strips, view  # before the next ones are made
-    return total.reshape(d_out, -1)
+            np.matmul(transposed, view).sum(axis=axes, out=part[i])
+        return part
+
+    for part in threads.in_order(sums, _chunks(x, kernel, g, budget_bytes)):
+        total += part
+    return total.swapaxes(0, 1).reshape(d_out, -1)
 
 
 def _chunks(
@@ -271,14 +280,20 @@ def second_moment(
     blocks = [blocks_of_rows(inner, step, taps - 1 - distance) for distance in range(taps)]
     products = [np.zeros((len(each), k, k), dtype=x.dtype) for each in blocks]
     row_sums = np.zeros((height, k), dtype=x.dtype)
-    for examples in _chunks(x, kernel, x, budget_bytes):
+
+    def sums_over(examples: slice) -> tuple[list[HostArray], HostArray]:
         part = x[examples].swapaxes(0, 1)
         zero = [not row.any() for row in part]
         strips = _along_last_axis(part, width, last, stride, spread).reshape(height, -1, k)
-        row_sums += np.ones(strips.shape[1], dtype=x.dtype) @ strips
-        for distance, total in enumerate(products):
-            _add_products(total, strips, blocks[distance], distance * step, zero)
-        del strips  # before the next ones are made
+        found = [
+            _products(strips, each, distance * step, zero) for distance, each in enumerate(blocks)
+        ]
+        return found, np.ones(strips.shape[1], dtype=x.dtype) @ strips
+
+    for found, rows in threads.in_order(sums_over, _chunks(x, kernel, x, budget_bytes)):
+        row_sums += rows
+        for total, part in zip(products, found, strict=True):
+            total += part
     moment = np.empty((taps, k, taps, k), dtype=x.dtype)
     for distance, total in enumerate(products):
         for i in range(taps - distance):
@@ -302,19 +317,17 @@ def blocks_of_rows(inner: int, step: int, moves: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise([*before, *(inner + i for i in before)]))
 
 
-def _add_products(
-    total: HostArray,
-    strips: HostArray,
-    blocks: list[tuple[int, int]],
-    shift: int,
-    zero: list[bool],
-) -> None:
-    """Add to each block's total its strips times those `shift` rows further on."""
+def _products(
+    strips: HostArray, blocks: list[tuple[int, int]], shift: int, zero: list[bool]
+) -> HostArray:
+    """For each block, its strips times those `shift` rows further on."""
     k = strips.shape[-1]
+    total = np.zeros((len(blocks), k, k), dtype=strips.dtype)
     for block, (start, stop) in enumerate(blocks):
         if not (all(zero[start:stop]) or all(zero[start + shift : stop + shift])):
             one, other = strips[start:stop], strips[start + shift : stop + shift]
-            total[block] += _gram(one.reshape(-1, k), other.reshape(-1, k))
+            total[block] = _gram(one.reshape(-1, k), other.reshape(-1, k))
+    return total
 
 
 def _gram(a: HostArray, b: HostArray) -> HostArray:

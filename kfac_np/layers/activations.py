@@ -16,6 +16,7 @@ from kfac_np.backend import (
     leaky_pull,
     logistic,
     logistic_pull,
+    rectify,
     softplus,
     tanh_pull,
 )
@@ -190,8 +191,7 @@ class ReLU(Activation):
     """
 
     def value(self, x: Array) -> Array:
-        xp = array_namespace(x)
-        return xp.maximum(x, xp.zeros_like(x))  # keeps NaN
+        return rectify(x)
 
     def derivative(self, x: Array, y: Array) -> Array:
         return array_namespace(x).astype(x > 0, x.dtype)

@@ -74,7 +74,8 @@ class Conv(Layer):
         (rng, fan_in, fan_out, backend) -> weights, with fan_in = taps · c_in / groups and
         fan_out = c_out / groups.
     budget_bytes : int, optional
-        The most bytes of patches that are unfolded at once (one example at least).
+        The most bytes of patches that are unfolded at once (one example at least), by each
+        thread of `kfac_np.backend.threads`.
 
     References
     ----------

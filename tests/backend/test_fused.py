@@ -57,6 +57,7 @@ def test_functions(pair):
     for fast, generic in (
         (fused.logistic, fused.logistic_generic),
         (fused.softplus, fused.softplus_generic),
+        (fused.rectify, fused.rectify_generic),
     ):
         require_equal(fast(x), generic(x), x)
     np.testing.assert_array_equal(to_numpy(x), before)
