@@ -95,7 +95,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--backend", choices=("numpy", "cupy"), default="numpy")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--tf32", action="store_true", help="let products use TF32 on a GPU")
-    parser.add_argument("--threads", type=int, default=cores or 1)
+    parser.add_argument(
+        "--threads", type=int, default=cores or 1, choices=range(1, 1025), metavar="N"
+    )
     parser.add_argument("--rounds", type=int, help="turns of each contender (60)")
     parser.add_argument(
         "--seconds", type=float, default=90.0, help="stop a workload's rounds after these"
@@ -114,7 +116,7 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.out is None and not args.quick:
         results = Path(__file__).parent / "results"
-        args.out = results / f"{time.strftime('%Y-%m-%d-%H%M')}-{args.backend}-{args.dtype}.json"
+        args.out = results / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{args.backend}-{args.dtype}.json"
     return args
 
 

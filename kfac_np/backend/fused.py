@@ -84,7 +84,7 @@ def softplus(x: Array) -> Array:
     [0.0, 1000.0]
     """
     if array_api_compat.is_cupy_array(x):
-        operation = "y = log1p(exp(-abs(x))) + T(0.5) * (x + abs(x))"
+        operation = "y = log1p(exp(-abs(x))) + (x > T(0) ? x : T(0))"
         return _kernel("T x", "T y", operation, "softplus")(x)
     return softplus_generic(x)
 
@@ -99,11 +99,8 @@ def softplus_generic(x: Array) -> Array:
     array([0.69314718])
     """
     xp = array_namespace(x)
-    size = xp.abs(x)
-    y = xp.log1p(xp.exp(-size))
-    size += x
-    size *= 0.5
-    y += size
+    y = xp.log1p(xp.exp(-xp.abs(x)))
+    y += rectify_generic(x)
     return y
 
 

@@ -105,6 +105,11 @@ class LevenbergMarquardt(DampingPolicy):
         largest F̂; where gradients vanish on their way down it is far too much for the others. To
         try several λ in the first step and take what reduces the loss most is no better guide:
         what is best for one step from random parameters is far too much for the next fifty.)
+        Layers whose F̂_i is 0 do not count; λ₀ is at least a thousandth of tr F̂ / n, and 1 where
+        F̂ is 0. A curvature that has no blocks (`FullMatrix`, `FullKronecker`) gives tr F̂ / n.
+        Give a number when training starts from a network that is already sure of its answers:
+        targets sampled from it hardly ever say how much F̂ still is, and λ₀ is then off by
+        powers of ten from draw to draw.
     decay : float
         ω₁ for one step, in (0, 1).
     interval : int
@@ -262,6 +267,8 @@ class GammaSearch(GammaPolicy):
             )
         if not 0.0 < self.decay < 1.0:
             raise ConfigError(f"GammaSearch decay: expected (0, 1), got {self.decay!r}")
+        if not isinstance(self.early, tuple):
+            raise ConfigError(f"GammaSearch early: expected a tuple of steps, got {self.early!r}")
         for k in self.early:
             require_whole("GammaSearch early", k)
         require_positive("GammaSearch ratio", self.ratio)

@@ -237,6 +237,11 @@ class KFAC(Optimizer):
         if damping is None:
             damping = self.damping.start(lambda: self._typical_eigenvalue(moments, state.params))
         damping = self.damping.at(k, damping)
+        if damping is None:
+            raise ConfigError(
+                f"KFAC damping: expected a number from {type(self.damping).__name__}.at in step "
+                f"{k}, got None"
+            )
 
         trials = self._trials(state, moments, h, e.scale, damping, k, doubts)
         room = h.value - e.lower_bound
@@ -262,10 +267,11 @@ class KFAC(Optimizer):
             decrease = model.decrease(update) if decrease is None else decrease
             value = self.objective.mean_value(params, x, t, weights, noise, doubts)
             value = value + l2_term(params, self.l2)
+            good = isfinite(value)  # or it is not a place to go to, and λ was too small
             gains = decrease != 0.0  # where there is nothing to gain, 0/0 says nothing about λ
-            rho = select(gains, (value - h.value) / select(gains, decrease, 1.0), math.nan)
+            ratio = (value - h.value) / select(gains, decrease, 1.0)
+            rho = select(gains, select(good, ratio, math.nan), math.nan)
             next_damping = select(gains, self.damping.update(damping, rho), damping)
-            good = isfinite(value)  # or it is not a place to go to
             event = LadderEvent("all", "update", "update rejected", cast(float, damping))
             events.append((negation(good), event))
             params = trees.select(good, params, state.params)
@@ -295,7 +301,8 @@ class KFAC(Optimizer):
         """Statistics of part of the mini-batch, put into the moving averages."""
         if old and not self.statistics.due(k):
             return old, []
-        fraction = min(value_at(self.statistics_fraction, k), 1.0)
+        fraction = value_at(self.statistics_fraction, k)
+        require_fraction(f"KFAC statistics_fraction in step {k}", fraction)
         part = _part(e, fraction, doubts)
         rng = Rng(self.seed).child("targets", k)
         new = self.curvature.estimate(part, self.fisher, rng, old or None)
@@ -354,8 +361,8 @@ class KFAC(Optimizer):
     def _typical_eigenvalue(self, moments: dict[str, Moments], params: Tree) -> float:
         """exp Σ_i n_i log(tr F̂_i / n_i) / Σ_i n_i over the layers' blocks, n_i parameters each.
 
-        Layers without curvature do not count, nor does what is below a thousandth of tr F̂ / n;
-        1 where nothing is left.
+        Layers without curvature do not count; a thousandth of tr F̂ / n at least; 1 where nothing
+        is left.
         """
         matrix = self.curvature.matrix(moments, params)
         sizes = {path: math.prod(p.shape) for path, p in trees.items(params)}

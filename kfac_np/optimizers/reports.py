@@ -69,8 +69,11 @@ class StepReport:
     events: tuple[LadderEvent, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and lists, ready for JSON."""
+        """Plain numbers, strings and lists, ready for JSON: None where a number is not finite."""
         out = dataclasses.asdict(self)
+        out = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in out.items()
+        }
         out["refreshed"] = list(self.refreshed)
         out["events"] = [str(event) for event in self.events]
         return out

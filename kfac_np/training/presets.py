@@ -130,9 +130,8 @@ def _defaults(data: str, model: str, optimizer: str) -> Table:
     training loss at their end. SGD and Adam: rates in steps of about two and three, batches of 50,
     100 and 500; 40 s on curves (rates 0.005 to 0.1 and 0.0003 to 0.006), 2.5 s on digits (0.003 to
     0.3 and 0.001 to 0.02; on the labels, where all larger rates fit the training set, a middle
-    one). Images of other data sets have the rates of curves. K-FAC on curves: 25 and 40 s, some
-    of the pairs of λ₀ in 150 (as published), 15, 1.5, 1, 0.1, 0.03, 0.01, 0.003 and batches of 250,
-    500, 1000, 2000, 300:1500, 500:2000; elsewhere its settings are the published ones.
+    one). Images of other data sets have the rates of curves. K-FAC on curves: batches of 250,
+    500, 1000, 2000, 300:1500 and 500:2000, 25 and 40 s; elsewhere its settings are the defaults.
     """
     digits = data == "digits"
     if model in ("convnet", "resnet"):

@@ -259,7 +259,8 @@ class _Recorder:
         if metadata.get("configuration", self.fingerprint) != self.fingerprint:
             raise CheckpointError(
                 f"{path}: expected the configuration that the run began with, got another one: "
-                f"has {self.directory / CONFIG} been edited?"
+                f"has {self.directory / CONFIG} been edited, or was it written by another version, "
+                "whose defaults were others?"
             )
         if (began_with := metadata.get("data", self.data)) != self.data:
             raise CheckpointError(
