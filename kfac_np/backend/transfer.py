@@ -147,6 +147,11 @@ def prefetch(batches: Iterable[Sequence[Any]], backend: Backend, ahead: int = 2)
 
 def _each_once(batch: Sequence[Any], send: Callable[[Any], Array]) -> Batch:
     """`send` of every array; the same result for the same array."""
+    if not isinstance(batch, tuple | list):
+        raise InputError(
+            f"prefetch: expected batches that are tuples or lists of arrays, got a "
+            f"{type(batch).__name__}"
+        )
     sent = {id(values): None if values is None else send(values) for values in batch}
     return tuple(sent[id(values)] for values in batch)
 

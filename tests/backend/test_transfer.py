@@ -158,3 +158,9 @@ def test_simulated_prefetch(kernels_first: bool, ahead: int, taken: int, machine
     for k, (array, memory) in enumerate(zip(others, locked, strict=True)):
         np.testing.assert_array_equal(array.values, np.full((3, 2), -k))
         np.testing.assert_array_equal(memory, np.full((3, 2), k))
+
+
+@pytest.mark.parametrize("batch", [np.ones((2, 3)), {"x": np.ones(2)}])
+def test_batches_are_tuples_or_lists(batch, backend: Backend):
+    with pytest.raises(InputError, match="prefetch: expected batches that are tuples or lists"):
+        list(prefetch([batch], backend))
