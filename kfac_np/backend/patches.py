@@ -538,7 +538,9 @@ def _sum_of_rows(rows: Any) -> Any:
 
 def _examples_at_once(x: Array, numbers: int, budget_bytes: int) -> int:
     """How many examples of so many numbers each the budget holds; one at least."""
-    item = array_namespace(x).finfo(x.dtype).bits // 8
+    xp = array_namespace(x)
+    info = xp.finfo if xp.isdtype(x.dtype, "real floating") else xp.iinfo
+    item = info(x.dtype).bits // 8
     return max(1, budget_bytes // max(1, numbers * item))
 
 

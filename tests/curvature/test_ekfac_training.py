@@ -21,7 +21,7 @@ from kfac_np.fisher import Empirical, MonteCarlo
 from kfac_np.layers import Conv, Dense, Flatten, LayerNorm, Logistic, Sequential, Tanh
 from kfac_np.losses import SigmoidCrossEntropy, SquaredError
 from kfac_np.objective import Objective
-from kfac_np.optimizers import KFAC, LevenbergMarquardt, MovingAverage, published
+from kfac_np.optimizers import LevenbergMarquardt, MovingAverage, published
 from kfac_np.training import checkpoint
 from kfac_np.training.config import from_table, to_table
 
@@ -200,7 +200,7 @@ def test_convolutions_normalisation_and_groups_are_trained(backend: Backend):
     rng = np.random.default_rng(0)
     x = backend.asarray(rng.standard_normal((32, 6, 2)))
     t = backend.asarray(rng.standard_normal((32, 2)))
-    optimizer = KFAC(
+    optimizer = published(
         Objective(net, SquaredError()),
         curvature=EKFAC(basis_interval=4),
         damping=LevenbergMarquardt(1.0),
