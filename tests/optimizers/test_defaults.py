@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from typing import Any
 
@@ -21,8 +22,18 @@ from kfac_np.curvature import (
     FullKronecker,
     FullMatrix,
 )
+from kfac_np.errors import ConfigError
 from kfac_np.fisher import Exact
-from kfac_np.optimizers import KFAC, ConstantDamping, IterateAverage, LevenbergMarquardt
+from kfac_np.optimizers import (
+    KFAC,
+    Constant,
+    ConstantDamping,
+    GammaSearch,
+    IterateAverage,
+    LevenbergMarquardt,
+    StepReport,
+)
+from kfac_np.optimizers.damping import DampingPolicy
 
 NUMPY = get_backend("numpy", "float64")
 CURVATURES: list[Curvature] = [
@@ -125,3 +136,39 @@ def test_average_is_of_the_last_part() -> None:
 def test_average_forgets_the_start() -> None:
     average = IterateAverage(0.99, warm_up=True, power=9.0)
     assert average.update((np.full(1, 5.0),), (np.ones(1),), 1)[0][0] == 1.0
+
+
+def test_fractions_beyond_one_are_refused_when_they_come() -> None:
+    c = case("tanh_squared")
+    kfac = KFAC(c.objective, statistics_fraction=Constant(2.0))
+    with pytest.raises(ConfigError, match=r"statistics_fraction in step 1: expected .* \(0, 1\]"):
+        kfac.step(kfac.init(c.params(NUMPY)), *c.batch_on(NUMPY, 1))
+
+
+@pytest.mark.parametrize("early", [5, [5], None])
+def test_early_steps_are_a_tuple(early: Any) -> None:
+    with pytest.raises(ConfigError, match="GammaSearch early: expected a tuple of steps"):
+        GammaSearch(early=early)
+
+
+def test_a_policy_has_to_give_a_number() -> None:
+    class Nothing(DampingPolicy):
+        def at(self, k: int, current: Any) -> Any:
+            return current
+
+        def measures(self, k: int) -> bool:
+            return False
+
+        def update(self, current: Any, rho: Any) -> Any:
+            return current
+
+    c = case("tanh_squared")
+    kfac = KFAC(c.objective, damping=Nothing())
+    with pytest.raises(ConfigError, match=r"number from Nothing\.at in step 1, got None"):
+        kfac.step(kfac.init(c.params(NUMPY)), *c.batch_on(NUMPY, 1))
+
+
+def test_reports_are_json_whatever_the_numbers() -> None:
+    report = StepReport(step=1, batch_size=8, loss=0.5, objective=0.5, rho=math.inf)
+    assert report.rho == math.inf
+    assert json.loads(json.dumps(report.as_dict(), allow_nan=False))["rho"] is None
