@@ -12,7 +12,6 @@ from kfac_np.fisher import MonteCarlo
 from kfac_np.layers import Conv, Dense, Flatten, Layer, MaxPool, ReLU, Reshape, Sequential
 from kfac_np.losses import SoftmaxCrossEntropy
 from kfac_np.objective import Evaluation, Objective
-from kfac_np.optimizers import KFAC, LevenbergMarquardt
 from kfac_np.training.data import digits
 from kfac_np.training.figures.drawing import (
     Drawing,
@@ -23,7 +22,7 @@ from kfac_np.training.figures.drawing import (
     line_style,
     new_figure,
 )
-from kfac_np.training.figures.networks import trained
+from kfac_np.training.figures.networks import as_in_the_paper, trained
 
 __all__ = ["autocorrelation", "draw", "spatial_maps"]
 
@@ -182,6 +181,6 @@ def _partly_trained(quick: bool) -> Evaluation:
     assert data.t_train is not None
     x = backend.asarray(data.x_train[:examples].astype(np.float64))
     t = backend.asarray(data.t_train[:examples])
-    kfac = KFAC(objective, damping=LevenbergMarquardt(initial=1.0))
+    kfac = as_in_the_paper(objective, 1.0)
     state = trained(kfac, x, t, min(500, examples), steps)
     return objective.evaluate(state.params, x, t)

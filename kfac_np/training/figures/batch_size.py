@@ -7,7 +7,7 @@ from typing import Any
 from kfac_np.backend import Array, get_backend
 from kfac_np.layers import Tanh, glorot
 from kfac_np.objective import Objective
-from kfac_np.optimizers import KFAC, SGD, LevenbergMarquardt, Optimizer
+from kfac_np.optimizers import SGD, Optimizer
 from kfac_np.training.data import ConstantBatch, digits
 from kfac_np.training.figures.drawing import (
     Drawing,
@@ -17,6 +17,7 @@ from kfac_np.training.figures.drawing import (
     log_axis,
     new_figure,
 )
+from kfac_np.training.figures.networks import as_in_the_paper
 from kfac_np.training.figures.racing import Racer, race
 from kfac_np.training.models import autoencoder
 
@@ -45,7 +46,7 @@ def draw(quick: bool = False) -> Drawing:
     steps = 10 if quick else 400
     objective = autoencoder((64, 8, 3) if quick else (64, 32, 16, 6), Tanh(), glorot)
     x = get_backend("numpy", "float32").asarray(digits().x_train[: sizes[-1]])
-    kfac = KFAC(objective, damping=LevenbergMarquardt(initial=1.0))
+    kfac = as_in_the_paper(objective, 1.0)
     runs: dict[str, dict[int, list[Any]]] = {"K-FAC": {}, "SGD": {}}
     for size in sizes:
         runs["K-FAC"][size] = _run("K-FAC", "", kfac, size, steps, x)

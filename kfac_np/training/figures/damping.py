@@ -13,11 +13,10 @@ from kfac_np.curvature import BlockDiagonal, BlockTridiagonal, Curvature, FullMa
 from kfac_np.fisher import Exact
 from kfac_np.layers import Tanh, glorot
 from kfac_np.objective import Evaluation
-from kfac_np.optimizers import KFAC, LevenbergMarquardt
 from kfac_np.products import quadratic_forms
 from kfac_np.training.data import digits
 from kfac_np.training.figures.drawing import Drawing, Table, label_axes, line_style, new_figure
-from kfac_np.training.figures.networks import trained
+from kfac_np.training.figures.networks import as_in_the_paper, trained
 from kfac_np.training.models import autoencoder
 from kfac_np.trees import Tree
 
@@ -163,6 +162,6 @@ def _partly_trained(quick: bool) -> Evaluation:
     examples, steps, sizes = (100, 5, (64, 6, 3)) if quick else (500, 30, (64, 20, 10, 4))
     backend = get_backend("numpy", "float64")
     x = backend.asarray(digits().x_train[:examples].astype(np.float64))
-    kfac = KFAC(autoencoder(sizes, Tanh(), glorot), damping=LevenbergMarquardt(initial=0.1))
+    kfac = as_in_the_paper(autoencoder(sizes, Tanh(), glorot), 0.1)
     state = trained(kfac, x, x, examples, steps)
     return kfac.objective.evaluate(state.params, x, x)

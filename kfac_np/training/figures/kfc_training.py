@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from kfac_np.backend import get_backend
-from kfac_np.optimizers import KFAC, SGD, Adam, LevenbergMarquardt, kfc_pre, practical
+from kfac_np.optimizers import SGD, Adam, kfc_pre, practical
 from kfac_np.training.data import ConstantBatch, digits
 from kfac_np.training.figures.drawing import Drawing, Table
+from kfac_np.training.figures.networks import as_in_the_paper
 from kfac_np.training.figures.racing import COLUMNS, Racer, draw_race, race
 from kfac_np.training.image_models import convnet
 
@@ -31,7 +32,7 @@ def draw(quick: bool = False) -> Drawing:
     t = backend.asarray(data.t_train)[:examples]
     objective = convnet(data.image_shape, 10, channels, kernel=3)
     large, small = ConstantBatch(min(500, examples)), ConstantBatch(100)
-    adaptive = KFAC(objective, damping=LevenbergMarquardt(initial=1.0))
+    adaptive = as_in_the_paper(objective, 1.0)
     pre = kfc_pre(objective, 3e-3, damping=1e-3)
     racers = [
         Racer("K-FAC, adaptive, batch 500", adaptive, large, steps),

@@ -14,8 +14,16 @@ from kfac_np.backend import Array, Backend, Rng, get_backend, to_numpy
 from kfac_np.curvature import Curvature, KFACBlock, Moments
 from kfac_np.fisher import Exact
 from kfac_np.layers import Tanh, glorot
-from kfac_np.objective import Evaluation
-from kfac_np.optimizers import KFAC, LevenbergMarquardt, Optimizer
+from kfac_np.objective import Evaluation, Objective
+from kfac_np.optimizers import (
+    KFAC,
+    GammaSearch,
+    IterateAverage,
+    LevenbergMarquardt,
+    Optimizer,
+    QuadraticModel,
+    published,
+)
 from kfac_np.training.data import ConstantBatch, digits
 from kfac_np.training.figures.drawing import HostArray
 from kfac_np.training.loop import Supply, start, train
@@ -24,6 +32,7 @@ from kfac_np.trees import Tree
 
 __all__ = [
     "MiddleLayers",
+    "as_in_the_paper",
     "damped",
     "enlarged_digits",
     "middle_moments",
@@ -102,7 +111,7 @@ def small_autoencoder(quick: bool = False) -> MiddleLayers:
     x = x[:examples]
     objective = autoencoder((256, width, width, width), Tanh(), glorot)
     name = "-".join(["autoencoder 256", *[str(width)] * 5, "256"])
-    kfac = KFAC(objective, damping=LevenbergMarquardt(initial=0.1))
+    kfac = as_in_the_paper(objective, 0.1)
     return _middle(kfac, x, x, steps, name)
 
 
@@ -118,13 +127,33 @@ def small_classifier(quick: bool = False) -> MiddleLayers:
     x, t = enlarged_digits()
     objective = mlp((256, *(width,) * 5, 10))
     name = "-".join(["classifier 256", *[str(width)] * 5, "10"])
-    damping = LevenbergMarquardt(initial=0.01)
-    kfac = KFAC(objective, damping=damping, statistics_fraction=1.0)
+    kfac = as_in_the_paper(objective, 0.01, statistics_fraction=1.0)
     found = _middle(kfac, x[:examples], t[:examples], 7, name)
     z = to_numpy(found.evaluation.outputs)
     error = float(np.mean(np.argmax(z, axis=1) != t[:examples]))
     summary = f"{name} after 7 steps, {100 * error:.1f} % training error"
     return MiddleLayers(found.evaluation, found.paths, found.gamma, summary)
+
+
+def as_in_the_paper(objective: Objective, damping: float, **changes: Any) -> KFAC:
+    """K-FAC as the paper publishes it, with a λ₀ of one's own and what keeps small networks safe.
+
+    That is the bound on what the quadratic model promises, bounds on γ, and an average of the
+    iterates in which the first one leaves no trace.
+
+    Examples
+    --------
+    >>> from kfac_np.training.models import mlp
+    >>> as_in_the_paper(mlp((2, 1)), 0.5).statistics_fraction
+    0.125
+    """
+    settings: dict[str, Any] = {
+        "step_rule": QuadraticModel(),
+        "damping": LevenbergMarquardt(initial=damping),
+        "gamma": GammaSearch(minimum=1e-5**0.5, maximum=1.0),
+        "averaging": IterateAverage(warm_up=True),
+    }
+    return published(objective, **{**settings, **changes})
 
 
 def trained(optimizer: Optimizer, x: Array, t: Array, batch: int, steps: int, seed: int = 0) -> Any:

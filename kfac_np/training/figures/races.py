@@ -6,7 +6,7 @@ from kfac_np.backend import get_backend
 from kfac_np.curvature import BlockDiagonal, BlockTridiagonal
 from kfac_np.losses import SquaredError
 from kfac_np.objective import Objective
-from kfac_np.optimizers import KFAC, SGD, LevenbergMarquardt, QuadraticModel
+from kfac_np.optimizers import SGD, QuadraticModel
 from kfac_np.training.data import (
     BatchSchedule,
     ConstantBatch,
@@ -18,6 +18,7 @@ from kfac_np.training.data import (
 )
 from kfac_np.training.figures.drawing import Drawing, Table
 from kfac_np.training.figures.faces import faces
+from kfac_np.training.figures.networks import as_in_the_paper
 from kfac_np.training.figures.racing import COLUMNS, Racer, draw_race, race
 from kfac_np.training.models import autoencoder
 
@@ -122,12 +123,7 @@ def contestants(
             ("", QuadraticModel()),
             (", no momentum", QuadraticModel(momentum=False)),
         ):
-            kfac = KFAC(
-                objective,
-                curvature=curvature,
-                step_rule=rule,
-                damping=LevenbergMarquardt(initial=damping),
-            )
+            kfac = as_in_the_paper(objective, damping, curvature=curvature, step_rule=rule)
             racers.append(Racer(f"K-FAC {kind}{momentum}", kfac, batch, steps))
     sgd = SGD(objective, rate=rate, momentum=0.9, nesterov=True)
     label = f"SGD, Nesterov 0.9, rate {rate:g}"
