@@ -130,7 +130,7 @@ def scale(factor: Any, tree: Tree) -> Tree:
     >>> scale(2.0, (1.0, {"w": 3.0}))
     (2.0, {'w': 6.0})
     """
-    return tree_map(lambda x: _factor(factor, x) * x, tree)
+    return tree_map(lambda x: backend.factor_of(factor, x) * x, tree)
 
 
 def axpy(factor: Any, x: Tree, y: Tree) -> Tree:
@@ -153,13 +153,6 @@ def combine(a: Any, x: Tree, b: Any, y: Tree) -> Tree:
     (2.5,)
     """
     return tree_map(lambda u, v: backend.combine(a, u, b, v), x, y)
-
-
-def _factor(factor: Any, like: Any) -> Any:
-    """A number that stayed on the device, in the dtype of what it multiplies."""
-    if isinstance(factor, int | float):
-        return float(factor)  # NumPy's own numbers would promote float32 arrays
-    return array_namespace(factor).astype(factor, like.dtype)
 
 
 def select(condition: Truth, yes: Tree, no: Tree) -> Tree:

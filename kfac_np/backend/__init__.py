@@ -14,6 +14,7 @@ from kfac_np.backend.checks import (
 )
 from kfac_np.backend.fused import (
     combine,
+    factor_of,
     leaky_pull,
     logistic,
     logistic_pull,
@@ -69,6 +70,7 @@ __all__ = [
     "eigh",
     "eigh_many",
     "erf",
+    "factor_of",
     "fold",
     "get_backend",
     "isfinite",

@@ -265,5 +265,4 @@ def _chunks(x: HostArray, y: HostArray, into: HostArray, budget_bytes: int) -> I
         math.prod(x.shape[1:-2]) * x.shape[-1] + 3 * math.prod(y.shape[1:-2]) * y.shape[-1]
     )
     step = max(1, min(budget_bytes, CACHE_BYTES) // (points * x.itemsize))
-    for start in range(0, x.shape[0], step):
-        yield slice(start, min(start + step, x.shape[0]))
+    return threads.cut(x.shape[0], step)

@@ -18,6 +18,7 @@ __all__ = [
     "bernoulli_generic",
     "combine",
     "combine_generic",
+    "factor_of",
     "leaky_pull",
     "leaky_pull_generic",
     "logistic",
@@ -354,11 +355,23 @@ def combine_generic(a: Any, x: Array, b: Any, y: Array) -> Array:
     >>> combine_generic(0.75, np.asarray([2.0]), 0.25, np.asarray([4.0]))
     array([2.5])
     """
-    out = _factor(a, x) * x
-    out += y if type(b) is float and b == 1.0 else _factor(b, y) * y
+    out = factor_of(a, x) * x
+    out += y if type(b) is float and b == 1.0 else factor_of(b, y) * y
     return out
 
 
-def _factor(x: Any, like: Array) -> Any:
-    """A number that does not widen `like`, as NumPy's own and 0-d arrays would."""
-    return float(x) if isinstance(x, int | float) else array_namespace(x).astype(x, like.dtype)
+def factor_of(number: Any, like: Array) -> Any:
+    """A number, or a 0-d array, as a factor that does not widen the dtype of `like`.
+
+    NumPy's own numbers and arrays of no axes would.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.ones(1, dtype=np.float32)
+    >>> (factor_of(np.float64(0.5), x) * x).dtype
+    dtype('float32')
+    """
+    if isinstance(number, int | float):
+        return float(number)
+    return array_namespace(number).astype(number, like.dtype)

@@ -91,8 +91,8 @@ def second_moment(
         else:
             threads.each(add_lag, totals)
 
-    for start in range(0, x.shape[0], step):
-        add(slice(start, start + step))
+    for examples in threads.cut(x.shape[0], step):
+        add(examples)
     moment = np.empty((high, wide, c, high, wide, c), dtype=x.dtype)
     for (i, j), total in totals.items():
         for row, column in itertools.product(range(high - i), range(wide - j)):

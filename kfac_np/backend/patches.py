@@ -149,7 +149,7 @@ def pad(x: Array, padding: tuple[tuple[int, int], ...], value: float = 0.0) -> A
         out[examples, *inner, :] = x[examples, *outer, :]  # over what is in the cache still
 
     step = _examples_at_once(x, math.prod(shape[1:]), PIECE_BYTES)
-    threads.each(write, (slice(i, i + step) for i in range(0, shape[0], step)))
+    threads.each(write, threads.cut(shape[0], step))
     return out
 
 
@@ -276,8 +276,7 @@ def transposed_product_generic(
     t, c = math.prod(out), w.shape[1] // geometry.taps
     x = xp.zeros((n, *geometry.padded_size(size), c), dtype=g.dtype, device=g.device)
     step = _examples_at_once(g, t * w.shape[1], budget_bytes)
-    for start in range(0, n, step):
-        examples = slice(start, min(start + step, n))
+    for examples in threads.cut(n, step):
         rows = xp.reshape(g[examples, ...], (-1, c_out)) @ w
         _add_patches(x, examples, xp.reshape(rows, (-1, t, w.shape[1])), geometry)
         del rows  # before the next ones are made
@@ -390,8 +389,7 @@ class Patches:
         """
         n, t, d = self.shape
         step = _examples_at_once(self.x, t * d, self.budget_bytes)
-        for start in range(0, n, step):
-            rows = slice(start, min(start + step, n))
+        for rows in threads.cut(n, step):
             yield rows, unfold(self.x[rows, ...], self.geometry, self.ones)
 
     def product(self, m: Array) -> Array:
@@ -529,7 +527,7 @@ def patch_budget(x: Array) -> int:
 def _pieces(rows: Any) -> list[Any]:
     """Rows cut to what stays in the cache of a core."""
     step = max(1, PIECE_BYTES // max(1, rows.itemsize * rows.shape[1]))
-    return [rows[start : start + step] for start in range(0, len(rows), step)]
+    return [rows[part] for part in threads.cut(len(rows), step)]
 
 
 def _sum_of_rows(rows: Any) -> Any:

@@ -314,8 +314,7 @@ def _chunks(n: int, x: Array) -> Iterator[slice]:
     """Slices of n examples that hold as much of x as stays in the cache."""
     each = math.prod(x.shape) // n * array_namespace(x).finfo(x.dtype).bits // 8 if n else 0
     step = max(1, CACHE_BYTES // max(1, each))
-    for start in range(0, n, step):
-        yield slice(start, min(start + step, n))
+    return threads.cut(n, step)
 
 
 def _is_numpy(x: Array) -> bool:

@@ -186,15 +186,17 @@ class Doubts:
         """Whether all conditions hold."""
         if not self._open:
             return True
-        flags = [condition for condition, _ in self._open]
-        xp = array_namespace(*flags)
-        return xp.all(xp.stack(flags))
+        flags = self._flags()
+        return array_namespace(flags).all(flags)
 
     def send(self) -> None:
         """Start the transfer that `settle` waits for."""
         if self._open and self._sent is None:
-            flags = [condition for condition, _ in self._open]
-            self._sent = later(array_namespace(*flags).stack(flags))
+            self._sent = later(self._flags())
+
+    def _flags(self) -> Array:
+        flags = [condition for condition, _ in self._open]
+        return array_namespace(*flags).stack(flags)
 
     def settle(self) -> None:
         """Read the conditions; raise the error of the first that does not hold."""

@@ -218,8 +218,7 @@ def _chunks(
     """Slices of examples whose strips, and twice whose outputs y, are within the budget."""
     n, each = x.shape[0], kernel[-1] * math.prod(x.shape[1:]) + 2 * math.prod(y.shape[1:])
     step = max(1, min(budget_bytes, CACHE_BYTES) // max(1, each * x.itemsize))
-    for start in range(0, n, step):
-        yield slice(start, min(start + step, n))
+    return threads.cut(n, step)
 
 
 def _along_last_axis(x: HostArray, out: int, taps: int, stride: int, dilation: int) -> HostArray:

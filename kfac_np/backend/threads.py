@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-__all__ = ["count", "each", "in_order"]
+__all__ = ["count", "cut", "each", "in_order"]
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -77,6 +77,17 @@ def in_order(function: Callable[[Part], Result], parts: Iterable[Part]) -> Itera
     if threads <= 1:
         return (function(part) for _, part in todo)
     return _in_order(function, todo, number, threads)
+
+
+def cut(n: int, step: int) -> Iterator[slice]:
+    """Cut 0..n-1 into slices of so many, the last one of what is left.
+
+    Examples
+    --------
+    >>> [(part.start, part.stop) for part in cut(5, 2)]
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
 
 def each(function: Callable[[Part], object], parts: Iterable[Part]) -> None:

@@ -284,10 +284,11 @@ def keep_good(good: State, new: StateType, doubts: Doubts) -> StateType:
     Only on a device that works ahead are there any doubts left: the transfer that settles them is
     started, and the doubts about the good state, of a step ago, are settled.
     """
-    if doubts.dispelled is True:
+    good_so_far = doubts.dispelled
+    if good_so_far is True:
         return new
     doubts.send()
     good.settle()
-    params = trees.select(doubts.dispelled, new.params, good.params)
-    average = new.average and trees.select(doubts.dispelled, new.average, good.average)
+    params = trees.select(good_so_far, new.params, good.params)
+    average = new.average and trees.select(good_so_far, new.average, good.average)
     return replace(new, params=params, average=average, doubts=doubts)
