@@ -6,9 +6,9 @@
 
 Each contender is NAME=TABLE, a table as `kfac-np --config` takes it, in JSON; its optimiser is that
 of the name unless the table says otherwise. All of a seed start from the same parameters and take
-turns, the one that has had least time next. Processor seconds of steps are counted, not those of
-the clock and none of evaluations: with one BLAS thread they are the same on an idle machine, and
-other load disturbs less. Evaluated are the averaged parameters where the optimiser keeps an
+turns, the one that has had least time next. Only steps are counted, no evaluations: in processor
+seconds, which with one BLAS thread are those of the clock on an idle machine, and which other load
+disturbs less; or, with `--clock wall`, by the clock, as several threads need it. Evaluated are the averaged parameters where the optimiser keeps an
 average, on the first training examples and on the whole test set.
 """
 
@@ -19,7 +19,7 @@ import csv
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,8 @@ from kfac_np.training.config import from_table
 from kfac_np.training.data import Dataset, load
 from kfac_np.training.experiment import Experiment
 from kfac_np.training.loop import Step, train
+
+CLOCKS = {"processor": time.process_time, "wall": time.perf_counter}
 
 
 @dataclass
@@ -41,15 +43,16 @@ class Runner:
     spent: float = 0.0
     failed: str = ""
     rows: list[dict] = field(default_factory=list)
+    clock: Callable[[], float] = time.process_time
 
     def run(self, seconds: float) -> None:
-        """Go on for some processor seconds, then evaluate."""
+        """Go on for some seconds, then evaluate."""
         until = self.spent + seconds
         try:
             while self.spent < until:
-                began = time.process_time()
+                began = self.clock()
                 step = next(self.steps)
-                self.spent += time.process_time() - began
+                self.spent += self.clock() - began
         except KfacError as error:
             self.failed, self.spent = str(error), float("inf")
             return
@@ -75,7 +78,13 @@ class Runner:
 
 
 def race(
-    tables: dict[str, dict], common: dict, dataset: Dataset, seed: int, seconds: float, every: float
+    tables: dict[str, dict],
+    common: dict,
+    dataset: Dataset,
+    seed: int,
+    seconds: float,
+    every: float,
+    clock: str,
 ) -> list[Runner]:
     """All contenders with one seed, taking turns."""
     runners = []
@@ -85,7 +94,7 @@ def race(
         run = {"steps": 10**9, **own.get("run", {})}
         experiment = Experiment.of(from_table({**table, "run": run}), dataset)
         steps = train(experiment.optimizer, experiment.supply, experiment.start())
-        runners.append(Runner(name, seed, experiment, steps))
+        runners.append(Runner(name, seed, experiment, steps, clock=CLOCKS[clock]))
     while (runner := min(runners, key=lambda r: r.spent)).spent < seconds:
         runner.run(every)
         last = runner.rows[-1] if runner.rows else {}
@@ -149,7 +158,7 @@ def picture(runners: list[Runner], path: Path) -> None:
                     linewidth=1.2,
                     label=r.name if first else None,
                 )
-            axis.set_xlabel("steps" if x == "step" else "processor seconds")
+            axis.set_xlabel("steps" if x == "step" else "seconds")
             axis.set_ylabel({"loss": "training loss"}.get(column, column.replace("_", " ")))
             axis.grid(alpha=0.3)
             if column.endswith("loss"):
@@ -170,6 +179,7 @@ def main() -> None:
     parser.add_argument("--loss", default="")
     parser.add_argument("--accuracy", default="")
     parser.add_argument("--examples", type=int, default=5000, help="training examples evaluated")
+    parser.add_argument("--clock", choices=CLOCKS, default="processor")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     tables = {name: json.loads(text) for name, text in (c.split("=", 1) for c in args.contenders)}
@@ -180,7 +190,7 @@ def main() -> None:
     dataset = load(args.data)
     runners = []
     for seed in map(int, args.seeds.split(",")):
-        runners += race(tables, common, dataset, seed, args.seconds, args.every)
+        runners += race(tables, common, dataset, seed, args.seconds, args.every, args.clock)
     levels = [("loss", float(v)) for v in args.loss.split(",") if v]
     levels += [("test_accuracy", float(v)) for v in args.accuracy.split(",") if v]
     text = table_of(runners, levels)

@@ -4,6 +4,7 @@ The names most programs need are here; every other one is in the module of its f
 (`kfac_np.layers`, `kfac_np.losses`, `kfac_np.fisher`, `kfac_np.curvature`, ...).
 """
 
+import kfac_np._blas  # noqa: F401  before NumPy
 from kfac_np.backend import Backend, Rng, get_backend
 from kfac_np.curvature import (
     EKFAC,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
 from kfac_np import trees
 from kfac_np.backend import Array
+from kfac_np.backend.threads import side_by_side
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments
 from kfac_np.curvature.kfac import KFACBlock
 from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping
@@ -96,12 +99,19 @@ class BlockDiagonal(Curvature):
         previous: dict[str, Factors] | None = None,
     ) -> tuple[dict[str, Factors], list[LadderEvent]]:
         require_damping(damping)
-        factors: dict[str, Factors] = {}
-        events: list[LadderEvent] = []
-        for path, m in moments.items():
-            old = None if previous is None else previous.get(path)
-            factors[path] = self.block_of(path).factorise(m, damping, Ladder(path, events), old)
-        return factors, events
+
+        def of_layer(path: str) -> tuple[Factors, list[LadderEvent]]:
+            ladder, old = Ladder(path), None if previous is None else previous.get(path)
+            found = self.block_of(path).factorise(moments[path], damping, ladder, old)
+            return found, ladder.events
+
+        arrays = {path: list(m.values()) for path, m in moments.items()}
+        cubes = {
+            path: sum(2.0 * math.prod(x.shape) ** 1.5 for x in a) for path, a in arrays.items()
+        }
+        found = side_by_side(of_layer, cubes, *itertools.chain(*arrays.values()))
+        events = [event for _, noted in found.values() for event in noted]
+        return {path: factors for path, (factors, _) in found.items()}, events
 
     def solve(self, factors: dict[str, Factors], v: Tree) -> Tree:
         return trees.map_named(lambda path, x: self.block_of(path).solve(factors[path], x), v)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -15,6 +17,7 @@ import pytest
 
 from kfac_np.backend import Geometry, Patches, lags, pad, patches, pooling, threads
 from kfac_np.backend.patches import transposed_product
+from kfac_np.curvature import BlockDiagonal
 
 WAIT = 10.0
 """Seconds after which a thread will not come any more."""
@@ -237,3 +240,70 @@ def test_the_bits_do_not_depend_on_the_threads(
         use(number)
         for one, other in zip(kernel(), expected, strict=True):
             np.testing.assert_array_equal(one.view(np.uint8), other.view(np.uint8))
+
+
+def test_side_by_side_keeps_order_and_takes_the_dearest_first(use: Callable[[int], None]):
+    use(1)
+    seen: list[str] = []
+    costs = {"a": 1e9, "b": 3e9, "c": 2e9}
+    found = threads.side_by_side(lambda name: seen.append(name) or name.upper(), costs)
+    assert found == {"a": "A", "b": "B", "c": "C"}
+    assert list(found) == ["a", "b", "c"]
+    assert seen == ["b", "c", "a"]
+
+
+def test_side_by_side_uses_threads_for_large_work_on_numpy_arrays_alone(
+    use: Callable[[int], None],
+):
+    use(2)
+    large, mine = dict.fromkeys(range(2), 1e9), threading.get_ident()
+    met = threads.side_by_side(together(2), large, np.ones(2))
+    assert len(set(met.values())) == 2
+    for costs, array in ((dict.fromkeys(range(2), 1.0), np.ones(2)), (large, object())):
+        alone = threads.side_by_side(lambda _: threading.get_ident(), costs, array)
+        assert set(alone.values()) == {mine}
+
+
+def test_layers_that_are_factorised_side_by_side_are_those_of_one_thread(
+    use: Callable[[int], None],
+):
+    rng = np.random.default_rng(0)
+
+    def spd(n: int) -> np.ndarray:
+        x = rng.standard_normal((2 * n, n))
+        return x.T @ x / (2 * n)
+
+    moments = {str(i): {"A": spd(n), "G": spd(n + 7)} for i, n in enumerate((150, 20, 170))}
+    moments["1"]["A"] -= 5.0 * np.eye(20)  # an event, of the layer in between
+    curvature, found = BlockDiagonal(), []
+    for number in (1, 3):
+        use(number)
+        found.append(curvature.factorise(moments, 1e-2))
+    (one, events), (many, events_of_many) = found
+    assert list(one) == list(many) == list(moments)
+    assert events and events == events_of_many
+    for path, factors in one.items():
+        for name, x in factors.items():
+            np.testing.assert_allclose(many[path][name], x, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("before", "program", "after"),
+    [
+        (None, "import kfac_np", "20"),
+        (None, "import numpy, kfac_np", "None"),
+        ("26", "import kfac_np", "26"),
+    ],
+)
+def test_idle_threads_of_openblas_sleep_unless_it_is_too_late_to_say_so(
+    before: str | None, program: str, after: str
+):
+    name = "OPENBLAS_THREAD_TIMEOUT"
+    environment = {k: v for k, v in os.environ.items() if k != name}
+    if before is not None:
+        environment[name] = before
+    code = f"{program}, os; print(os.environ.get({name!r}))"
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert said.stdout.strip() == after
