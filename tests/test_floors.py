@@ -17,6 +17,7 @@ import kfac_np
 ROOT = Path(kfac_np.__file__).parent
 
 FLOORS = {
+    "_blas": 0,
     "backend": 0,
     "errors": 0,
     "trees": 1,

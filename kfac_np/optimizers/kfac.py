@@ -115,8 +115,10 @@ class KFAC(Optimizer):
 
     - λ₀ is a typical eigenvalue of F̂ instead of 150 (see `LevenbergMarquardt`).
     - γ₀ = 0.3 √(λ₀ + η) instead of √(λ₀ + η), since small γ got off plateaus sooner wherever we
-      tried, and γ is searched in steps 5 and 10, too, and by factors of 2; within bounds.
-    - The average is of the last tenth of the iterates at first (see `IterateAverage`).
+      tried, and γ is searched in steps 3 and 10, too, and by factors of 2; within bounds.
+    - T₃ = 10 instead of 20, and only the first step of the first three: factors as old as 20 steps
+      cost more steps than renewing them costs time.
+    - The average is of the last twentieth of the iterates at first (see `IterateAverage`).
     - The quadratic model may not promise a loss that is out of reach (see `QuadraticModel`).
 
     What these rest on is in docs/results.md. Every part can be replaced.
@@ -180,11 +182,11 @@ class KFAC(Optimizer):
     fisher: FisherType = MonteCarlo(1)
     step_rule: StepRule = QuadraticModel()
     damping: DampingPolicy = LevenbergMarquardt()
-    gamma: GammaPolicy = GammaSearch(decay=0.5 ** (1 / 20), early=(5, 10), ratio=0.3, within=10.0)
+    gamma: GammaPolicy = GammaSearch(decay=0.5 ** (1 / 20), early=(3, 10), ratio=0.3, within=10.0)
     moving_average: MovingAverage = MovingAverage()
     statistics: Refresh = Refresh(interval=1)
-    refresh: Refresh = Refresh(first=2)
-    averaging: IterateAverage | None = IterateAverage(warm_up=True, power=9.0)
+    refresh: Refresh = Refresh(interval=10, first=1)
+    averaging: IterateAverage | None = IterateAverage(warm_up=True, power=19.0)
     statistics_fraction: float | Schedule = Exponential(1.0, decay=0.8, minimum=1 / 8)
     l2: float = 1e-5
     seed: int = 0

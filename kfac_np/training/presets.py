@@ -151,6 +151,8 @@ def _defaults(data: str, model: str, optimizer: str) -> Table:
     settings: Table = {"name": optimizer, **rate}
     if optimizer == "kfac" and data == "curves":
         batch = {"name": "growing", "first": 500, "full_at": 2000}
+    elif optimizer == "kfac" and model == "autoencoder" and not digits:
+        batch = {"name": "growing", "first": 500, "full_at": 200, "most": 4000}
     return {"model": {"name": model, "sizes": sizes}, "optimizer": settings, "batch": batch}
 
 

@@ -123,7 +123,7 @@ def test_flags_file_and_set_lie_over_each_other(
     )
     words = ["train", "--config", str(file), "--steps", "8", "--print-config", "--damping", "3"]
     words += ["--set", "run.evaluations=4", "--set", "optimizer.fisher=exact", "--l2", "0"]
-    words += ["--batch-size", "30:9", "--data", "digits", "--dtype", "float64"]
+    words += ["--batch-size", "30:9:60", "--data", "digits", "--dtype", "float64"]
     assert main(words) == 0
     shown = tmp_path / "shown.toml"
     shown.write_text(capsys.readouterr().out)
@@ -132,7 +132,7 @@ def test_flags_file_and_set_lie_over_each_other(
     optimizer: Any = config.optimizer
     assert (optimizer.refresh.interval, optimizer.damping.initial, optimizer.l2) == (9, 3.0, 0.0)
     assert type(optimizer.fisher).__name__ == "Exact"
-    assert config.batch(9, 1000) == 1000
+    assert config.batch(9, 1000) == 60
     assert config.backend.dtype == "float64"
 
 
@@ -401,7 +401,7 @@ def test_factors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--stps", "3"], "unrecognized arguments: --stps 3"),
         (["train", "--steps", "x"], "argument --steps: invalid int value: 'x'"),
         (["train", "--sizes", "4,x"], "--sizes: expected sizes as in 400,200,100, got '4,x'"),
-        (["train", "--batch-size", "x"], "--batch-size: expected N, or N:K for a growing one"),
+        (["train", "--batch-size", "x"], "--batch-size: expected N, or N:K[:M] for a growing one"),
         (["train"], "run: expected a budget, steps or seconds, got neither"),
         (["train", "--steps", "1", "--data", "mnist"], "data: expected curves, digits, fashion"),
         (["train", "--steps", "1", "--data", "idx:/nowhere"], "/nowhere"),

@@ -187,13 +187,13 @@ class Published:
         # §6.6: three values of γ every T₂ = 20 steps.
         omega2 = math.sqrt(19 / 20) ** 20
         low, high = self.bounds
-        searches, first = k % 20 == 0, 3
+        searches, first, period = k % 20 == 0, 3, 20
         if self.adopts_defaults:
-            searches, first, omega2 = searches or k in (5, 10), 2, 0.5
+            searches, first, period, omega2 = searches or k in (3, 10), 1, 10, 0.5
             root = math.sqrt(self.damping + self.eta)
             low, high = root / 10, root * 10
         trials = [self.gamma, max(omega2 * self.gamma, low), min(self.gamma / omega2, high)]
-        refreshed = k <= first or searches  # T₃ = 20
+        refreshed = k <= first or searches or k % period == 0  # T₃
         best: Any = None
         for gamma in trials if searches else trials[:1]:
             inverse = self.inverse
@@ -258,14 +258,14 @@ class Practical(Published):
         clip: float | None,
         damping: Callable[[int], float] | float,
         eta: float = 1e-5,
-        refresh: tuple[int, int] = (20, 2),
+        refresh: tuple[int, int] = (10, 1),
         statistics: tuple[int, int] = (1, 3),
     ) -> None:
         start = damping if isinstance(damping, float) else damping(1)
         super().__init__(net, theta, sampler, start, eta=eta, tau1=1.0, tau2=1.0)
         self.rate, self.momentum, self.clip, self.given = rate, momentum, clip, damping
         self.refresh, self.statistics = refresh, statistics
-        self.power = 9.0
+        self.power = 19.0
 
     def step(self, x: HostArray, t: HostArray, w: HostArray | None = None) -> Record:
         self.k += 1

@@ -125,7 +125,7 @@ def test_a_policy_is_asked_once_where_to_start() -> None:
 
 def test_average_is_of_the_last_part() -> None:
     """Of θ_k = k it lags by k/(p + 2); with p = 0 by half of k; never more than 1/(1 - ξ)."""
-    for power, lag in ((0.0, 1 / 2), (9.0, 1 / 11)):
+    for power, lag in ((0.0, 1 / 2), (9.0, 1 / 11), (19.0, 1 / 21)):
         average = IterateAverage(0.999, warm_up=True, power=power)
         mean = (np.zeros(1),)
         for k in range(1, 201):

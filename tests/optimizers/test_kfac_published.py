@@ -73,7 +73,7 @@ class Run:
             dense.promises_bounded = True
         if self.lambda0 is None:
             dense.promises_bounded = dense.adopts_defaults = True
-            dense.power = 9.0
+            dense.power = 19.0
         return [dense.step(*c.batch_at(k)) for k in range(1, STEPS + 1)]
 
     def optimizer(self) -> KFAC:
@@ -209,7 +209,7 @@ def test_published_constants() -> None:
     changes = {name: getattr(kfac, name) for name in names}
     assert (kfac.step_rule, defaults.step_rule) == (QuadraticModel(bounded=False), QuadraticModel())
     assert dataclasses.replace(defaults, **changes) == kfac
-    assert defaults.averaging == IterateAverage(0.99, warm_up=True, power=9.0)
+    assert defaults.averaging == IterateAverage(0.99, warm_up=True, power=19.0)
     assert (defaults.gamma.minimum, defaults.gamma.maximum) == (0, math.inf)
     assert kfac.l2 == 1e-5
     assert (kfac.damping.initial, kfac.damping.interval) == (150, 5)

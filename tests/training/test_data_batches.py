@@ -121,6 +121,8 @@ def test_one_example():
         (lambda: ConstantBatch(8)(0, 5), "got k=0, n=5"),
         (lambda: GrowingBatch(first=0), "expected first >= 1, got 0"),
         (lambda: GrowingBatch(full_at=0), "expected full_at >= 1, got 0"),
+        (lambda: GrowingBatch(most=0), "expected most >= 1, got 0"),
+        (lambda: GrowingBatch(500, most=400), "expected most >= first, got 400 and 500"),
         (lambda: GrowingBatch()(1, 0), "got k=1, n=0"),
     ],
 )
@@ -145,6 +147,13 @@ def test_growing_size(first, full_at, n):
     assert drawn == sorted(drawn)
     assert drawn[full_at - 1 :] == [n, n, n]
     assert drawn[0] == (min(first, n) if full_at > 1 else n)
+
+
+@given(first=st.integers(1, 2000), more=st.integers(0, 5000), n=st.integers(1, 100_000))
+def test_growing_size_stops_where_it_is_told(first, more, n):
+    most = first + more
+    free, bounded = GrowingBatch(first, 50), GrowingBatch(first, 50, most)
+    assert [bounded(k, n) for k in range(1, 60)] == [min(free(k, n), most) for k in range(1, 60)]
 
 
 def test_growing_size_is_the_published_rule():

@@ -169,7 +169,7 @@ class ConstantBatch:
 @final
 @dataclass(frozen=True)
 class GrowingBatch:
-    """m_k = min(m₁ exp((k-1)/b), n), rounded, with b such that m_k = n at k = full_at.
+    """m_k = min(m₁ exp((k-1)/b), n, most), rounded, with b such that m_k = n at k = full_at.
 
     Parameters
     ----------
@@ -177,6 +177,8 @@ class GrowingBatch:
         m₁, at least 1.
     full_at : int
         The step from which the batch has all n examples, at least 1.
+    most : int, optional
+        It grows no further than this.
 
     References
     ----------
@@ -192,19 +194,28 @@ class GrowingBatch:
 
     first: int = 1000
     full_at: int = 500
+    most: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("first", self.first), ("full_at", self.full_at)):
+        for name in ("first", "full_at", "most"):
+            value = getattr(self, name)
+            if name == "most" and value is None:
+                continue
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"GrowingBatch: expected {name} >= 1, got {value!r}")
+        if self.most is not None and self.most < self.first:
+            raise InputError(
+                f"GrowingBatch: expected most >= first, got {self.most!r} and {self.first!r}"
+            )
 
     def __call__(self, k: int, n: int) -> int:
         """Return the size of batch k = 1, 2, … of n examples."""
         _check_step("GrowingBatch", k, n)
+        most = n if self.most is None else min(self.most, n)
         if k >= self.full_at or self.first >= n:
-            return n
+            return most
         b = (self.full_at - 1) / math.log(n / self.first)
-        return min(round(self.first * math.exp((k - 1) / b)), n)
+        return min(round(self.first * math.exp((k - 1) / b)), most)
 
 
 def _check_step(name: str, k: int, n: int) -> None:
