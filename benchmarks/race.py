@@ -8,8 +8,9 @@ Each contender is NAME=TABLE, a table as `kfac-np --config` takes it, in JSON; i
 of the name unless the table says otherwise. All of a seed start from the same parameters and take
 turns, the one that has had least time next. Only steps are counted, no evaluations: in processor
 seconds, which with one BLAS thread are those of the clock on an idle machine, and which other load
-disturbs less; or, with `--clock wall`, by the clock, as several threads need it. Evaluated are the averaged parameters where the optimiser keeps an
-average, on the first training examples and on the whole test set.
+disturbs less; or, with `--clock wall`, by the clock, as several threads need it. Evaluated are the
+averaged parameters where the optimiser keeps an average, on the first training examples and on the
+whole test set.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ def race(
     seconds: float,
     every: float,
     clock: str,
+    goal: float | None,
 ) -> list[Runner]:
     """All contenders with one seed, taking turns."""
     runners = []
@@ -95,7 +97,13 @@ def race(
         experiment = Experiment.of(from_table({**table, "run": run}), dataset)
         steps = train(experiment.optimizer, experiment.supply, experiment.start())
         runners.append(Runner(name, seed, experiment, steps, clock=CLOCKS[clock]))
-    while (runner := min(runners, key=lambda r: r.spent)).spent < seconds:
+
+    def still_running(runner: Runner) -> bool:
+        there = goal is not None and runner.reached("loss", goal) is not None
+        return runner.spent < seconds and not there
+
+    while running := list(filter(still_running, runners)):
+        runner = min(running, key=lambda r: r.spent)
         runner.run(every)
         last = runner.rows[-1] if runner.rows else {}
         print(runner.failed or json.dumps(last), flush=True)
@@ -160,6 +168,7 @@ def picture(runners: list[Runner], path: Path) -> None:
                 )
             axis.set_xlabel("steps" if x == "step" else "seconds")
             axis.set_ylabel({"loss": "training loss"}.get(column, column.replace("_", " ")))
+            axis.set_xscale("log")
             axis.grid(alpha=0.3)
             if column.endswith("loss"):
                 axis.set_yscale("log")
@@ -180,6 +189,7 @@ def main() -> None:
     parser.add_argument("--accuracy", default="")
     parser.add_argument("--examples", type=int, default=5000, help="training examples evaluated")
     parser.add_argument("--clock", choices=CLOCKS, default="processor")
+    parser.add_argument("--goal", type=float, help="a loss at which a contender is through")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     tables = {name: json.loads(text) for name, text in (c.split("=", 1) for c in args.contenders)}
@@ -190,7 +200,9 @@ def main() -> None:
     dataset = load(args.data)
     runners = []
     for seed in map(int, args.seeds.split(",")):
-        runners += race(tables, common, dataset, seed, args.seconds, args.every, args.clock)
+        runners += race(
+            tables, common, dataset, seed, args.seconds, args.every, args.clock, args.goal
+        )
     levels = [("loss", float(v)) for v in args.loss.split(",") if v]
     levels += [("test_accuracy", float(v)) for v in args.accuracy.split(",") if v]
     text = table_of(runners, levels)

@@ -121,9 +121,7 @@ def main() -> None:
     args = parser.parse_args()
     levels = [float(v) for v in args.loss.split(",")]
     params, images = parameters(args.seed)
-    runs = [
-        start(float(v), params, images, args.batch, args.seed) for v in args.damping.split(",")
-    ]
+    runs = [start(float(v), params, images, args.batch, args.seed) for v in args.damping.split(",")]
     evaluated = jnp.asarray(images[:10_000])
     loss = jax.jit(mean_loss(AUTOENCODER, 0.0, register=False))
     while (run := min(runs, key=lambda r: r.spent)).spent < args.seconds:

@@ -196,7 +196,12 @@ def _add_problem(parser: argparse.ArgumentParser) -> None:
     )
     add("--activation", metavar="NAME", help="of hidden units: logistic, tanh, relu, gelu, ...")
     add("--init", metavar="NAME", help="initial weights: sparse, glorot, he, fan-in")
-    add("--batch-size", type=_batch, metavar="N|N:K[:M]", help="N:K grows from N to all by step K, :M to M at most")
+    add(
+        "--batch-size",
+        type=_batch,
+        metavar="N|N:K[:M]",
+        help="N:K grows from N to all by step K, :M to M at most",
+    )
     add("--backend", metavar="NAME", help="numpy (default), cupy, torch, array_api_strict")
     add("--dtype", metavar="TYPE", help="float32 (default) or float64")
     add("--seed", type=int, metavar="N", help="of parameters, batches and sampled targets")
@@ -272,9 +277,7 @@ def _sizes(text: str) -> list[int]:
 def _batch(text: str) -> Mapping[str, Any]:
     found = re.fullmatch(r"(\d+)(?::(\d+)(?::(\d+))?)?", text)
     if not found:
-        raise argparse.ArgumentTypeError(
-            f"expected N, or N:K[:M] for a growing one, got {text!r}"
-        )
+        raise argparse.ArgumentTypeError(f"expected N, or N:K[:M] for a growing one, got {text!r}")
     if found[2] is None:
         return {"name": "constant", "size": int(found[1])}
     most = {} if found[3] is None else {"most": int(found[3])}

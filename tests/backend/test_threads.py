@@ -281,7 +281,8 @@ def test_layers_that_are_factorised_side_by_side_are_those_of_one_thread(
         found.append(curvature.factorise(moments, 1e-2))
     (one, events), (many, events_of_many) = found
     assert list(one) == list(many) == list(moments)
-    assert events and events == events_of_many
+    assert events
+    assert events == events_of_many
     for path, factors in one.items():
         for name, x in factors.items():
             np.testing.assert_allclose(many[path][name], x, rtol=1e-9, atol=1e-12)

@@ -234,6 +234,25 @@ def test_short_names_find_their_place() -> None:
         optimizer("adam", momentum=0.5)
 
 
+@pytest.mark.parametrize(
+    ("data", "optimizer", "size"),
+    [
+        ("curves", "kfac", 60_000),
+        ("fashion-mnist", "kfac", 4000),
+        ("digits", "kfac", 500),
+        ("fashion-mnist", "kfac-fixed", 500),
+        ("fashion-mnist", "adam", 100),
+    ],
+)
+def test_batches_grow_by_default_where_adaptive_kfac_sees_images(
+    data: str, optimizer: str, size: int
+) -> None:
+    settings = {"data": data, "optimizer": optimizer, "run": {"steps": 3}}
+    assert from_table(settings).batch(10**6, 60_000) == size
+    said = {**settings, "batch": {"name": "constant", "size": 300}}
+    assert from_table(said).batch(10**6, 60_000) == 300
+
+
 def test_growing_batches_are_a_choice() -> None:
     assert from_table(table(batch={"name": "growing", "first": 8})).batch == GrowingBatch(8)
 
