@@ -163,7 +163,7 @@ def _image_defaults(digits: bool, model: str, optimizer: str) -> Table:
     network, by the training loss on the way. SGD: rates 0.01 to 0.1, batches 32, 64, 128; Adam:
     0.0005 to 0.002, the same batches. K-FAC with a given rate: rates 0.003 to 0.3, λ from 0.001 to
     1, momentum 0.5 to 0.9, KL clip 0.0003 to 0.01 or none (without one small λ diverges), batches
-    64 and 128; adaptive: λ₀ in 1, 0.1, 0.03, 0.01, batches 128, 256, 512.
+    64 and 128; adaptive: λ₀ in 1, 0.1, 0.03, 0.01, batches 128, 256, 512, τ₂ in 1/4 and 1.
     """
     network: Table = {"name": model}
     if digits:
@@ -176,6 +176,8 @@ def _image_defaults(digits: bool, model: str, optimizer: str) -> Table:
     else:  # locations are examples, too: part of the batch is enough for statistics
         settings |= {"statistics_fraction": 0.25, "refresh": {"interval": 5}}
         settings["averaging"] = {"decay": 0.97}
+    if optimizer == "kfac":  # a quarter of so small a batch is too little for α and μ
+        settings["step_rule"] = {"name": "quadratic-model", "fraction": 1.0}
     if optimizer == "kfac-fixed":
         settings["step_rule"] = {"momentum": 0.8, "kl_clip": 1e-3}
         settings["damping"] = {"value": 3e-3}
