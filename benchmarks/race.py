@@ -1,6 +1,6 @@
 """Steps and seconds that optimisers need to reach given losses and accuracies, over several seeds.
 
-    OPENBLAS_NUM_THREADS=1 python benchmarks/race.py --data fashion --model convnet \
+    OPENBLAS_NUM_THREADS=1 python benchmarks/race.py --data fashion-mnist --model convnet \
         --seconds 200 --every 10 --seeds 0,1,2 --loss 0.4,0.3 --accuracy 0.88,0.9 --out runs/race \
         'kfac={}' 'sgd={"optimizer": {"rate": 0.03}}' 'adam={}'
 
@@ -180,7 +180,7 @@ def main() -> None:
     """Race, print a table, write the numbers and a picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("contenders", nargs="+", metavar="NAME=JSON")
-    parser.add_argument("--data", default="fashion")
+    parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--model", default="convnet")
     parser.add_argument("--seconds", type=float, default=200.0)
     parser.add_argument("--every", type=float, default=10.0)

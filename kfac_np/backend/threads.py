@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import array_api_compat
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor
+    from concurrent.futures import Executor, Future
 
 __all__ = ["count", "cut", "each", "in_order", "side_by_side"]
 
@@ -113,8 +113,8 @@ def side_by_side(
 ) -> dict[Part, Result]:
     """`function` of every key, as `in_order`, where it works on NumPy's arrays alone.
 
-    The dearest come first, so that no thread is left with a large one at the end. Other libraries
-    have threads or a device of their own: there, and for small work, one key follows the other.
+    Other libraries have threads or a device of their own: there, and for small work, one key
+    follows the other.
 
     Parameters
     ----------
@@ -137,9 +137,7 @@ def side_by_side(
     small = sum(costs.values()) < SMALL
     if small or not all(array_api_compat.is_numpy_array(x) for x in arrays):
         return {part: function(part) for part in costs}
-    parts = sorted(costs, key=lambda part: -costs[part])
-    found = dict(zip(parts, in_order(function, parts), strict=True))
-    return {part: found[part] for part in costs}
+    return dict(zip(costs, in_order(function, costs), strict=True))
 
 
 def _in_order(
@@ -167,11 +165,12 @@ def _in_order(
             news.put(None)
 
     pool = _pool(_cores())
+    helpers: list[Future[None]] = []
     with _one_thread_of_blas():
-        helpers = [
-            pool.submit(contextvars.copy_context().run, help_out) for _ in range(threads - 1)
-        ]
         try:
+            helpers.extend(  # one by one: an interrupt does not lose those that are there
+                pool.submit(contextvars.copy_context().run, help_out) for _ in range(threads - 1)
+            )
             for i in range(number):
                 while i not in done:
                     if not (room.acquire(blocking=False) and work_once()):

@@ -280,5 +280,5 @@ def _batch(text: str) -> Mapping[str, Any]:
         raise argparse.ArgumentTypeError(f"expected N, or N:K[:M] for a growing one, got {text!r}")
     if found[2] is None:
         return {"name": "constant", "size": int(found[1])}
-    most = {} if found[3] is None else {"most": int(found[3])}
-    return {"name": "growing", "first": int(found[1]), "full_at": int(found[2]), **most}
+    most = "none" if found[3] is None else int(found[3])
+    return {"name": "growing", "first": int(found[1]), "full_at": int(found[2]), "most": most}

@@ -103,7 +103,7 @@ def kfc_pre(
 
     v ← μ v - α F̂⁻¹ ∇h, θ ← θ + v, and the average of the iterates for use. No part of the step
     looks at the loss or at a quadratic model; statistics are renewed every fifth step, on the whole
-    mini-batch, and factors every twentieth. The composition is the paper's, the constants are
+    mini-batch, and factors every tenth. The composition is the paper's, the constants are
     ours.
 
     Parameters

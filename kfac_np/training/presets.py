@@ -30,6 +30,12 @@ def complete(table: Mapping[str, Any]) -> Table:
         own = {k: v for k, v in chosen["optimizer"].items() if k != "name"}
         chosen["optimizer"] = merge(variants()[name], own)
         said["optimizer"] = {**optimizer, "name": chosen["optimizer"]["name"]}
+    batch = said.get("batch")
+    if isinstance(batch, Mapping):
+        if "size" in batch:  # only a constant batch has one
+            said["batch"] = {"name": "constant", **batch}
+        if said["batch"].get("name") == "growing":  # the user's own: no cap is left of the default
+            chosen.pop("batch")
     return merge(chosen, said)
 
 

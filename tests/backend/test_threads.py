@@ -18,6 +18,7 @@ import pytest
 from kfac_np.backend import Geometry, Patches, lags, pad, patches, pooling, threads
 from kfac_np.backend.patches import transposed_product
 from kfac_np.curvature import BlockDiagonal
+from kfac_np.errors import FactorizationError
 
 WAIT = 10.0
 """Seconds after which a thread will not come any more."""
@@ -242,14 +243,34 @@ def test_the_bits_do_not_depend_on_the_threads(
             np.testing.assert_array_equal(one.view(np.uint8), other.view(np.uint8))
 
 
-def test_side_by_side_keeps_order_and_takes_the_dearest_first(use: Callable[[int], None]):
-    use(1)
-    seen: list[str] = []
-    costs = {"a": 1e9, "b": 3e9, "c": 2e9}
-    found = threads.side_by_side(lambda name: seen.append(name) or name.upper(), costs)
-    assert found == {"a": "A", "b": "B", "c": "C"}
-    assert list(found) == ["a", "b", "c"]
-    assert seen == ["b", "c", "a"]
+def test_side_by_side_keeps_order(use: Callable[[int], None]):
+    found = threads.side_by_side(str.upper, {"a": 1e9, "c": 3e9, "b": 2e9})
+    assert list(found.items()) == [("a", "A"), ("c", "C"), ("b", "B")]
+
+
+def test_the_first_layer_that_cannot_be_factorised_is_named(use: Callable[[int], None]):
+    nan = {"A": np.full((9, 9), np.nan), "G": np.eye(9)}
+    moments = {"0": nan, "1": {"A": np.full((400, 400), np.nan), "G": np.eye(9)}}
+    with pytest.raises(FactorizationError, match="layer 0"):
+        BlockDiagonal().factorise(moments, 1e-2)
+
+
+def test_an_interrupt_while_threads_are_asked_for_leaves_none_behind(
+    use: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+):
+    pool, handed_out = threads._pool(3), []
+
+    class Interrupted:
+        def submit(self, *work: Any) -> Any:
+            if handed_out:
+                raise KeyboardInterrupt
+            handed_out.append(pool.submit(*work))
+            return handed_out[0]
+
+    monkeypatch.setattr(threads, "_pool", lambda _: Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        list(threads.in_order(str, range(100)))
+    assert handed_out[0].done()  # cancelled, or over
 
 
 def test_side_by_side_uses_threads_for_large_work_on_numpy_arrays_alone(

@@ -136,6 +136,17 @@ def test_flags_file_and_set_lie_over_each_other(
     assert config.backend.dtype == "float64"
 
 
+@pytest.mark.parametrize(("words", "most"), [("600:9", None), ("600:9:700", 700), ("9", 9)])
+def test_batch_sizes_that_grow(words: str, most: int | None, capsys: Any, tmp_path: Path) -> None:
+    """Of N:K nothing bounds the growth, whatever the default for the data is."""
+    flags = ["train", "--data", "fashion-mnist", "--steps", "1", "--batch-size", words]
+    assert main([*flags, "--print-config"]) == 0
+    shown = tmp_path / "shown.toml"
+    shown.write_text(capsys.readouterr().out)
+    batch = from_table(read_table(shown)).batch
+    assert batch(9, 50_000) == (most or 50_000)
+
+
 def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "runs" / "demo"
     words = ["compare", *SMALL, "--optimizers", "kfac,slow,adam", "--steps", "6", "--out", str(out)]

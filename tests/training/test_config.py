@@ -23,7 +23,7 @@ from kfac_np.training.config import (
     toml,
     write,
 )
-from kfac_np.training.data import GrowingBatch
+from kfac_np.training.data import ConstantBatch, GrowingBatch
 from kfac_np.training.parts import choices
 from kfac_np.training.presets import complete, set_optimizer, variants
 from kfac_np.training.tables import assign
@@ -251,6 +251,22 @@ def test_batches_grow_by_default_where_adaptive_kfac_sees_images(
     assert from_table(settings).batch(10**6, 60_000) == size
     said = {**settings, "batch": {"name": "constant", "size": 300}}
     assert from_table(said).batch(10**6, 60_000) == 300
+
+
+@pytest.mark.parametrize(
+    ("said", "batch"),
+    [
+        ({"size": 100}, ConstantBatch(100)),
+        ({"name": "constant", "size": 100}, ConstantBatch(100)),
+        ({"first": 300}, GrowingBatch(300, 200, 4000)),
+        ({"most": "none"}, GrowingBatch(500, 200)),
+        ({"name": "growing", "first": 5000}, GrowingBatch(5000)),
+        ("growing", GrowingBatch()),
+    ],
+)
+def test_nothing_is_left_of_default_batches_that_does_not_fit(said: Any, batch: Any) -> None:
+    settings = {"data": "fashion-mnist", "batch": said, "run": {"steps": 3}}
+    assert from_table(settings).batch == batch
 
 
 def test_growing_batches_are_a_choice() -> None:

@@ -176,7 +176,7 @@ class GrowingBatch:
     first : int
         m₁, at least 1.
     full_at : int
-        The step from which the batch has all n examples, at least 1.
+        The step from which the batch would have all n examples, at least 1.
     most : int, optional
         It grows no further than this.
 
