@@ -16,7 +16,7 @@ import importlib.util
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import array_api_compat
@@ -109,35 +109,36 @@ def each(function: Callable[[Part], object], parts: Iterable[Part]) -> None:
 
 
 def side_by_side(
-    function: Callable[[Part], Result], costs: Mapping[Part, float], *arrays: Any
-) -> dict[Part, Result]:
-    """`function` of every key, as `in_order`, where it works on NumPy's arrays alone.
+    function: Callable[[Part], Result],
+    parts: Iterable[Part],
+    operations: float,
+    arrays: Iterable[Any],
+) -> Iterator[Result]:
+    """`in_order`, where there is much to do and all of it on NumPy's arrays; elsewhere `map`.
 
-    Other libraries have threads or a device of their own: there, and for small work, one key
-    follows the other.
+    Other libraries have threads or a device of their own.
 
     Parameters
     ----------
     function : callable
-    costs : mapping
-        What to work on, and about how many operations that takes.
-    *arrays : Array
+    parts : iterable
+    operations : float
+        About how many all parts take together.
+    arrays : iterable of Array
         What `function` works on.
 
-    Returns
-    -------
-    dict
-        In the order of `costs`.
+    Yields
+    ------
+    What `function` returns for each part.
 
     Examples
     --------
-    >>> side_by_side(abs, {-1: 2.0, 3: 4.0})
-    {-1: 1, 3: 3}
+    >>> list(side_by_side(abs, [-1, 3], 2.0, []))
+    [1, 3]
     """
-    small = sum(costs.values()) < SMALL
-    if small or not all(array_api_compat.is_numpy_array(x) for x in arrays):
-        return {part: function(part) for part in costs}
-    return dict(zip(costs, in_order(function, costs), strict=True))
+    if operations < SMALL or not all(array_api_compat.is_numpy_array(x) for x in arrays):
+        return map(function, parts)
+    return in_order(function, parts)
 
 
 def _in_order(

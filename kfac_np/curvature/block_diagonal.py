@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -105,13 +104,11 @@ class BlockDiagonal(Curvature):
             found = self.block_of(path).factorise(moments[path], damping, ladder, old)
             return found, ladder.events
 
-        arrays = {path: list(m.values()) for path, m in moments.items()}
-        cubes = {
-            path: sum(2.0 * math.prod(x.shape) ** 1.5 for x in a) for path, a in arrays.items()
-        }
-        found = side_by_side(of_layer, cubes, *itertools.chain(*arrays.values()))
-        events = [event for _, noted in found.values() for event in noted]
-        return {path: factors for path, (factors, _) in found.items()}, events
+        arrays = [x for m in moments.values() for x in m.values()]
+        operations = sum(2.0 * math.prod(x.shape) ** 1.5 for x in arrays)
+        found = list(side_by_side(of_layer, moments, operations, arrays))
+        factors = {path: one for path, (one, _) in zip(moments, found, strict=True)}
+        return factors, [event for _, events in found for event in events]
 
     def solve(self, factors: dict[str, Factors], v: Tree) -> Tree:
         return trees.map_named(lambda path, x: self.block_of(path).solve(factors[path], x), v)

@@ -116,8 +116,8 @@ class KFAC(Optimizer):
     - λ₀ is a typical eigenvalue of F̂ instead of 150 (see `LevenbergMarquardt`).
     - γ₀ = 0.3 √(λ₀ + η) instead of √(λ₀ + η), since small γ got off plateaus sooner wherever we
       tried, and γ is searched in steps 3 and 10, too, and by factors of 2; within bounds.
-    - T₃ = 10 instead of 20, and only the first step of the first three: factors as old as 20 steps
-      cost more steps than renewing them costs time.
+    - T₃ = 10 instead of 20, and of the first three steps only the first renews the factors: those
+      as old as 20 steps cost more than renewing them does.
     - The average is of the last twentieth of the iterates at first (see `IterateAverage`).
     - The quadratic model may not promise a loss that is out of reach (see `QuadraticModel`).
 

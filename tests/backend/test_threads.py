@@ -244,8 +244,7 @@ def test_the_bits_do_not_depend_on_the_threads(
 
 
 def test_side_by_side_keeps_order(use: Callable[[int], None]):
-    found = threads.side_by_side(str.upper, {"a": 1e9, "c": 3e9, "b": 2e9})
-    assert list(found.items()) == [("a", "A"), ("c", "C"), ("b", "B")]
+    assert list(threads.side_by_side(str.upper, "acb", 6e9, [])) == ["A", "C", "B"]
 
 
 def test_the_first_layer_that_cannot_be_factorised_is_named(use: Callable[[int], None]):
@@ -277,12 +276,12 @@ def test_side_by_side_uses_threads_for_large_work_on_numpy_arrays_alone(
     use: Callable[[int], None],
 ):
     use(2)
-    large, mine = dict.fromkeys(range(2), 1e9), threading.get_ident()
-    met = threads.side_by_side(together(2), large, np.ones(2))
-    assert len(set(met.values())) == 2
-    for costs, array in ((dict.fromkeys(range(2), 1.0), np.ones(2)), (large, object())):
-        alone = threads.side_by_side(lambda _: threading.get_ident(), costs, array)
-        assert set(alone.values()) == {mine}
+    large, mine = 2e9, threading.get_ident()
+    met = threads.side_by_side(together(2), range(2), large, [np.ones(2)])
+    assert len(set(met)) == 2
+    for operations, array in ((2.0, np.ones(2)), (large, object())):
+        alone = threads.side_by_side(lambda _: threading.get_ident(), range(2), operations, [array])
+        assert set(alone) == {mine}
 
 
 def test_layers_that_are_factorised_side_by_side_are_those_of_one_thread(

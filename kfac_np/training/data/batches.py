@@ -197,13 +197,11 @@ class GrowingBatch:
     most: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("first", "full_at", "most"):
-            value = getattr(self, name)
-            if name == "most" and value is None:
-                continue
+        most = self.first if self.most is None else self.most
+        for name, value in (("first", self.first), ("full_at", self.full_at), ("most", most)):
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"GrowingBatch: expected {name} >= 1, got {value!r}")
-        if self.most is not None and self.most < self.first:
+        if most < self.first:
             raise InputError(
                 f"GrowingBatch: expected most >= first, got {self.most!r} and {self.first!r}"
             )
