@@ -141,11 +141,27 @@ def quadratic_forms(e: Evaluation, vectors: Sequence[Tree]) -> Array:
     """
     if not vectors:
         raise InputError("quadratic_forms: expected at least one vector, got none")
-    xp = array_namespace(e.outputs)
-    tangents = xp.stack([e.jvp(v) for v in vectors])  # (m, N, [S,] C)
-    bent = e.weighted(e.objective.loss.hessian_product(e.outputs, tangents))
-    m = len(vectors)
-    gram = xp.reshape(tangents, (m, -1)) @ xp.reshape(bent, (m, -1)).T
+    return tangent_forms(e, [e.jvp(v) for v in vectors])
+
+
+def tangent_forms(e: Evaluation, tangents: Sequence[Array]) -> Array:
+    """`quadratic_forms` of vectors whose tangents J u (`Evaluation.jvp`) are known.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kfac_np.layers import Dense
+    >>> from kfac_np.losses import SquaredError
+    >>> from kfac_np.objective import Objective
+    >>> e = Objective(Dense(1, 1, bias=False), SquaredError()).evaluate(
+    ...     np.asarray([[2.0]]), np.asarray([[1.0], [3.0]]), np.zeros((2, 1)))
+    >>> tangent_forms(e, [np.asarray([[1.0], [3.0]])])
+    array([[5.]])
+    """
+    xp, m = array_namespace(e.outputs), len(tangents)
+    stacked = xp.stack(list(tangents))  # (m, N, [S,] C)
+    bent = e.weighted(e.objective.loss.hessian_product(e.outputs, stacked))
+    gram = xp.reshape(stacked, (m, -1)) @ xp.reshape(bent, (m, -1)).T
     return (0.5 / e.scale.terms) * (gram + gram.T)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, cast, final
@@ -62,6 +63,7 @@ from kfac_np.optimizers.schedules import (
     value_at,
 )
 from kfac_np.optimizers.step_rules import (
+    Choice,
     LocalModel,
     QuadraticModel,
     StepRule,
@@ -182,7 +184,9 @@ class KFAC(Optimizer):
     fisher: FisherType = MonteCarlo(1)
     step_rule: StepRule = QuadraticModel()
     damping: DampingPolicy = LevenbergMarquardt()
-    gamma: GammaPolicy = GammaSearch(decay=0.5 ** (1 / 20), early=(3, 10), ratio=0.3, within=10.0)
+    gamma: GammaPolicy = GammaSearch(
+        decay=0.5 ** (1 / 20), early=(3, 10), ratio=0.3, within=10.0, thorough=False
+    )
     moving_average: MovingAverage = MovingAverage()
     statistics: Refresh = Refresh(interval=1)
     refresh: Refresh = Refresh(interval=10, first=1)
@@ -245,17 +249,18 @@ class KFAC(Optimizer):
                 f"{k}, got None"
             )
 
-        trials = self._trials(state, moments, h, e.scale, damping, k, doubts)
         room = h.value - e.lower_bound
-        model = LocalModel(
-            _part(e, self.step_rule.fraction, doubts), h.gradient, damping + self.l2, room
-        )
-        proposals = [trial.proposal for trial in trials]
-        choice = self.step_rule.choose(
-            k, model, proposals, state.update, lambda v: self._curvature_norm(moments, v)
-        )
+        part = _part(e, self.step_rule.fraction, doubts)
+        model = LocalModel(part, h.gradient, damping + self.l2, room, state.update)
+
+        def choose(proposal: Tree) -> Choice:
+            return self.step_rule.choose(
+                k, model, proposal, lambda v: self._curvature_norm(moments, v)
+            )
+
+        trials = self._trials(state, moments, h, e.scale, damping, k, doubts)
+        trial, choice = self._best(trials, choose)
         require_finite_choice(choice, k, doubts)
-        trial = trials[choice.index]
         events += [(True, event) for event in trial.events]
 
         if state.update is None:
@@ -331,8 +336,8 @@ class KFAC(Optimizer):
         damping: Scalar,
         k: int,
         doubts: Doubts,
-    ) -> list[_Trial]:
-        """A proposal for each candidate γ, with the factors it came from."""
+    ) -> Iterator[_Trial]:
+        """A proposal for each candidate γ, with the factors it came from, when it is asked for."""
 
         def propose(factors: dict[str, Factors]) -> Tree:
             if h.statistics is None:
@@ -343,22 +348,44 @@ class KFAC(Optimizer):
         everything = state.factors is None or self.gamma.searches(k)
         due = tuple(moments) if everything else self.refresh.share(k, tuple(moments))
         if state.factors is not None and state.gamma is not None and not due:
-            return [_Trial(state.gamma, state.factors, propose(state.factors), (), [])]
+            yield _Trial(state.gamma, state.factors, propose(state.factors), (), [])
+            return
         doubts.settle()  # factorising decides on the host, and waits for the device
         part = {path: moments[path] for path in due}
-        trials = []
-        for gamma in self.gamma.candidates(k, state.gamma, float(damping) + self.l2):
+        candidates = self.gamma.candidates(k, state.gamma, float(damping) + self.l2)
+        none_finite = True
+        for gamma in candidates:
             new, events = self.curvature.factorise(part, gamma**2, state.factors)
             factors = {**(state.factors or {}), **new}
-            trials.append(_Trial(gamma, factors, propose(factors), due, events))
-        finite = [t for t in trials if all_finite(*trees.leaves(t.proposal))]
-        if not finite:
-            tried = [t.gamma for t in trials]
+            proposal = propose(factors)
+            if all_finite(*trees.leaves(proposal)):
+                none_finite = False
+                yield _Trial(gamma, factors, proposal, due, events)
+        if none_finite:
             raise DivergenceError(
-                f"step {k}: no proposal is finite for gamma in {tried}; the parameters are "
-                "unchanged. Use more damping"
+                f"step {k}: no proposal is finite for gamma in {list(candidates)}; the parameters "
+                "are unchanged. Use more damping"
             )
-        return finite
+
+    def _best(
+        self, trials: Iterator[_Trial], choose: Callable[[Tree], Choice]
+    ) -> tuple[_Trial, Choice]:
+        """The trial of which the model promises most, or the first that beats the first."""
+        best = next(trials)
+        choice = choose(best.proposal)
+        for trial in trials:
+            other = choose(trial.proposal)
+            if choice.decrease is None or other.decrease is None:
+                raise ConfigError(
+                    f"KFAC gamma: several candidates from {type(self.gamma).__name__} expected a "
+                    "step rule that evaluates the quadratic model (QuadraticModel), got "
+                    f"{type(self.step_rule).__name__}"
+                )
+            if other.decrease < choice.decrease:  # the host decides, and waits for the device
+                best, choice = trial, other
+                if not self.gamma.thorough:
+                    break
+        return best, choice
 
     def _typical_eigenvalue(self, moments: dict[str, Moments], params: Tree) -> float:
         """exp Σ_i n_i log(tr F̂_i / n_i) / Σ_i n_i over the layers' blocks, n_i parameters each.

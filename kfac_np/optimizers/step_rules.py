@@ -1,4 +1,4 @@
-"""From proposals to an update: how far to go, and how much of the previous update to keep."""
+"""From a proposal to an update: how far to go, and how much of the previous update to keep."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 from kfac_np import trees
-from kfac_np.backend import Doubts, Scalar, array_namespace, isfinite, scalar, select, sqrt
+from kfac_np.backend import Array, Doubts, Scalar, array_namespace, isfinite, scalar, select, sqrt
 from kfac_np.errors import ConfigError, DivergenceError
 from kfac_np.objective import Evaluation
 from kfac_np.optimizers.schedules import (
@@ -19,7 +20,7 @@ from kfac_np.optimizers.schedules import (
     require_rate,
     value_at,
 )
-from kfac_np.products import quadratic_forms
+from kfac_np.products import tangent_forms
 from kfac_np.trees import Tree
 
 __all__ = ["Choice", "FixedRate", "LocalModel", "QuadraticModel", "StepRule"]
@@ -40,6 +41,8 @@ class LocalModel:
         λ + η.
     room : float
         h less the least value that it can have.
+    previous : tree or None
+        δ₀, the update of the step before.
 
     References
     ----------
@@ -61,16 +64,26 @@ class LocalModel:
     gradient: Tree
     damping: Scalar
     room: Scalar = math.inf
+    previous: Tree | None = None
 
     def bend_and_slope(self, vectors: Sequence[Tree]) -> tuple[list[list[Scalar]], list[Scalar]]:
         """Matrix of v_iᵀ (F + damping · I) v_j, and vector of ∇hᵀ v_i."""
-        fisher, m = quadratic_forms(self.evaluation, vectors), len(vectors)
+        tangents = [
+            self._previous_tangent if v is self.previous else self.evaluation.jvp(v)
+            for v in vectors
+        ]
+        fisher, m = tangent_forms(self.evaluation, tangents), len(vectors)
         bend: list[list[Scalar]] = [[0.0] * m for _ in vectors]
         for i, u in enumerate(vectors):
             for j in range(i, m):
                 inner = scalar(trees.inner(u, vectors[j]))
                 bend[i][j] = bend[j][i] = scalar(fisher[i, j]) + self.damping * inner
         return bend, [scalar(trees.inner(v, self.gradient)) for v in vectors]
+
+    @cached_property
+    def _previous_tangent(self) -> Array:
+        """J δ₀, which goes with every proposal."""
+        return self.evaluation.jvp(self.previous)
 
     def decrease(self, update: Tree) -> Scalar:
         """M(δ) - M(0) for one update."""
@@ -81,33 +94,31 @@ class LocalModel:
 @final
 @dataclass(frozen=True)
 class Choice:
-    """Which proposal is taken, and the coefficients of δ = αΔ + μδ₀.
+    """The coefficients of δ = αΔ + μδ₀.
 
     Attributes
     ----------
-    index : int
     alpha, mu : Scalar
     decrease : Scalar or None
         M(δ) - M(0), where the rule evaluated it; infinite if there is no finite choice.
 
     Examples
     --------
-    >>> Choice(0, 1.0, 0.0, None).alpha
+    >>> Choice(1.0, 0.0, None).alpha
     1.0
     """
 
-    index: int
     alpha: Scalar
     mu: Scalar
     decrease: Scalar | None
 
 
 def require_finite_choice(choice: Choice, k: int, doubts: Doubts) -> None:
-    """It is a `DivergenceError` if the model was not finite along any proposal.
+    """It is a `DivergenceError` if the model was not finite along the proposal.
 
     Examples
     --------
-    >>> require_finite_choice(Choice(0, 0.0, 0.0, math.inf), 7, Doubts())
+    >>> require_finite_choice(Choice(0.0, 0.0, math.inf), 7, Doubts())
     Traceback (most recent call last):
     kfac_np.errors.DivergenceError: step 7: the quadratic model is not finite along the ...
     """
@@ -123,7 +134,7 @@ def require_finite_choice(choice: Choice, k: int, doubts: Doubts) -> None:
 
 
 class StepRule(ABC):
-    """Chooses among proposals Δ, and the coefficients α and μ.
+    """Chooses the coefficients α and μ for a proposal Δ.
 
     Examples
     --------
@@ -134,7 +145,7 @@ class StepRule(ABC):
     @property
     @abstractmethod
     def compares(self) -> bool:
-        """Tell whether the rule can choose among several proposals."""
+        """Tell whether choices for several proposals can be compared by their `decrease`."""
 
     @property
     @abstractmethod
@@ -146,8 +157,7 @@ class StepRule(ABC):
         self,
         k: int,
         model: LocalModel,
-        proposals: Sequence[Tree],
-        previous: Tree | None,
+        proposal: Tree,
         curvature_norm: Callable[[Tree], Scalar],
     ) -> Choice:
         """Choose.
@@ -157,10 +167,9 @@ class StepRule(ABC):
         k : int
             Number of the step, from 1.
         model : LocalModel
-        proposals : sequence of trees
-            Candidates for Δ, which points downhill.
-        previous : tree or None
-            δ₀, the previous update.
+            Its `previous` is δ₀.
+        proposal : tree
+            Δ, which points downhill.
         curvature_norm : callable
             v ↦ vᵀ F̂ v with the approximate curvature, undamped.
         """
@@ -169,11 +178,10 @@ class StepRule(ABC):
 @final
 @dataclass(frozen=True)
 class QuadraticModel(StepRule):
-    """(α, μ) minimise the quadratic model with the exact Fisher; of several proposals the best.
+    """(α, μ) minimise the quadratic model with the exact Fisher.
 
     Solves the 2×2 system [Δᵀ B Δ, Δᵀ B δ₀; ·, δ₀ᵀ B δ₀] (α, μ)ᵀ = -(∇hᵀΔ, ∇hᵀδ₀) with
-    B = F + (λ + η) I. Where Δ and δ₀ are parallel to rounding error, μ = 0. A proposal along which
-    the model overflows is left out.
+    B = F + (λ + η) I. Where Δ and δ₀ are parallel to rounding error, μ = 0.
 
     Once a network fits its training data F vanishes, and the model promises more than there is:
     a loss below zero. With `bounded` the update is shortened until the model promises no more than
@@ -214,31 +222,20 @@ class QuadraticModel(StepRule):
         self,
         k: int,
         model: LocalModel,
-        proposals: Sequence[Tree],
-        previous: Tree | None,
+        proposal: Tree,
         curvature_norm: Callable[[Tree], Scalar],
     ) -> Choice:
-        previous = previous if self.momentum else None
-        vectors = [*proposals] if previous is None else [*proposals, previous]
-        bend, slope = model.bend_and_slope(vectors)
+        previous = model.previous if self.momentum else None
+        bend, slope = model.bend_and_slope([proposal] if previous is None else [proposal, previous])
         xp = array_namespace(model.evaluation.outputs)
         rounding = 10.0 * float(xp.finfo(model.evaluation.outputs.dtype).eps)
-        last = len(vectors) - 1
-        choices = []
-        for i in range(len(proposals)):
-            other = None
-            if previous is not None:
-                other = (bend[last][last], bend[i][last], slope[last])
-            alpha, mu = _minimise(bend[i][i], slope[i], other, rounding)
-            kept = 0.0 if other is None else select(mu != 0.0, mu * slope[last], 0.0)
-            fine = isfinite(bend[i][i] + slope[i])
-            decrease = select(fine, 0.5 * (alpha * slope[i] + kept), math.inf)
-            choices.append(Choice(i, alpha, mu, decrease))
-        best = choices[0]
-        for choice in choices[1:]:  # among several proposals the host decides
-            if choice.decrease < best.decrease:  # type: ignore[operator]
-                best = choice
-        return self._within(model.room, best) if self.bounded else best
+        other = None if previous is None else (bend[1][1], bend[0][1], slope[1])
+        alpha, mu = _minimise(bend[0][0], slope[0], other, rounding)
+        kept = 0.0 if previous is None else select(mu != 0.0, mu * slope[1], 0.0)
+        fine = isfinite(bend[0][0] + slope[0])
+        decrease = select(fine, 0.5 * (alpha * slope[0] + kept), math.inf)
+        choice = Choice(alpha, mu, decrease)
+        return self._within(model.room, choice) if self.bounded else choice
 
     def _within(self, room: Scalar, choice: Choice) -> Choice:
         """Shorten an update until its predicted decrease is `room` at most."""
@@ -250,7 +247,7 @@ class QuadraticModel(StepRule):
         part = select(too_much, room, 0.0) / select(too_much, promised, 1.0)
         s = select(too_much, 1.0 - sqrt(1.0 - part), 1.0)
         decrease = select(too_much, -room, choice.decrease)
-        return Choice(choice.index, s * choice.alpha, s * choice.mu, decrease)
+        return Choice(s * choice.alpha, s * choice.mu, decrease)
 
 
 def _minimise(
@@ -321,16 +318,15 @@ class FixedRate(StepRule):
         self,
         k: int,
         model: LocalModel,
-        proposals: Sequence[Tree],
-        previous: Tree | None,
+        proposal: Tree,
         curvature_norm: Callable[[Tree], Scalar],
     ) -> Choice:
         rate: Scalar = value_at(self.rate, k)
         if self.kl_clip is not None:
-            change = rate**2 * curvature_norm(proposals[0])
+            change = rate**2 * curvature_norm(proposal)
             clipped = change > self.kl_clip
             rate = rate * select(clipped, sqrt(self.kl_clip / select(clipped, change, 1.0)), 1.0)
-        return Choice(0, rate, value_at(self.momentum, k), None)
+        return Choice(rate, value_at(self.momentum, k), None)
 
 
 def require_fraction(name: str, value: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -13,7 +14,8 @@ from optimizer_cases import CASES, Case, case, flat
 
 from kfac_np import trees
 from kfac_np.backend import Backend, Doubts, Rng, get_backend
-from kfac_np.errors import DivergenceError
+from kfac_np.curvature import BlockDiagonal, KFACBlock
+from kfac_np.errors import ConfigError, DivergenceError
 from kfac_np.fisher import Exact, MonteCarlo
 from kfac_np.layers import Dense, Sequential, Tanh
 from kfac_np.losses import SoftmaxCrossEntropy, SquaredError
@@ -22,6 +24,7 @@ from kfac_np.optimizers import (
     KFAC,
     ConstantDamping,
     CoupledGamma,
+    GammaPolicy,
     GammaSearch,
     LevenbergMarquardt,
     QuadraticModel,
@@ -71,7 +74,8 @@ def test_alpha_and_mu_minimise(c: Case, backend: Backend) -> None:
     model, B, slope = model_on(c, backend, damping=0.02)
     delta, previous = directions(c, 2)
     trees_ = [c.to_tree(backend, v) for v in (delta, previous)]
-    choice = QuadraticModel().choose(2, model, trees_[:1], trees_[1], refuse_curvature)
+    pair = dataclasses.replace(model, previous=trees_[1])
+    choice = QuadraticModel().choose(2, pair, trees_[0], refuse_curvature)
 
     def M(alpha: float, mu: float) -> float:
         v = alpha * delta + mu * previous
@@ -85,28 +89,26 @@ def test_alpha_and_mu_minimise(c: Case, backend: Backend) -> None:
         assert M(choice.alpha, choice.mu + shift) > least
         assert M(choice.alpha + shift, choice.mu - shift) > least
 
-    alone = QuadraticModel().choose(1, model, trees_[:1], None, refuse_curvature)
+    alone = QuadraticModel().choose(1, model, trees_[0], refuse_curvature)
     assert alone.alpha == pytest.approx(-(slope @ delta) / (delta @ B @ delta))
     assert (alone.mu, alone.decrease) == (0, pytest.approx(M(alone.alpha, 0)))
     assert least < M(alone.alpha, 0)
 
 
-def test_best_of_several_proposals(backend: Backend) -> None:
+def test_the_best_proposal_is_taken_whole(backend: Backend) -> None:
+    """-B⁻¹∇h minimises M over all δ: α = 1, nothing of the previous update, none does better."""
     c = case("tanh_squared")
     model, B, slope = model_on(c, backend, damping=0.02)
-    *proposals, previous = directions(c, 6)
-    proposals[3] = -np.linalg.solve(B, slope)
-    choice = QuadraticModel().choose(
-        1,
-        model,
-        [c.to_tree(backend, v) for v in proposals],
-        c.to_tree(backend, previous),
-        refuse_curvature,
-    )
-    assert choice.index == 3
+    *others, previous = directions(c, 6)
+    model = dataclasses.replace(model, previous=c.to_tree(backend, previous))
+    best = -np.linalg.solve(B, slope)
+    choice = QuadraticModel().choose(1, model, c.to_tree(backend, best), refuse_curvature)
     assert choice.alpha == pytest.approx(1)
     assert choice.mu == pytest.approx(0, abs=1e-9)
-    assert choice.decrease == pytest.approx(-0.5 * slope @ np.linalg.solve(B, slope))
+    assert choice.decrease == pytest.approx(0.5 * slope @ best)
+    for v in others:
+        other = QuadraticModel().choose(1, model, c.to_tree(backend, v), refuse_curvature)
+        assert other.decrease > choice.decrease
 
 
 @pytest.mark.parametrize("factor", [1.0, -3.0, 1e-8, 1e8])
@@ -116,9 +118,8 @@ def test_previous_update_parallel_to_the_proposal(factor: float, backend: Backen
     model, B, slope = model_on(c, backend, damping=0.02)
     (delta,) = directions(c, 1)
     proposal = c.to_tree(backend, delta)
-    choice = QuadraticModel().choose(
-        2, model, [proposal], c.to_tree(backend, factor * delta), refuse_curvature
-    )
+    pair = dataclasses.replace(model, previous=c.to_tree(backend, factor * delta))
+    choice = QuadraticModel().choose(2, pair, proposal, refuse_curvature)
     assert choice.mu == 0
     assert choice.alpha == pytest.approx(-(slope @ delta) / (delta @ B @ delta))
 
@@ -129,9 +130,8 @@ def test_nearly_parallel_is_never_worse_than_alone(apart: float, backend: Backen
     model, B, slope = model_on(c, backend, damping=0.02)
     delta, other = directions(c, 2)
     previous = delta + apart * other
-    choice = QuadraticModel().choose(
-        2, model, [c.to_tree(backend, delta)], c.to_tree(backend, previous), refuse_curvature
-    )
+    pair = dataclasses.replace(model, previous=c.to_tree(backend, previous))
+    choice = QuadraticModel().choose(2, pair, c.to_tree(backend, delta), refuse_curvature)
     v = choice.alpha * delta + choice.mu * previous
     alone = -0.5 * (slope @ delta) ** 2 / (delta @ B @ delta)
     assert 0.5 * v @ B @ v + slope @ v <= alone * (1 - 1e-6)
@@ -143,23 +143,21 @@ def test_nothing_to_gain(previous_too: bool, backend: Backend) -> None:
     c = case("tanh_squared")
     model, _, _ = model_on(c, backend, damping=0.0)
     zero = trees.zeros_like(model.gradient)
-    still = dataclasses.replace(model, gradient=zero)
     previous = c.to_tree(backend, directions(c, 1)[0]) if previous_too else None
-    choice = QuadraticModel().choose(2, still, [zero], previous, refuse_curvature)
+    still = dataclasses.replace(model, gradient=zero, previous=previous)
+    choice = QuadraticModel().choose(2, still, zero, refuse_curvature)
     assert (choice.alpha, choice.mu, choice.decrease) == (0, 0, 0)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, besides the error
-def test_overflowing_proposals_are_left_out(backend: Backend) -> None:
-    """One that the model cannot judge is not taken; if there is no other, that is told."""
+def test_a_proposal_that_overflows_promises_nothing(backend: Backend) -> None:
+    """So that any other is better; if there is no other, that is told."""
     c = case("tanh_squared")
-    model, B, slope = model_on(c, backend, damping=0.02)
+    model, _, _ = model_on(c, backend, damping=0.02)
     (delta,) = directions(c, 1)
-    huge, sound = c.to_tree(backend, 1e200 * delta), c.to_tree(backend, delta)
-    choice = QuadraticModel().choose(1, model, [huge, sound], None, refuse_curvature)
-    assert choice.index == 1
-    assert choice.alpha == pytest.approx(-(slope @ delta) / (delta @ B @ delta))
-    choice = QuadraticModel().choose(7, model, [huge], sound, refuse_curvature)
+    model = dataclasses.replace(model, previous=c.to_tree(backend, delta))
+    huge = c.to_tree(backend, 1e200 * delta)
+    choice = QuadraticModel().choose(7, model, huge, refuse_curvature)
     assert choice.decrease == math.inf
     with pytest.raises(DivergenceError, match="step 7: the quadratic model is not finite"):
         require_finite_choice(choice, 7, Doubts())
@@ -292,6 +290,61 @@ def test_a_search_between_refreshes_makes_factors_of_its_own(backend: Backend) -
     assert len(gammas) > 2
 
 
+class Counted(BlockDiagonal):
+    """Remembers the dampings that it was factorised with."""
+
+    def __init__(self) -> None:
+        super().__init__(KFACBlock())
+        object.__setattr__(self, "dampings", [])
+
+    def factorise(self, moments: Any, damping: float, previous: Any = None) -> Any:
+        self.dampings.append(damping)
+        return super().factorise(moments, damping, previous)
+
+
+@pytest.mark.parametrize("name", ["tanh_squared", "relu_softmax"])
+@pytest.mark.parametrize("initial", [1e-2, 1e-1, 1.0])
+def test_a_search_that_is_not_thorough(name: str, initial: float, backend: Backend) -> None:
+    """It takes what a thorough one takes, and tries γ / ω₂ only where ω₂ γ is no better than γ."""
+    c = case(name)
+    states, gammas, tried = [], [], []
+    for thorough in (True, False):
+        curvature = Counted()
+        kfac = KFAC(
+            c.objective,
+            curvature=curvature,
+            damping=LevenbergMarquardt(initial),
+            gamma=GammaSearch(interval=2, decay=0.5, thorough=thorough),
+            refresh=Refresh(2, first=1),
+        )
+        state, mine = kfac.init(c.params(backend)), []
+        for k in range(1, 9):
+            state, report = kfac.step(state, *c.batch_on(backend, k))
+            mine.append(report.gamma)
+        states.append(flat(state.params))
+        gammas.append(mine)
+        tried.append(curvature.dampings)
+    assert gammas[0] == gammas[1]
+    assert np.array_equal(states[0], states[1])
+    assert len(tried[0]) == 1 + 4 * 3
+    smaller = sum(new < old for old, new in itertools.pairwise(gammas[1]))
+    assert len(tried[1]) == len(tried[0]) - smaller
+
+
+def test_candidates_that_cannot_be_compared() -> None:
+    class Several(GammaPolicy):
+        def candidates(self, k: int, current: float | None, damping: float) -> tuple[float, ...]:
+            return (1.0, 2.0)
+
+        def searches(self, k: int) -> bool:
+            return True
+
+    c = case("tanh_squared")
+    kfac = practical(c.objective, gamma=Several())
+    with pytest.raises(ConfigError, match="several candidates from Several expected a step rule"):
+        kfac.step(kfac.init(c.params(NUMPY)), *c.batch_on(NUMPY, 1))
+
+
 # ------------------------------------------------------------- what the model may promise
 
 
@@ -334,11 +387,10 @@ def test_a_shortened_update_is_what_the_model_says() -> None:
     gradient = e.gradient()
     downhill = trees.scale(-1.0, gradient)
     free = LocalModel(e, gradient, 1e-3)
-    whole = QuadraticModel().choose(1, free, [downhill], None, lambda v: 0.0)
+    whole = QuadraticModel().choose(1, free, downhill, lambda v: 0.0)
     room = 0.3 * -whole.decrease
-    short = QuadraticModel().choose(
-        1, LocalModel(e, gradient, 1e-3, room), [downhill], None, lambda v: 0.0
-    )
+    tight = LocalModel(e, gradient, 1e-3, room)
+    short = QuadraticModel().choose(1, tight, downhill, lambda v: 0.0)
     assert 0.0 < short.alpha < whole.alpha
     assert short.decrease == -room
     exact = free.decrease(trees.scale(short.alpha, downhill))
@@ -353,8 +405,7 @@ def test_without_momentum(backend: Backend) -> None:
         state, report = kfac.step(state, x, t)
     assert report.mu == 0.0
     model = LocalModel(objective.evaluate(state.params, x, t), state.update, 1.0)
-    alone = QuadraticModel().choose(1, model, [state.update], None, refuse_curvature)
-    kept = QuadraticModel(momentum=False).choose(
-        1, model, [state.update], trees.scale(2.0, params), refuse_curvature
-    )
+    alone = QuadraticModel().choose(1, model, state.update, refuse_curvature)
+    pair = dataclasses.replace(model, previous=trees.scale(2.0, params))
+    kept = QuadraticModel(momentum=False).choose(1, pair, state.update, refuse_curvature)
     assert kept == alone
