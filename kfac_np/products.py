@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kfac_np import trees
-from kfac_np.backend import Array, Rng, array_namespace
+from kfac_np.backend import Array, Rng, Scalar, array_namespace, scalar
 from kfac_np.errors import CurvatureError, InputError
 from kfac_np.fisher import Exact, FisherType, InputOnly
 from kfac_np.objective import Evaluation
 from kfac_np.trees import Tree
 
-__all__ = ["fisher_product", "ggn_product", "hessian_product", "quadratic_forms"]
+__all__ = ["block_forms", "fisher_product", "ggn_product", "hessian_product", "quadratic_forms"]
 
 
 def ggn_product(e: Evaluation, v: Tree) -> Tree:
@@ -163,6 +163,60 @@ def tangent_forms(e: Evaluation, tangents: Sequence[Array]) -> Array:
     bent = e.weighted(e.objective.loss.hessian_product(e.outputs, stacked))
     gram = xp.reshape(stacked, (m, -1)) @ xp.reshape(bent, (m, -1)).T
     return (0.5 / e.scale.terms) * (gram + gram.T)
+
+
+def block_forms(
+    e: Evaluation, v: Tree, fisher: FisherType, rng: Rng | None = None
+) -> dict[str, Scalar]:
+    """v_iᵀ F_ii v_i for each parameter, without the blocks that couple it to others.
+
+    v_iᵀ F_ii v_i = (1/M) Σ_k Σ_n (u_knᵀ J_n,i v_i)², with the vectors u of a Fisher type: one
+    backward pass for all parameters, and a product for each. Unbiased with `MonteCarlo`.
+
+    Parameters
+    ----------
+    e : Evaluation
+    v : tree of Array
+        In the structure of the parameters.
+    fisher : FisherType
+    rng : Rng, optional
+        For MonteCarlo.
+
+    Returns
+    -------
+    dict
+        Path of a parameter to the number; a mean over the loss terms.
+
+    Raises
+    ------
+    CurvatureError
+        `InputOnly`, which has no vectors.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kfac_np.layers import Dense
+    >>> from kfac_np.losses import SquaredError
+    >>> from kfac_np.objective import Objective
+    >>> e = Objective(Dense(1, 1, bias=False), SquaredError()).evaluate(
+    ...     np.asarray([[2.0]]), np.asarray([[1.0], [3.0]]), np.zeros((2, 1)))
+    >>> block_forms(e, np.asarray([[1.0]]), Exact())
+    {'': 5.0}
+    """
+    if isinstance(fisher, InputOnly):
+        raise CurvatureError(
+            "block_forms: expected Exact, MonteCarlo or Empirical, got InputOnly()"
+        )
+    parts = dict(trees.items(v))
+    total: dict[str, Scalar] = dict.fromkeys(parts, 0.0)
+    for statistics in fisher.statistics(e, rng or Rng(0)):
+        for path, s in trees.items(statistics):
+            along = s.along(parts[path])
+            xp = array_namespace(along)
+            if e.scale.coupled:  # the batch is one example
+                along = xp.sum(along, axis=-1)
+            total[path] = total[path] + scalar(xp.sum(along * along)) / e.scale.terms
+    return total
 
 
 def hessian_product(e: Evaluation, v: Tree) -> Tree:

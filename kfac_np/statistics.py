@@ -63,6 +63,12 @@ class Statistics(ABC):
     def per_example(self) -> Array:
         """Derivative of each example, summed over locations, shape ([K,] N, *parameter)."""
 
+    def along(self, v: Array) -> Array:
+        """⟨derivative of each example, v⟩ for v of the parameter's shape: shape ([K,] N)."""
+        each = self.per_example()
+        axes = tuple(range(-len(self.parameter_shape), 0))
+        return array_namespace(each).sum(each * v, axis=axes)
+
 
 class LocatedStatistics(Statistics):
     """Statistics that hold the derivatives `g`, shape ([K,] N, T, d_out), at every location.
@@ -171,6 +177,16 @@ class AffineStatistics(LocatedStatistics):
     def _per_example(self) -> Array:
         return array_namespace(self.g).matrix_transpose(self.g) @ self.a
 
+    def along(self, v: Array) -> Array:
+        parts = [s._along(v) for s in self.chunks()]
+        return parts[0] if len(parts) == 1 else array_namespace(self.g).concat(parts, axis=-1)
+
+    def _along(self, v: Array) -> Array:
+        # gᵀ v a at each location: the derivatives of single examples are not formed.
+        xp, a = array_namespace(self.g), self.a
+        moved = xp.reshape(a, (-1, a.shape[-1])) @ v.T
+        return xp.sum(self.g * xp.reshape(moved, self.g.shape[-3:]), axis=(-2, -1))
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -212,6 +228,12 @@ class GroupedStatistics(Statistics):
     def per_example(self) -> Array:
         parts = [s.per_example() for s in self.groups]
         return array_namespace(parts[0]).stack(parts, axis=-3)
+
+    def along(self, v: Array) -> Array:
+        total = self.groups[0].along(v[0, ...])
+        for i, s in enumerate(self.groups[1:], start=1):
+            total = total + s.along(v[i, ...])
+        return total
 
 
 @final
@@ -255,6 +277,11 @@ class EmbeddingStatistics(LocatedStatistics):
         u = self._sums(each, n * self.size)
         u = xp.reshape(u, (self.num_vectors, n, self.size, u.shape[-1]))
         return self._like_g(xp.matrix_transpose(u))
+
+    def along(self, v: Array) -> Array:
+        xp = array_namespace(self.g)
+        moved = xp.take(v.T, xp.reshape(self.indices, (-1,)), axis=0)
+        return xp.sum(self.g * xp.reshape(moved, self.g.shape[-3:]), axis=(-2, -1))
 
     def _sums(self, indices: Array, size: int) -> Array:
         xp, g = array_namespace(self.g), self.stacked_g

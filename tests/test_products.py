@@ -9,7 +9,7 @@ from numerics import assert_close, flat
 from references.dense import dense
 
 from kfac_np import products, trees
-from kfac_np.backend import Backend, Rng, to_numpy
+from kfac_np.backend import Backend, Rng, get_backend, to_numpy
 from kfac_np.errors import CurvatureError, InputError, ShapeError
 from kfac_np.fisher import Empirical, Exact, InputOnly, MonteCarlo
 
@@ -52,6 +52,29 @@ def test_quadratic_forms(case: NetworkCase, number: int, backend: Backend):
     assert_close(gram, v @ dense(case).fisher @ v.T)
     np.testing.assert_array_equal(to_numpy(gram), to_numpy(gram).T)
     assert Backend.of(gram) == backend
+
+
+@pytest.mark.parametrize("case", NETWORKS, ids=str)
+def test_forms_of_the_blocks(case: NetworkCase, backend: Backend):
+    """v_iᵀ F_ii v_i of each parameter is the form of v with all others at 0."""
+    e, v = case.build(backend).evaluate(), case.tangent(backend)
+    forms = products.block_forms(e, v, Exact())
+    assert list(forms) == [path for path, _ in trees.items(v)]
+    for path, form in forms.items():
+        alone = trees.map_named(lambda p, u, path=path: u if p == path else 0.0 * u, v)
+        assert form == pytest.approx(
+            float(products.quadratic_forms(e, [alone])[0, 0]), rel=1e-9, abs=1e-12
+        )
+
+
+def test_sampled_forms_of_the_blocks_are_unbiased():
+    case = next(c for c in NETWORKS if not c.coupled)
+    backend = get_backend("numpy", "float64")
+    e, v = case.build(backend).evaluate(), case.tangent(backend)
+    exact = products.block_forms(e, v, Exact())
+    sampled = products.block_forms(e, v, MonteCarlo(4000), Rng(3))
+    for path, form in exact.items():
+        assert sampled[path] == pytest.approx(form, rel=0.05)
 
 
 @pytest.mark.parametrize("case", NETWORKS, ids=str)

@@ -35,6 +35,8 @@ def test_moments(k: int | None, t: int, backend: Backend, rng: Rng):
     if k != 0:
         assert_close(s.per_example(), each)
         assert_close(s.gradient(), each.sum(axis=-3))
+        v = rng.normal((d_out, d_in), backend)
+        assert_close(s.along(v), np.einsum("...oi,oi->...", each, to_numpy(v)))
     for array in (s.gradient(), s.per_example(), s.stacked_g):
         assert Backend.of(array) == backend
 
@@ -116,6 +118,11 @@ def test_moments_of_every_kind(make, k: int | None, t: int, backend: Backend):
     if k != 0:
         assert_close(s.per_example(), each)
         assert_close(s.gradient(), each.sum(axis=len(lead)))
+        v = Rng(9).normal(s.parameter_shape, backend)
+        along = s.along(v)
+        assert along.shape == (*lead, n)
+        products = each * to_numpy(v)
+        assert_close(along, products.reshape(*products.shape[: len(lead) + 1], -1).sum(axis=-1))
     for array in (s.gradient(), s.per_example()):
         assert Backend.of(array) == backend
 

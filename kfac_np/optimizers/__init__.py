@@ -6,6 +6,7 @@ wanted. A step never changes the state it is given.
 
 from kfac_np.optimizers.adam import Adam
 from kfac_np.optimizers.averaging import IterateAverage, MovingAverage
+from kfac_np.optimizers.balance import Balance
 from kfac_np.optimizers.base import Optimizer, State
 from kfac_np.optimizers.damping import (
     ConstantDamping,
@@ -34,6 +35,7 @@ __all__ = [
     "KFAC",
     "SGD",
     "Adam",
+    "Balance",
     "Constant",
     "ConstantDamping",
     "Cosine",

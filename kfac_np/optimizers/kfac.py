@@ -36,6 +36,7 @@ from kfac_np.errors import ConfigError, DivergenceError, InputError
 from kfac_np.fisher import FisherType, MonteCarlo
 from kfac_np.objective import Evaluation, Objective
 from kfac_np.optimizers.averaging import IterateAverage, MovingAverage
+from kfac_np.optimizers.balance import Balance
 from kfac_np.optimizers.base import (
     Optimizer,
     Regularized,
@@ -52,6 +53,7 @@ from kfac_np.optimizers.damping import (
     GammaSearch,
     LevenbergMarquardt,
 )
+from kfac_np.optimizers.local_model import LocalModel
 from kfac_np.optimizers.reports import StepReport, report_of
 from kfac_np.optimizers.schedules import (
     Exponential,
@@ -64,7 +66,6 @@ from kfac_np.optimizers.schedules import (
 )
 from kfac_np.optimizers.step_rules import (
     Choice,
-    LocalModel,
     QuadraticModel,
     StepRule,
     require_finite_choice,
@@ -93,6 +94,8 @@ class KFACState(State):
         λ carried over to the next step.
     gamma : float or None
         γ, likewise.
+    multipliers : dict or None
+        What layers' proposals are multiplied by (`Balance`), by path.
 
     Examples
     --------
@@ -105,6 +108,7 @@ class KFACState(State):
     update: Tree | None
     damping: Scalar | None
     gamma: float | None
+    multipliers: dict[str, Scalar] | None = None
 
 
 @final
@@ -262,6 +266,10 @@ class KFAC(Optimizer):
         trial, choice = self._best(trials, choose)
         require_finite_choice(choice, k, doubts)
         events += [(True, event) for event in trial.events]
+        multipliers = state.multipliers
+        if (balance := self._balance) is not None and balance.due(k):
+            rng = Rng(self.seed).child("balance", k)
+            multipliers = balance.update(multipliers, model, trial.proposal, rng)
 
         if state.update is None:
             update = trees.scale(choice.alpha, trial.proposal)
@@ -298,7 +306,15 @@ class KFAC(Optimizer):
         }
         known = {"step": k, "batch_size": x.shape[0], "refreshed": trial.refreshed}
         new = KFACState(
-            params, average, k, moments, trial.factors, update, next_damping, trial.gamma
+            params,
+            average,
+            k,
+            moments,
+            trial.factors,
+            update,
+            next_damping,
+            trial.gamma,
+            multipliers,
         )
         return keep_good(state, new, doubts), report_of(numbers, events, **known)
 
@@ -341,10 +357,13 @@ class KFAC(Optimizer):
 
         def propose(factors: dict[str, Factors]) -> Tree:
             if h.statistics is None:
-                return trees.scale(-1.0, self.curvature.solve(factors, h.gradient))
-            solved = self.curvature.solve_mean(factors, h.statistics, scale, h.gradient)
-            return trees.scale(-1.0, solved)
+                solved = self.curvature.solve(factors, h.gradient)
+            else:
+                solved = self.curvature.solve_mean(factors, h.statistics, scale, h.gradient)
+            proposal = trees.scale(-1.0, solved)
+            return proposal if balance is None else balance.apply(state.multipliers, proposal)
 
+        balance = self._balance
         everything = state.factors is None or self.gamma.searches(k)
         due = tuple(moments) if everything else self.refresh.share(k, tuple(moments))
         if state.factors is not None and state.gamma is not None and not due:
@@ -386,6 +405,11 @@ class KFAC(Optimizer):
                 if not self.gamma.thorough:
                     break
         return best, choice
+
+    @property
+    def _balance(self) -> Balance | None:
+        """The step rule's, where layers have proposals of their own."""
+        return self.step_rule.balance if self.curvature.separable else None
 
     def _typical_eigenvalue(self, moments: dict[str, Moments], params: Tree) -> float:
         """exp Σ_i n_i log(tr F̂_i / n_i) / Σ_i n_i over the layers' blocks, n_i parameters each.

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import final
 
-from kfac_np import trees
-from kfac_np.backend import Array, Doubts, Scalar, array_namespace, isfinite, scalar, select, sqrt
+from kfac_np.backend import Doubts, Scalar, array_namespace, isfinite, select, sqrt
 from kfac_np.errors import ConfigError, DivergenceError
-from kfac_np.objective import Evaluation
+from kfac_np.optimizers.balance import Balance
+from kfac_np.optimizers.local_model import LocalModel
 from kfac_np.optimizers.schedules import (
     Schedule,
     require_number,
@@ -20,75 +19,9 @@ from kfac_np.optimizers.schedules import (
     require_rate,
     value_at,
 )
-from kfac_np.products import tangent_forms
 from kfac_np.trees import Tree
 
-__all__ = ["Choice", "FixedRate", "LocalModel", "QuadraticModel", "StepRule"]
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class LocalModel:
-    """M(δ) = ½ δᵀ (F + damping · I) δ + ∇hᵀ δ + h, with the exact Fisher F.
-
-    Attributes
-    ----------
-    evaluation : Evaluation
-        The examples that F is formed on.
-    gradient : tree of Array
-        ∇h.
-    damping : float
-        λ + η.
-    room : float
-        h less the least value that it can have.
-    previous : tree or None
-        δ₀, the update of the step before.
-
-    References
-    ----------
-    Martens & Grosse 2015, §6.4 and §7; appendix C for F without backward passes.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from kfac_np.layers import Dense
-    >>> from kfac_np.losses import SquaredError
-    >>> from kfac_np.objective import Objective
-    >>> e = Objective(Dense(1, 1, bias=False), SquaredError()).evaluate(
-    ...     np.asarray([[2.0]]), np.ones((1, 1)), np.zeros((1, 1)))
-    >>> LocalModel(e, e.gradient(), damping=1.0).decrease(np.asarray([[-1.0]]))
-    -1.0
-    """
-
-    evaluation: Evaluation
-    gradient: Tree
-    damping: Scalar
-    room: Scalar = math.inf
-    previous: Tree | None = None
-
-    def bend_and_slope(self, vectors: Sequence[Tree]) -> tuple[list[list[Scalar]], list[Scalar]]:
-        """Matrix of v_iᵀ (F + damping · I) v_j, and vector of ∇hᵀ v_i."""
-        tangents = [
-            self._previous_tangent if v is self.previous else self.evaluation.jvp(v)
-            for v in vectors
-        ]
-        fisher, m = tangent_forms(self.evaluation, tangents), len(vectors)
-        bend: list[list[Scalar]] = [[0.0] * m for _ in vectors]
-        for i, u in enumerate(vectors):
-            for j in range(i, m):
-                inner = scalar(trees.inner(u, vectors[j]))
-                bend[i][j] = bend[j][i] = scalar(fisher[i, j]) + self.damping * inner
-        return bend, [scalar(trees.inner(v, self.gradient)) for v in vectors]
-
-    @cached_property
-    def _previous_tangent(self) -> Array:
-        """J δ₀, which goes with every proposal."""
-        return self.evaluation.jvp(self.previous)
-
-    def decrease(self, update: Tree) -> Scalar:
-        """M(δ) - M(0) for one update."""
-        bend, slope = self.bend_and_slope([update])
-        return 0.5 * bend[0][0] + slope[0]
+__all__ = ["Choice", "FixedRate", "QuadraticModel", "StepRule"]
 
 
 @final
@@ -152,6 +85,11 @@ class StepRule(ABC):
     def fraction(self) -> float:
         """τ₂, the fraction of the mini-batch that the exact Fisher of the model uses."""
 
+    @property
+    def balance(self) -> Balance | None:
+        """How the layers' proposals are balanced before the rule sees them, if they are."""
+        return None
+
     @abstractmethod
     def choose(
         self,
@@ -196,6 +134,8 @@ class QuadraticModel(StepRule):
         The paper has no such bound.
     momentum : bool
         Without it μ = 0, and α alone minimises the model (§6.4).
+    balance : Balance or None
+        Multipliers of the layers' proposals; none by default, as in the paper.
 
     References
     ----------
@@ -210,9 +150,14 @@ class QuadraticModel(StepRule):
     fraction: float = 1 / 4
     bounded: bool = True
     momentum: bool = True
+    balance: Balance | None = None
 
     def __post_init__(self) -> None:
         require_fraction("QuadraticModel fraction", self.fraction)
+        if not isinstance(self.balance, Balance | None):
+            raise ConfigError(
+                f"QuadraticModel balance: expected a Balance or None, got {self.balance!r}"
+            )
 
     @property
     def compares(self) -> bool:

@@ -155,10 +155,10 @@ def _defaults(data: str, model: str, optimizer: str) -> Table:
     # The statistics of K-FAC want more examples than a gradient does, and more as it converges.
     batch: Table = {"name": "constant", "size": 100 if optimizer in rates else 500}
     settings: Table = {"name": optimizer, **rate}
-    if optimizer == "kfac" and data == "curves":
-        batch = {"name": "growing", "first": 500, "full_at": 2000}
-    elif optimizer == "kfac" and model == "autoencoder" and not digits:
-        batch = {"name": "growing", "first": 500, "full_at": 200, "most": 4000}
+    if optimizer == "kfac" and model == "autoencoder" and not digits:
+        settings["step_rule"] = {"name": "quadratic-model", "balance": {}}
+        batch = {"name": "growing", "first": 500}
+        batch |= {"full_at": 2000} if data == "curves" else {"full_at": 200, "most": 4000}
     return {"model": {"name": model, "sizes": sizes}, "optimizer": settings, "batch": batch}
 
 

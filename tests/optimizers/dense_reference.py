@@ -8,6 +8,7 @@ here as numbers.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -133,6 +134,8 @@ class Published:
         self.bounds = 0.0, math.inf  # the paper has none
         self.power: float | None = None  # nor a first phase of the average
         self.promises_bounded = False  # nor a bound on what the model may promise
+        self.balanced_from: int | None = None  # nor multipliers of the layers' proposals
+        self.multipliers = np.ones(net.num_parameters)
         self.renewals = 0
         self.moments: list[HostArray] = []
         self.inverse: HostArray | None = None
@@ -170,6 +173,18 @@ class Published:
         F = self.net.fisher(self.theta, x[:n2], t[:n2], w[:n2])
         return F + (self.damping + self.eta) * np.eye(len(F))
 
+    def balance(self, bend: HostArray, slope: HostArray, proposal: HostArray) -> None:
+        """Multiply each layer by the root of its own best step, over that of all; mean 1."""
+        ends = np.cumsum([0, *(n * m for n, m in self.net.shapes)])
+        layers = [slice(a, b) for a, b in itertools.pairwise(ends)]
+        descents = [-slope[s] @ proposal[s] for s in layers]
+        bends = [proposal[s] @ bend[s, s] @ proposal[s] for s in layers]
+        first = (self.multipliers == 1.0).all()
+        for s, descent, own in zip(layers, descents, bends, strict=True):
+            ratio = (descent / own) / (sum(descents) / sum(bends))
+            self.multipliers[s] *= ratio if first else math.sqrt(ratio)
+        self.multipliers /= np.mean([self.multipliers[s][0] for s in layers])
+
     def step(self, x: HostArray, t: HostArray, w: HostArray | None = None) -> Record:
         self.k += 1
         k = self.k
@@ -199,7 +214,7 @@ class Published:
             inverse = self.inverse
             if refreshed:
                 inverse = self.approximation.inverse(self.moments, gamma)
-            directions = [-inverse @ slope]
+            directions = [-self.multipliers * (inverse @ slope)]
             if self.delta0 is not None:  # §7
                 directions.append(self.delta0)
             V = np.stack(directions, axis=1)
@@ -207,8 +222,10 @@ class Published:
             delta = V @ coefficients
             decrease = 0.5 * delta @ bend @ delta + slope @ delta
             if best is None or decrease < best[0]:
-                best = decrease, gamma, inverse, coefficients, delta
-        decrease, gamma, inverse, coefficients, delta = best
+                best = decrease, gamma, inverse, coefficients, delta, directions[0]
+        decrease, gamma, inverse, coefficients, delta, proposal = best
+        if self.balanced_from is not None and k >= self.balanced_from and k % 5 == 0:
+            self.balance(bend, slope, proposal)
         before = self.h(self.theta, x, t, w)
         if self.promises_bounded and -decrease > before:  # no loss here can be less than 0
             roots = np.roots([0.5 * delta @ bend @ delta, slope @ delta, before])

@@ -28,9 +28,10 @@ from optimizer_cases import Case, case, flat
 
 from kfac_np.backend import Backend, Rng, get_backend, to_numpy
 from kfac_np.curvature import BlockDiagonal, Curvature, FullMatrix, KFACBlock
-from kfac_np.fisher import MonteCarlo
+from kfac_np.fisher import Exact, MonteCarlo
 from kfac_np.optimizers import (
     KFAC,
+    Balance,
     GammaSearch,
     IterateAverage,
     LevenbergMarquardt,
@@ -57,10 +58,12 @@ class Run:
     lambda0: float | None
     approximation: type[KroneckerFactored] = KroneckerFactored
     bounded: bool = False
+    balanced_from: int | None = None
 
     def __str__(self) -> str:
         kind = "" if self.approximation is KroneckerFactored else f"-{self.approximation.__name__}"
         kind += "-bounded" if self.bounded else ""
+        kind += f"-balanced from {self.balanced_from}" if self.balanced_from else ""
         return f"{self.case}-{self.lambda0 or 'defaults'}{kind}"
 
     @functools.cache  # noqa: B019 - the table lives as long as the tests
@@ -74,12 +77,16 @@ class Run:
         if self.lambda0 is None:
             dense.promises_bounded = dense.adopts_defaults = True
             dense.power = 19.0
+            dense.balanced_from = self.balanced_from
         return [dense.step(*c.batch_at(k)) for k in range(1, STEPS + 1)]
 
     def optimizer(self) -> KFAC:
         """Everything but λ₀ and the targets as published; or without λ₀ the defaults."""
         changes: dict[str, Any] = {"fisher": self.case.fisher}
         if self.lambda0 is None:
+            if self.balanced_from is not None:
+                balance = Balance(first=self.balanced_from, fisher=Exact())
+                changes["step_rule"] = QuadraticModel(balance=balance)
             return KFAC(self.case.objective, **changes)
         if self.lambda0 != 150:
             changes["damping"] = LevenbergMarquardt(self.lambda0)
@@ -115,6 +122,8 @@ DEFAULTS = [
     Run(case(name), None)
     for name in ("tanh_squared", "relu_softmax", "weighted_sigmoid", "no_bias_softmax")
 ]
+DEFAULTS += [Run(case("relu_softmax"), None, balanced_from=5)]
+DEFAULTS += [Run(case("weighted_sigmoid"), None, balanced_from=20)]
 
 
 def assert_same_step(report: StepReport, state: Any, expected: Record) -> None:

@@ -24,6 +24,7 @@ from kfac_np.optimizers import (
     KFAC,
     SGD,
     Adam,
+    Balance,
     ConstantDamping,
     Exponential,
     GammaSearch,
@@ -50,6 +51,9 @@ QUICK: dict[str, Any] = {
 OPTIMIZERS: dict[str, Make] = {
     "kfac": lambda o: KFAC(o, **QUICK),
     "kfac_defaults": KFAC,
+    "kfac_balanced": lambda o: KFAC(
+        o, step_rule=QuadraticModel(balance=Balance(interval=2, first=2, fisher=Exact())), **QUICK
+    ),
     "kfac_exact_fisher": lambda o: KFAC(o, fisher=Exact(), **QUICK),
     "kfac_empirical_full_matrix": lambda o: KFAC(
         o, fisher=Empirical(), curvature=FullMatrix(), averaging=None, **QUICK

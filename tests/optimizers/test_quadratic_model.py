@@ -33,7 +33,8 @@ from kfac_np.optimizers import (
     practical,
     published,
 )
-from kfac_np.optimizers.step_rules import LocalModel, require_finite_choice
+from kfac_np.optimizers.local_model import LocalModel
+from kfac_np.optimizers.step_rules import require_finite_choice
 from kfac_np.trees import Tree
 
 NUMPY = get_backend("numpy", "float64")

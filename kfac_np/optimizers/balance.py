@@ -1,0 +1,125 @@
+"""How far the layers go beside one another: what one α for all of them cannot say."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+from kfac_np import trees
+from kfac_np.backend import Rng, Scalar, isfinite, select
+from kfac_np.errors import ConfigError
+from kfac_np.fisher import FisherType, MonteCarlo
+from kfac_np.optimizers.local_model import LocalModel
+from kfac_np.optimizers.schedules import require_number, require_whole
+from kfac_np.trees import Tree
+
+__all__ = ["Balance"]
+
+
+@final
+@dataclass(frozen=True)
+class Balance:
+    """Multipliers m_i of the layers' proposals: Δ_i = -m_i F̂_i(γ)⁻¹ ∇h_i.
+
+    The blocks F̂_i are all off, but not by the same factor. With one α for all, the layer whose
+    block claims far too little curvature sets the pace of the others (in deep autoencoders the
+    first layers, whose factors age fastest). What a block claims can be checked along its own
+    proposal: if only layer i moved, the best step would be
+
+        α_i = -∇h_iᵀ Δ_i / Δ_iᵀ (F_ii + (λ + η) I) Δ_i,
+
+    which is 1 where the block is right. So every `interval` steps, from step `first` on,
+
+        m_i ← m_i (α_i / ᾱ)^(1 - memory),   ᾱ = Σ_i -∇h_iᵀ Δ_i / Σ_i Δ_iᵀ (F_ii + (λ + η) I) Δ_i,
+
+    and all m_i are divided by their mean: only their ratios matter, since α follows. The first
+    measurement counts whole. F_ii is the
+    block of the exact Fisher in Σ_n (v_nᵀ J_n,i Δ_i)² with vectors v_n of `fisher`, on the examples
+    of the quadratic model: a backward pass and a product a layer. A layer whose α_i is not a
+    positive number keeps its multiplier.
+
+    In the first steps layers that should go far have blocks that are rightly careful, and
+    balancing them delays the end of a plateau: hence `first`.
+
+    Not in the paper. Curvatures that couple layers (block-tridiagonal, full) have no proposals of
+    single layers, and are left as they are.
+
+    Parameters
+    ----------
+    interval : int
+    first : int
+    memory : float
+        In [0, 1). The multipliers are geometric moving averages of what is measured.
+    limit : float
+        What α_i / ᾱ is kept below, and its inverse: few examples tell little.
+    fisher : FisherType
+
+    Examples
+    --------
+    >>> Balance().due(15), Balance().due(20)
+    (False, True)
+    >>> Balance().apply({"0": 0.5, "1": 1.5}, (2.0, 2.0))
+    (1.0, 3.0)
+    """
+
+    interval: int = 5
+    first: int = 20
+    memory: float = 0.5
+    limit: float = 16.0
+    fisher: FisherType = MonteCarlo(1)
+
+    def __post_init__(self) -> None:
+        require_whole("Balance interval", self.interval)
+        require_whole("Balance first", self.first)
+        require_number("Balance memory", self.memory)
+        if not 0.0 <= self.memory < 1.0:
+            raise ConfigError(f"Balance memory: expected 0 <= memory < 1, got {self.memory!r}")
+        require_number("Balance limit", self.limit)
+        if not 1.0 < self.limit < math.inf:
+            raise ConfigError(f"Balance limit: expected a number > 1, got {self.limit!r}")
+        if not isinstance(self.fisher, FisherType):
+            raise ConfigError(f"Balance fisher: expected a FisherType, got {self.fisher!r}")
+
+    def due(self, k: int) -> bool:
+        """Tell whether step k measures."""
+        return k >= self.first and k % self.interval == 0
+
+    def apply(self, multipliers: dict[str, Scalar] | None, proposal: Tree) -> Tree:
+        """Multiply each layer's part of a proposal; without multipliers it is the proposal."""
+        if multipliers is None:
+            return proposal
+        return trees.map_named(lambda path, v: trees.scale(multipliers[path], v), proposal)
+
+    def update(
+        self, multipliers: dict[str, Scalar] | None, model: LocalModel, proposal: Tree, rng: Rng
+    ) -> dict[str, Scalar]:
+        """The multipliers after a measurement along `proposal`, to which the old ones were applied.
+
+        Parameters
+        ----------
+        multipliers : dict or None
+            Path of a parameter to m_i; None stands for 1 everywhere.
+        model : LocalModel
+        proposal : tree
+        rng : Rng
+            For a Fisher type that samples.
+        """
+        bends, descents, good = {}, {}, {}
+        for path, (bend, slope) in model.of_each_layer(proposal, self.fisher, rng).items():
+            found = isfinite(bend - slope)
+            good[path] = (bend > 0.0) & (slope < 0.0) & found  # type: ignore[operator]
+            bends[path] = select(good[path], bend, 1.0)
+            descents[path] = select(good[path], -slope, 0.0)
+        together = sum(select(good[path], bends[path], 0.0) for path in good)
+        descent = sum(descents.values())
+        old = dict.fromkeys(good, 1.0) if multipliers is None else multipliers
+        power = 1.0 if multipliers is None else 1.0 - self.memory
+        new = {}
+        for path in good:
+            ratio = descents[path] / bends[path] * together / select(good[path], descent, 1.0)
+            ratio = select(ratio < self.limit, ratio, self.limit)
+            ratio = select(ratio > 1.0 / self.limit, ratio, 1.0 / self.limit)
+            new[path] = old[path] * select(good[path], ratio, 1.0) ** power
+        mean = sum(new.values()) / len(new)
+        return {path: m / mean for path, m in new.items()}
