@@ -192,6 +192,8 @@ def main() -> None:
     parser.add_argument("--goal", type=float, help="a loss at which a contender is through")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if not (args.seconds > 0.0 and args.every > 0.0):
+        parser.error("--seconds and --every: expected numbers > 0")
     tables = {name: json.loads(text) for name, text in (c.split("=", 1) for c in args.contenders)}
     common = {"data": {"name": args.data}, "model": {"name": args.model}}
     tables = {

@@ -15,7 +15,7 @@ from kfac_np import trees
 from kfac_np.backend import Backend, Rng
 from kfac_np.curvature import EKFAC, BlockTridiagonal, Curvature, FullKronecker
 from kfac_np.errors import ConfigError
-from kfac_np.fisher import Exact
+from kfac_np.fisher import Exact, InputOnly
 from kfac_np.layers import Dense, Identity, Sequential
 from kfac_np.losses import SquaredError
 from kfac_np.objective import Objective
@@ -163,7 +163,8 @@ def test_sampled_measurements_are_those_of_the_seed(backend: Backend) -> None:
         ({"memory": "x"}, "Balance memory: expected a number, got 'x'"),
         ({"limit": 1.0}, "Balance limit: expected a number > 1, got 1.0"),
         ({"limit": math.nan}, "Balance limit: expected a number > 1, got nan"),
-        ({"fisher": "exact"}, "Balance fisher: expected a FisherType, got 'exact'"),
+        ({"fisher": "exact"}, "Balance fisher: expected MonteCarlo, .* got 'exact'"),
+        ({"fisher": InputOnly()}, r"Balance fisher: expected MonteCarlo, .* got InputOnly\(\)"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:

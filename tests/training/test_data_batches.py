@@ -120,6 +120,8 @@ def test_one_example():
         (lambda: ConstantBatch(0), "expected size >= 1, got 0"),
         (lambda: ConstantBatch(8)(0, 5), "got k=0, n=5"),
         (lambda: GrowingBatch(first=0), "expected first >= 1, got 0"),
+        (lambda: GrowingBatch(True), "expected first >= 1, got True"),
+        (lambda: ConstantBatch(True), "got True"),
         (lambda: GrowingBatch(full_at=0), "expected full_at >= 1, got 0"),
         (lambda: GrowingBatch(most=0), "expected most >= 1, got 0"),
         (lambda: GrowingBatch(500, most=400), "expected most >= first, got 400 and 500"),

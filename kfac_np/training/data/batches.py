@@ -115,7 +115,7 @@ class MiniBatches:
         >>> MiniBatches(3, seed=1).next(BatchState(epoch=0, position=2), 9)[0]
         BatchState(epoch=2, position=0)
         """
-        if not isinstance(size, int) or size < 1:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise InputError(f"MiniBatches: expected a batch size >= 1, got {size!r}")
         if state.position >= self.n:
             raise InputError(
@@ -157,7 +157,7 @@ class ConstantBatch:
     size: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.size, int) or self.size < 1:
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
             raise InputError(f"ConstantBatch: expected size >= 1, got {self.size!r}")
 
     def __call__(self, k: int, n: int) -> int:
@@ -199,7 +199,7 @@ class GrowingBatch:
     def __post_init__(self) -> None:
         most = self.first if self.most is None else self.most
         for name, value in (("first", self.first), ("full_at", self.full_at), ("most", most)):
-            if not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"GrowingBatch: expected {name} >= 1, got {value!r}")
         if most < self.first:
             raise InputError(
