@@ -243,15 +243,7 @@ class KFAC(Optimizer):
         e = self.objective.evaluate(state.params, x, t, weights, noise, doubts)
         h = Regularized.of(e, self.l2, k, doubts)
         moments, events = self._update_moments(e, state.moments, k, doubts)
-        damping = state.damping
-        if damping is None:
-            damping = self.damping.start(lambda: self._typical_eigenvalue(moments, state.params))
-        damping = self.damping.at(k, damping)
-        if damping is None:
-            raise ConfigError(
-                f"KFAC damping: expected a number from {type(self.damping).__name__}.at in step "
-                f"{k}, got None"
-            )
+        damping = self._damping(state, moments, k)
 
         room = h.value - e.lower_bound
         part = _part(e, self.step_rule.fraction, doubts)
@@ -283,10 +275,8 @@ class KFAC(Optimizer):
             value = self.objective.mean_value(params, x, t, weights, noise, doubts)
             value = value + l2_term(params, self.l2)
             good = isfinite(value)  # or it is not a place to go to, and λ was too small
-            gains = decrease != 0.0  # where there is nothing to gain, 0/0 says nothing about λ
-            ratio = (value - h.value) / select(gains, decrease, 1.0)
-            rho = select(gains, select(good, ratio, math.nan), math.nan)
-            next_damping = select(gains, self.damping.update(damping, rho), damping)
+            change = select(good, value - h.value, math.nan)
+            rho, next_damping = self._reduction(change, decrease, damping)
             event = LadderEvent("all", "update", "update rejected", cast(float, damping))
             events.append((negation(good), event))
             params = trees.select(good, params, state.params)
@@ -317,6 +307,27 @@ class KFAC(Optimizer):
             multipliers,
         )
         return keep_good(state, new, doubts), report_of(numbers, events, **known)
+
+    def _damping(self, state: KFACState, moments: dict[str, Moments], k: int) -> Scalar:
+        """λ of step k."""
+        damping = state.damping
+        if damping is None:
+            damping = self.damping.start(lambda: self._typical_eigenvalue(moments, state.params))
+        damping = self.damping.at(k, damping)
+        if damping is None:
+            raise ConfigError(
+                f"KFAC damping: expected a number from {type(self.damping).__name__}.at in step "
+                f"{k}, got None"
+            )
+        return damping
+
+    def _reduction(
+        self, change: Scalar, decrease: Scalar, damping: Scalar
+    ) -> tuple[Scalar, Scalar]:
+        """ρ of a change of h where the model has `decrease`, and λ of the next step."""
+        gains = decrease != 0.0  # where there is nothing to gain, 0/0 says nothing about λ
+        rho = select(gains, change / select(gains, decrease, 1.0), math.nan)
+        return rho, select(gains, self.damping.update(damping, rho), damping)
 
     def _update_moments(
         self, e: Evaluation, old: dict[str, Moments], k: int, doubts: Doubts
