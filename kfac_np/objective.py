@@ -297,9 +297,13 @@ class Evaluation:
 
     def jvp(self, dparams: Tree) -> Array:
         """J_n v for each term: how the outputs move along `dparams`, shape of the outputs."""
-        trees.map_named(_require_same_shape, self.params, dparams)
+        self.require_tangent(dparams)
         dz = self.objective.network.jvp(self.params, self.cache, None, dparams)
         return array_namespace(self.outputs).zeros_like(self.outputs) if dz is None else dz
+
+    def require_tangent(self, dparams: Tree) -> None:
+        """Raise `ShapeError` unless `dparams` has the structure and shapes of the parameters."""
+        trees.map_named(_require_same_shape, self.params, dparams)
 
     def output_gradient(self) -> Array:
         """w_n ∂ℓ/∂z for each term, shape of the outputs; not divided by M."""

@@ -14,7 +14,14 @@ from kfac_np.fisher import Exact, FisherType, InputOnly
 from kfac_np.objective import Evaluation
 from kfac_np.trees import Tree
 
-__all__ = ["block_forms", "fisher_product", "ggn_product", "hessian_product", "quadratic_forms"]
+__all__ = [
+    "block_forms",
+    "fisher_product",
+    "ggn_product",
+    "hessian_product",
+    "quadratic_forms",
+    "tangent_forms",
+]
 
 
 def ggn_product(e: Evaluation, v: Tree) -> Tree:
@@ -147,6 +154,22 @@ def quadratic_forms(e: Evaluation, vectors: Sequence[Tree]) -> Array:
 def tangent_forms(e: Evaluation, tangents: Sequence[Array]) -> Array:
     """`quadratic_forms` of vectors whose tangents J u (`Evaluation.jvp`) are known.
 
+    Parameters
+    ----------
+    e : Evaluation
+    tangents : sequence of m arrays
+        Of the shape of the outputs.
+
+    Returns
+    -------
+    Array, shape (m, m)
+        Symmetric; a mean over the loss terms.
+
+    Raises
+    ------
+    InputError
+        None, or some of another shape.
+
     Examples
     --------
     >>> import numpy as np
@@ -158,6 +181,9 @@ def tangent_forms(e: Evaluation, tangents: Sequence[Array]) -> Array:
     >>> tangent_forms(e, [np.asarray([[1.0], [3.0]])])
     array([[5.]])
     """
+    shape, came = e.outputs.shape, [tuple(u.shape) for u in tangents]
+    if not came or any(s != shape for s in came):
+        raise InputError(f"tangents: expected arrays of shape {tuple(shape)}, got {came}")
     xp, m = array_namespace(e.outputs), len(tangents)
     stacked = xp.stack(list(tangents))  # (m, N, [S,] C)
     bent = e.weighted(e.objective.loss.hessian_product(e.outputs, stacked))
@@ -190,7 +216,9 @@ def block_forms(
     Raises
     ------
     CurvatureError
-        `InputOnly`, which has no vectors.
+        `InputOnly`, which has no vectors, or what is no Fisher type.
+    ShapeError
+        `v` has not the structure and shapes of the parameters.
 
     Examples
     --------
@@ -203,10 +231,11 @@ def block_forms(
     >>> block_forms(e, np.asarray([[1.0]]), Exact())
     {'': 5.0}
     """
-    if isinstance(fisher, InputOnly):
+    if not isinstance(fisher, FisherType) or isinstance(fisher, InputOnly):
         raise CurvatureError(
-            "block_forms: expected Exact, MonteCarlo or Empirical, got InputOnly()"
+            f"block_forms: expected Exact, MonteCarlo or Empirical, got {fisher!r}"
         )
+    e.require_tangent(v)
     parts = dict(trees.items(v))
     total: dict[str, Scalar] = dict.fromkeys(parts, 0.0)
     for statistics in fisher.statistics(e, rng or Rng(0)):

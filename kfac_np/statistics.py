@@ -65,6 +65,8 @@ class Statistics(ABC):
 
     def along(self, v: Array) -> Array:
         """⟨derivative of each example, v⟩ for v of the parameter's shape: shape ([K,] N)."""
+        if v.shape != self.parameter_shape:
+            raise ShapeError(f"v: expected shape {self.parameter_shape}, got {tuple(v.shape)}")
         each = self.per_example()
         axes = tuple(range(-len(self.parameter_shape), 0))
         return array_namespace(each).sum(each * v, axis=axes)

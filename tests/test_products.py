@@ -67,6 +67,22 @@ def test_forms_of_the_blocks(case: NetworkCase, backend: Backend):
         )
 
 
+def test_bad_vectors_of_forms_by_blocks():
+    case = next(c for c in NETWORKS if not c.coupled)
+    e = case.build(get_backend("numpy", "float64")).evaluate()
+    v = case.tangent(get_backend("numpy", "float64"))
+    with pytest.raises(ShapeError):
+        products.block_forms(e, (v, v), Exact())
+    with pytest.raises(ShapeError, match="expected"):
+        products.block_forms(e, trees.tree_map(lambda u: u[:1, :1], v), Exact())
+    for fisher in ("exact", None, Exact, InputOnly()):
+        with pytest.raises(CurvatureError, match="block_forms: expected Exact, MonteCarlo or Emp"):
+            products.block_forms(e, v, fisher)
+    for tangents in ([], [e.outputs[:1, ...]]):
+        with pytest.raises(InputError, match="tangents: expected arrays of shape"):
+            products.tangent_forms(e, tangents)
+
+
 def test_sampled_forms_of_the_blocks_are_unbiased():
     case = next(c for c in NETWORKS if not c.coupled)
     backend = get_backend("numpy", "float64")

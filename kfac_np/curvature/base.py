@@ -155,7 +155,12 @@ class Curvature(ABC):
 
     @property
     def separable(self) -> bool:
-        """Whether `factorise` may be given some of the layers only, the others at another time."""
+        """Whether layers know nothing of each other.
+
+        Then `factorise` may be given some of them only, the others at another time, and an
+        optimiser may multiply what `solve` gives for each (`kfac_np.optimizers.Balance`). A
+        block-diagonal curvature of your own says True.
+        """
         return False
 
     @abstractmethod

@@ -17,6 +17,7 @@ from kfac_np.optimizers.damping import (
     LevenbergMarquardt,
 )
 from kfac_np.optimizers.kfac import KFAC, KFACState
+from kfac_np.optimizers.local_model import LocalModel
 from kfac_np.optimizers.presets import kfc_pre, practical, published
 from kfac_np.optimizers.reports import StepReport
 from kfac_np.optimizers.schedules import (
@@ -29,13 +30,14 @@ from kfac_np.optimizers.schedules import (
     Schedule,
 )
 from kfac_np.optimizers.sgd import SGD
-from kfac_np.optimizers.step_rules import FixedRate, QuadraticModel, StepRule
+from kfac_np.optimizers.step_rules import Choice, FixedRate, QuadraticModel, StepRule
 
 __all__ = [
     "KFAC",
     "SGD",
     "Adam",
     "Balance",
+    "Choice",
     "Constant",
     "ConstantDamping",
     "Cosine",
@@ -49,6 +51,7 @@ __all__ = [
     "IterateAverage",
     "KFACState",
     "LevenbergMarquardt",
+    "LocalModel",
     "MovingAverage",
     "Optimizer",
     "Piecewise",

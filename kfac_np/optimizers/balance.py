@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import final
 
@@ -28,20 +27,23 @@ class Balance:
 
         α_i = -∇h_iᵀ Δ_i / b_i,   b_i = Δ_iᵀ (F_ii + (λ + η) I) Δ_i,
 
-    which is 1 where the block is right. So every `interval` steps, from step `first` on,
+    which is 1 / m_i where the block is right and γ² = λ + η. So in every step that `interval`
+    divides, from step `first` on,
 
         m_i ← m_i (α_i / ᾱ)^(1 - memory),   ᾱ = Σ_i -∇h_iᵀ Δ_i / Σ_i b_i,
 
     and all m_i are divided by their mean: only their ratios matter, since α follows. The first
-    measurement counts whole. A layer whose α_i is not a positive number has α_i / ᾱ = 1.
+    measurement counts whole, with exponent 1. Where α_i is not a positive number, α_i / ᾱ is
+    taken as 1, and i is left out of both sums. "Layer" stands for a parameter with a block of its
+    own, of which attention has four.
 
     On the autoencoders of docs/results.md, with batches that grow, the first layers get a third
     to a half and the last ones two or three times the mean; a fifth fewer steps are needed, and
     more later. Balanced from the first step on, plateaus last longer: hence `first`. With small
     batches the layers that are let go fit the noise of each batch, and the loss rises again.
 
-    It is not from a paper. Curvatures that couple layers (`BlockTridiagonal`, `FullMatrix`, ...)
-    have no proposals of single layers, and are left as they are.
+    It is not from a paper. Only curvatures that are `separable` are balanced: where layers are
+    coupled (`BlockTridiagonal`, `FullMatrix`, ...) there are no proposals of single ones.
 
     Parameters
     ----------
@@ -76,8 +78,8 @@ class Balance:
         if not 0.0 <= self.memory < 1.0:
             raise ConfigError(f"Balance memory: expected 0 <= memory < 1, got {self.memory!r}")
         require_number("Balance limit", self.limit)
-        if not 1.0 < self.limit < math.inf:
-            raise ConfigError(f"Balance limit: expected a number > 1, got {self.limit!r}")
+        if not 1.0 < self.limit <= 1e6:
+            raise ConfigError(f"Balance limit: expected 1 < limit <= 1e6, got {self.limit!r}")
         if not isinstance(self.fisher, FisherType) or isinstance(self.fisher, InputOnly):
             raise ConfigError(
                 f"Balance fisher: expected MonteCarlo, Exact or Empirical, got {self.fisher!r}"

@@ -12,6 +12,7 @@ from kfac_np.backend import Scalar, select
 from kfac_np.errors import ConfigError
 from kfac_np.optimizers.schedules import (
     Schedule,
+    require_flag,
     require_number,
     require_positive,
     require_rate,
@@ -238,12 +239,12 @@ class GammaSearch(GammaPolicy):
     ratio : float
         γ₀ / √(λ₀ + η). The paper has 1.
     within : float
-        Bounds that have no scale of their own: candidates are between √(λ + η) / within and
-        √(λ + η) · within.
+        Bounds that have no scale of their own: the smaller candidate is at least
+        √(λ + η) / within, the larger one at most √(λ + η) · within.
     thorough : bool
         As the paper has it, all three are tried, each with factors of its own. Without it γ / ω₂
-        is tried only where ω₂ γ is no better than γ: the same choice, and a third less work half
-        of the time, where M has one minimum in γ.
+        is tried only where ω₂ γ is no better than γ: less work, and the same choice where M has
+        one minimum in γ and γ is within the bounds.
 
     References
     ----------
@@ -280,6 +281,7 @@ class GammaSearch(GammaPolicy):
         for k in self.early:
             require_whole("GammaSearch early", k)
         require_positive("GammaSearch ratio", self.ratio)
+        require_flag("GammaSearch thorough", self.thorough)
         require_number("GammaSearch within", self.within)
         if not self.within >= 1.0:
             raise ConfigError(f"GammaSearch within: expected >= 1, got {self.within!r}")

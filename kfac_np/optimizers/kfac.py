@@ -204,6 +204,7 @@ class KFAC(Optimizer):
         require_part("KFAC curvature", self.curvature, Curvature)
         require_part("KFAC fisher", self.fisher, FisherType)
         require_part("KFAC step_rule", self.step_rule, StepRule)
+        require_part("KFAC step_rule.balance", self.step_rule.balance, Balance, optional=True)
         require_part("KFAC damping", self.damping, DampingPolicy)
         require_part("KFAC gamma", self.gamma, GammaPolicy)
         require_part("KFAC moving_average", self.moving_average, MovingAverage)
@@ -250,9 +251,11 @@ class KFAC(Optimizer):
         model = LocalModel(part, h.gradient, damping + self.l2, room, state.update)
 
         def choose(proposal: Tree) -> Choice:
-            return self.step_rule.choose(
+            choice = self.step_rule.choose(
                 k, model, proposal, lambda v: self._curvature_norm(moments, v)
             )
+            require_part(f"KFAC step_rule: what it chose in step {k}", choice, Choice)
+            return choice
 
         trials = self._trials(state, moments, h, e.scale, damping, k, doubts)
         trial, choice = self._best(trials, choose)
@@ -383,6 +386,7 @@ class KFAC(Optimizer):
         doubts.settle()  # factorising decides on the host, and waits for the device
         part = {path: moments[path] for path in due}
         candidates = self.gamma.candidates(k, state.gamma, float(damping) + self.l2)
+        _require_candidates(candidates, k)
         none_finite = True
         for gamma in candidates:
             new, events = self.curvature.factorise(part, gamma**2, state.factors)
@@ -453,6 +457,16 @@ class _Trial:
     proposal: Tree
     refreshed: tuple[str, ...]
     events: list[LadderEvent]
+
+
+def _require_candidates(candidates: object, k: int) -> None:
+    """Raise `ConfigError` unless a policy gave some numbers >= 0."""
+    if not isinstance(candidates, tuple | list) or not candidates:
+        raise ConfigError(
+            f"KFAC gamma: expected a tuple of candidates in step {k}, got {candidates!r}"
+        )
+    for gamma in candidates:
+        require_positive(f"KFAC gamma: a candidate in step {k}", gamma, zero=True)
 
 
 def _part(e: Evaluation, fraction: float, doubts: Doubts) -> Evaluation:

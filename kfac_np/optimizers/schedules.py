@@ -47,6 +47,19 @@ def value_at(value: float | Schedule, k: int) -> float:
     return value(k) if isinstance(value, Schedule) else float(value)
 
 
+def require_flag(name: str, value: object) -> None:
+    """Raise `ConfigError` unless `value` is True or False.
+
+    Examples
+    --------
+    >>> require_flag("bounded", "no")
+    Traceback (most recent call last):
+    kfac_np.errors.ConfigError: bounded: expected True or False, got 'no'
+    """
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}: expected True or False, got {value!r}")
+
+
 def require_number(name: str, value: object) -> None:
     """Raise `ConfigError` unless `value` is a number.
 

@@ -14,6 +14,7 @@ from kfac_np.optimizers.balance import Balance
 from kfac_np.optimizers.local_model import LocalModel
 from kfac_np.optimizers.schedules import (
     Schedule,
+    require_flag,
     require_number,
     require_positive,
     require_rate,
@@ -154,6 +155,8 @@ class QuadraticModel(StepRule):
 
     def __post_init__(self) -> None:
         require_fraction("QuadraticModel fraction", self.fraction)
+        require_flag("QuadraticModel bounded", self.bounded)
+        require_flag("QuadraticModel momentum", self.momentum)
         if not isinstance(self.balance, Balance | None):
             raise ConfigError(
                 f"QuadraticModel balance: expected a Balance or None, got {self.balance!r}"

@@ -36,6 +36,9 @@ def complete(table: Mapping[str, Any]) -> Table:
             said["batch"] = {"name": "constant", **batch}
         if said["batch"].get("name") == "growing":  # the user's own: no cap is left of the default
             chosen.pop("batch")
+        size = said["batch"].get("size", said["batch"].get("first", 500))
+        if not isinstance(size, int) or size < 500:  # balanced layers would fit the noise
+            chosen["optimizer"].get("step_rule", {}).pop("balance", None)
     return merge(chosen, said)
 
 

@@ -19,7 +19,7 @@ from kfac_np.fisher import Exact, InputOnly
 from kfac_np.layers import Dense, Identity, Sequential
 from kfac_np.losses import SquaredError
 from kfac_np.objective import Objective
-from kfac_np.optimizers import KFAC, Balance, QuadraticModel
+from kfac_np.optimizers import KFAC, Balance, Choice, QuadraticModel, StepRule
 from kfac_np.optimizers.local_model import LocalModel
 from kfac_np.trees import Tree
 
@@ -161,8 +161,9 @@ def test_sampled_measurements_are_those_of_the_seed(backend: Backend) -> None:
         ({"first": 2.5}, "Balance first: expected a whole number > 0, got 2.5"),
         ({"memory": 1.0}, "Balance memory: expected 0 <= memory < 1, got 1.0"),
         ({"memory": "x"}, "Balance memory: expected a number, got 'x'"),
-        ({"limit": 1.0}, "Balance limit: expected a number > 1, got 1.0"),
-        ({"limit": math.nan}, "Balance limit: expected a number > 1, got nan"),
+        ({"limit": 1.0}, "Balance limit: expected 1 < limit <= 1e6, got 1.0"),
+        ({"limit": 10**400}, "Balance limit: expected 1 < limit <= 1e6, got 1000"),
+        ({"limit": math.nan}, "Balance limit: expected 1 < limit <= 1e6, got nan"),
         ({"fisher": "exact"}, "Balance fisher: expected MonteCarlo, .* got 'exact'"),
         ({"fisher": InputOnly()}, r"Balance fisher: expected MonteCarlo, .* got InputOnly\(\)"),
     ],
@@ -172,6 +173,16 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
         Balance(**settings)
 
 
-def test_a_balance_that_is_none() -> None:
+def test_what_is_no_balance() -> None:
+    class Rule(StepRule):
+        compares = True
+        fraction = 1.0
+        balance = {}  # type: ignore[assignment]  # noqa: RUF012
+
+        def choose(self, *args: Any) -> Choice:
+            return Choice(1.0, 0.0, -1.0)
+
     with pytest.raises(ConfigError, match="QuadraticModel balance: expected a Balance or None"):
         QuadraticModel(balance=True)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"KFAC step_rule.balance: expected a Balance or None"):
+        KFAC(C.objective, step_rule=Rule())

@@ -30,6 +30,7 @@ from kfac_np.optimizers import (
     QuadraticModel,
     Refresh,
     StepReport,
+    StepRule,
     practical,
     published,
 )
@@ -344,6 +345,56 @@ def test_candidates_that_cannot_be_compared() -> None:
     kfac = practical(c.objective, gamma=Several())
     with pytest.raises(ConfigError, match="several candidates from Several expected a step rule"):
         kfac.step(kfac.init(c.params(NUMPY)), *c.batch_on(NUMPY, 1))
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ((), r"KFAC gamma: expected a tuple of candidates in step 1, got \(\)"),
+        (None, "KFAC gamma: expected a tuple of candidates in step 1, got None"),
+        ((1.0, -1.0), "KFAC gamma: a candidate in step 1: expected a number >= 0, got -1.0"),
+        (("a",), "KFAC gamma: a candidate in step 1: expected a number"),
+    ],
+)
+def test_candidates_of_a_policy_of_ones_own(found: Any, message: str) -> None:
+    class Own(GammaPolicy):
+        def candidates(self, k: int, current: float | None, damping: float) -> Any:
+            return found
+
+        def searches(self, k: int) -> bool:
+            return True
+
+    c = case("tanh_squared")
+    kfac = KFAC(c.objective, gamma=Own())
+    with pytest.raises(ConfigError, match=message):
+        kfac.step(kfac.init(c.params(NUMPY)), *c.batch_on(NUMPY, 1))
+
+
+def test_what_a_rule_of_ones_own_chooses() -> None:
+    class Own(StepRule):
+        compares = True
+        fraction = 1.0
+
+        def choose(self, *args: Any) -> Any:
+            return 1.0, 0.0
+
+    c = case("tanh_squared")
+    kfac = KFAC(c.objective, step_rule=Own())
+    with pytest.raises(ConfigError, match="KFAC step_rule: what it chose in step 1: expected a Ch"):
+        kfac.step(kfac.init(c.params(NUMPY)), *c.batch_on(NUMPY, 1))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: QuadraticModel(bounded="no"), "bounded: expected True or False, got 'no'"),
+        (lambda: QuadraticModel(momentum=0.9), "momentum: expected True or False, got 0.9"),
+        (lambda: GammaSearch(thorough=None), "thorough: expected True or False, got None"),
+    ],
+)
+def test_flags_are_flags(make: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
 
 
 # ------------------------------------------------------------- what the model may promise

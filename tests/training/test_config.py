@@ -305,3 +305,30 @@ def test_without_tomli_w(monkeypatch: pytest.MonkeyPatch) -> None:
         ConfigError, match=r"config files need tomli-w: pip install 'kfac_np\[cli\]'"
     ):
         toml({})
+
+
+@pytest.mark.parametrize(
+    ("more", "balanced"),
+    [
+        ({}, True),
+        ({"batch": {"size": 500}}, True),
+        ({"batch": {"size": 100}}, False),
+        ({"batch": {"first": 100}}, False),
+        ({"batch": {"first": 800, "full_at": 9}}, True),
+        ({"data": "digits"}, False),
+        ({"model": "mlp"}, False),
+        ({"optimizer": {"name": "kfac", "step_rule": {"balance": "none"}}}, False),
+        (
+            {
+                "batch": {"size": 100},
+                "optimizer": {"name": "kfac", "step_rule": {"balance": {"first": 7}}},
+            },
+            True,
+        ),
+        ({"optimizer": {"name": "kfac", "step_rule": "fixed-rate", "gamma": "coupled"}}, False),
+        ({"optimizer": "kfac-fixed"}, False),
+    ],
+)
+def test_layers_are_balanced_where_batches_are_large(more: dict[str, Any], balanced: bool) -> None:
+    config = from_table({"data": "fashion-mnist", "run": {"steps": 1}, **more})
+    assert (config.optimizer.step_rule.balance is not None) == balanced
