@@ -17,6 +17,7 @@ __all__ = [
     "ShapeError",
     "TargetError",
     "require_callable",
+    "require_count",
     "require_in",
     "require_instance",
     "require_sizes",
@@ -148,6 +149,19 @@ def require_instance(what: str, value: object, kind: type, *, optional: bool = F
     if not isinstance(value, kind) and not (optional and value is None):
         article = "an" if kind.__name__[0] in "AEIOaeio" else "a"
         raise InputError(f"{what}: expected {article} {kind.__name__}, got {value!r}")
+
+
+def require_count(what: str, value: object) -> None:
+    """Raise `InputError` unless `value` is an integer >= 1; no bool.
+
+    Examples
+    --------
+    >>> require_count("MonteCarlo: expected samples", 0)
+    Traceback (most recent call last):
+    kfac_np.errors.InputError: MonteCarlo: expected samples >= 1, got 0
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{what} >= 1, got {value!r}")
 
 
 def require_sizes(name: str, **sizes: object) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, Rng, array_namespace
-from kfac_np.errors import InputError
+from kfac_np.errors import require_count
 from kfac_np.objective import Evaluation
 from kfac_np.trees import Tree
 
@@ -74,7 +74,7 @@ class Exact(FisherType):
     budget_bytes: int = 2**28
 
     def __post_init__(self) -> None:
-        _require_count("Exact: expected budget_bytes", self.budget_bytes)
+        require_count("Exact: expected budget_bytes", self.budget_bytes)
 
     def vectors(self, e: Evaluation, rng: Rng) -> Iterator[Array]:
         loss, z = e.objective.loss, e.outputs
@@ -114,7 +114,7 @@ class MonteCarlo(FisherType):
     samples: int = 1
 
     def __post_init__(self) -> None:
-        _require_count("MonteCarlo: expected samples", self.samples)
+        require_count("MonteCarlo: expected samples", self.samples)
 
     def vectors(self, e: Evaluation, rng: Rng) -> Iterator[Array]:
         loss, z = e.objective.loss, e.outputs
@@ -166,11 +166,6 @@ class InputOnly(FisherType):
     def vectors(self, e: Evaluation, rng: Rng) -> Iterator[Array]:
         xp, z = array_namespace(e.outputs), e.outputs
         yield xp.zeros((0, *z.shape), dtype=z.dtype, device=z.device)
-
-
-def _require_count(what: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{what} >= 1, got {value!r}")
 
 
 def _separate_terms(v: Array, at_once: int, coupled: bool) -> Iterator[Array]:

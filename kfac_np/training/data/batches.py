@@ -10,7 +10,7 @@ from typing import TypeAlias, final
 import numpy as np
 
 from kfac_np.backend import Rng
-from kfac_np.errors import InputError
+from kfac_np.errors import InputError, require_count
 from kfac_np.training.data.dataset import Labels
 
 __all__ = ["BatchSchedule", "BatchState", "ConstantBatch", "GrowingBatch", "MiniBatches"]
@@ -115,8 +115,7 @@ class MiniBatches:
         >>> MiniBatches(3, seed=1).next(BatchState(epoch=0, position=2), 9)[0]
         BatchState(epoch=2, position=0)
         """
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise InputError(f"MiniBatches: expected a batch size >= 1, got {size!r}")
+        require_count("MiniBatches: expected a batch size", size)
         if state.position >= self.n:
             raise InputError(
                 f"MiniBatches: expected a position below n = {self.n}, got {state}: "
@@ -157,8 +156,7 @@ class ConstantBatch:
     size: int
 
     def __post_init__(self) -> None:
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
-            raise InputError(f"ConstantBatch: expected size >= 1, got {self.size!r}")
+        require_count("ConstantBatch: expected size", self.size)
 
     def __call__(self, k: int, n: int) -> int:
         """Return the size of batch k = 1, 2, … of n examples."""
@@ -199,8 +197,7 @@ class GrowingBatch:
     def __post_init__(self) -> None:
         most = self.first if self.most is None else self.most
         for name, value in (("first", self.first), ("full_at", self.full_at), ("most", most)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"GrowingBatch: expected {name} >= 1, got {value!r}")
+            require_count(f"GrowingBatch: expected {name}", value)
         if most < self.first:
             raise InputError(
                 f"GrowingBatch: expected most >= first, got {self.most!r} and {self.first!r}"
