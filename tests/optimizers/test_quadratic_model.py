@@ -165,6 +165,28 @@ def test_a_proposal_that_overflows_promises_nothing(backend: Backend) -> None:
         require_finite_choice(choice, 7, Doubts())
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's
+@pytest.mark.parametrize("thorough", [True, False])
+def test_a_search_leaves_out_what_overflows(
+    thorough: bool, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    c = case("tanh_squared")
+    search = GammaSearch(interval=1, decay=0.5, thorough=thorough)
+    kfac = KFAC(c.objective, damping=LevenbergMarquardt(0.1), gamma=search)
+    solve, calls = BlockDiagonal.solve, []
+
+    def huge_at_first(self: BlockDiagonal, factors: Any, v: Tree) -> Tree:
+        calls.append(1)
+        return trees.scale(1e200 if len(calls) == 1 else 1.0, solve(self, factors, v))
+
+    monkeypatch.setattr(BlockDiagonal, "solve", huge_at_first)
+    state, report = kfac.step(kfac.init(c.params(backend)), *c.batch_on(backend, 1))
+    candidates = search.candidates(1, None, 0.1 + kfac.l2)
+    assert report.gamma in candidates[1:]
+    assert len(calls) == (3 if thorough else 2)
+    assert np.isfinite(flat(state.params)).all()
+
+
 # --------------------------------------------------------------------------- reduction ratio
 
 
