@@ -48,7 +48,10 @@ class DampingPolicy(ABC):
         """λ for step k, given the one carried over (in the first step, that of `start`)."""
 
     def start(self, eigenvalue: Callable[[], Scalar]) -> Scalar | None:
-        """λ to begin with, from the first step's F̂; None where it does not depend on that."""
+        """λ to begin with; None where F̂ does not decide it.
+
+        `eigenvalue` gives a typical eigenvalue of the first step's F̂, 0 where F̂ is 0.
+        """
         return None
 
     @abstractmethod
@@ -56,8 +59,8 @@ class DampingPolicy(ABC):
         """Tell whether step k measures the reduction ratio ρ."""
 
     @abstractmethod
-    def update(self, current: Scalar, rho: Scalar) -> Scalar:
-        """λ after a measurement."""
+    def update(self, current: Scalar, rho: Scalar, eigenvalue: Callable[[], Scalar]) -> Scalar:
+        """λ after a measurement; `eigenvalue` as in `start`, of this step's F̂."""
 
 
 @final
@@ -82,7 +85,7 @@ class ConstantDamping(DampingPolicy):
     def measures(self, k: int) -> bool:
         return False
 
-    def update(self, current: Scalar, rho: Scalar) -> Scalar:
+    def update(self, current: Scalar, rho: Scalar, eigenvalue: Callable[[], Scalar]) -> Scalar:
         return current
 
 
@@ -92,7 +95,12 @@ class LevenbergMarquardt(DampingPolicy):
     """λ by the Levenberg-Marquardt rule, every `interval` steps.
 
     ρ = (h(θ + δ) - h(θ)) / (M(δ) - M(0)); ρ > 3/4: λ ← ω₁ λ; ρ < 1/4: λ ← λ / ω₁, with
-    ω₁ = decay^interval. A ρ that is not a number counts as bad.
+    ω₁ = decay^interval. A ρ that is not a number counts as bad. Then λ is raised to the floor, a
+    multiple of a typical eigenvalue of F̂ at that step.
+
+    ρ is measured on the mini-batch that the step was fitted to, and says nothing about the other
+    examples: with small batches, or little noise left to fit, it is near 1 however small λ is, λ
+    falls without end, and the steps fit the noise of their batches. The floor keeps that in bounds.
 
     Parameters
     ----------
@@ -116,7 +124,10 @@ class LevenbergMarquardt(DampingPolicy):
     interval : int
         T₁.
     minimum, maximum : float
-        λ is kept between them.
+        λ is kept between them, whatever the floor.
+    floor : float
+        λ / typical eigenvalue is not adapted to less. The paper has no floor (0). A smaller one is
+        for inputs in units that differ by orders of magnitude: there is no typical eigenvalue then.
 
     References
     ----------
@@ -125,8 +136,10 @@ class LevenbergMarquardt(DampingPolicy):
     Examples
     --------
     >>> policy = LevenbergMarquardt(initial=1.0, decay=0.5, interval=1)
-    >>> policy.update(1.0, rho=0.9), policy.update(1.0, rho=0.5), policy.update(1.0, rho=0.1)
-    (0.5, 1.0, 2.0)
+    >>> [policy.update(1.0, rho, lambda: 0.1) for rho in (0.9, 0.5, 0.1)]
+    [0.5, 1.0, 2.0]
+    >>> policy.update(1.0, 0.9, lambda: 3.0)
+    0.9
     >>> LevenbergMarquardt().start(lambda: 0.02)
     0.02
     """
@@ -136,10 +149,12 @@ class LevenbergMarquardt(DampingPolicy):
     interval: int = 5
     minimum: float = 0.0
     maximum: float = math.inf
+    floor: float = 0.3
 
     def __post_init__(self) -> None:
         if self.initial is not None:
             require_positive("LevenbergMarquardt initial", self.initial)
+        require_positive("LevenbergMarquardt floor", self.floor, zero=True)
         require_whole("LevenbergMarquardt interval", self.interval)
         for name in ("decay", "minimum", "maximum"):
             require_number(f"LevenbergMarquardt {name}", getattr(self, name))
@@ -153,7 +168,10 @@ class LevenbergMarquardt(DampingPolicy):
             )
 
     def start(self, eigenvalue: Callable[[], Scalar]) -> Scalar | None:
-        return self._within(eigenvalue()) if self.initial is None else self.initial
+        if self.initial is not None:
+            return self.initial
+        found = eigenvalue()
+        return self._within(select(found > 0.0, found, 1.0))
 
     def at(self, k: int, current: Scalar | None) -> Scalar:
         if current is None:
@@ -163,11 +181,13 @@ class LevenbergMarquardt(DampingPolicy):
     def measures(self, k: int) -> bool:
         return k % self.interval == 0
 
-    def update(self, current: Scalar, rho: Scalar) -> Scalar:
+    def update(self, current: Scalar, rho: Scalar, eigenvalue: Callable[[], Scalar]) -> Scalar:
         omega = self.decay**self.interval
-        return self._within(
-            select(rho > 0.75, omega * current, select(rho >= 0.25, current, current / omega))
-        )
+        new = select(rho > 0.75, omega * current, select(rho >= 0.25, current, current / omega))
+        if self.floor:
+            lowest = self.floor * eigenvalue()
+            new = select(new > lowest, new, lowest)
+        return self._within(new)
 
     def _within(self, current: Scalar) -> Scalar:
         current = select(current > self.minimum, current, self.minimum)
@@ -235,16 +255,17 @@ class GammaSearch(GammaPolicy):
         away for good, since far above the factors' eigenvalues F̂ ∝ I and every candidate is as
         good as any other. The companion code of the paper uses 1 (and √η below).
     early : tuple of int
-        Further steps in which γ is searched: the first value is a guess.
+        Further steps in which γ is searched: the first value is a guess, and likely a low one, so
+        that the larger candidate is tried before the smaller one.
     ratio : float
         γ₀ / √(λ₀ + η). The paper has 1.
     within : float
         Bounds that have no scale of their own: the smaller candidate is at least
         √(λ + η) / within, the larger one at most √(λ + η) · within.
     thorough : bool
-        As the paper has it, all three are tried, each with factors of its own. Without it γ / ω₂
-        is tried only where ω₂ γ is no better than γ: less work, and the same choice where M has
-        one minimum in γ and γ is within the bounds.
+        As the paper has it, all three are tried, each with factors of its own. Without it the
+        third is tried only where the second is no better than γ: less work, and the same choice
+        where M has one minimum in γ and γ is within the bounds.
 
     References
     ----------
@@ -295,7 +316,9 @@ class GammaSearch(GammaPolicy):
         # γ itself stays a candidate even where the bounds exclude it, as at a large λ₀
         lowest = max(self.minimum, root / self.within)
         highest = min(self.maximum, root * self.within) if root else self.maximum
-        return (gamma, max(omega * gamma, lowest), min(gamma / omega, highest))
+        smaller, larger = max(omega * gamma, lowest), min(gamma / omega, highest)
+        others = (larger, smaller) if k in self.early else (smaller, larger)
+        return (gamma, *(other for other in others if other != gamma))
 
     def searches(self, k: int) -> bool:
         return k % self.interval == 0 or k in self.early

@@ -121,7 +121,7 @@ class KFAC(Optimizer):
 
     - λ₀ is a typical eigenvalue of F̂ instead of 150 (see `LevenbergMarquardt`).
     - γ₀ = 0.3 √(λ₀ + η) instead of √(λ₀ + η), since small γ got off plateaus sooner wherever we
-      tried, and γ is searched in steps 3 and 10, too, and by factors of 2; within bounds.
+      tried, and γ is searched in step 3, too, and by factors of 2; within bounds.
     - T₃ = 10 instead of 20, and of the first three steps only the first renews the factors: those
       as old as 20 steps cost more than renewing them does.
     - The average is of the last twentieth of the iterates at first (see `IterateAverage`).
@@ -189,7 +189,7 @@ class KFAC(Optimizer):
     step_rule: StepRule = QuadraticModel()
     damping: DampingPolicy = LevenbergMarquardt()
     gamma: GammaPolicy = GammaSearch(
-        decay=0.5 ** (1 / 20), early=(3, 10), ratio=0.3, within=10.0, thorough=False
+        decay=0.5 ** (1 / 20), early=(3,), ratio=0.3, within=10.0, thorough=False
     )
     moving_average: MovingAverage = MovingAverage()
     statistics: Refresh = Refresh(interval=1)
@@ -244,7 +244,8 @@ class KFAC(Optimizer):
         e = self.objective.evaluate(state.params, x, t, weights, noise, doubts)
         h = Regularized.of(e, self.l2, k, doubts)
         moments, events = self._update_moments(e, state.moments, k, doubts)
-        damping = self._damping(state, moments, k)
+        typical = partial(self._typical_eigenvalue, moments, state.params)
+        damping = self._damping(state, typical, k)
 
         room = h.value - e.lower_bound
         part = _part(e, self.step_rule.fraction, doubts)
@@ -279,7 +280,7 @@ class KFAC(Optimizer):
             value = value + l2_term(params, self.l2)
             good = isfinite(value)  # or it is not a place to go to, and λ was too small
             change = select(good, value - h.value, math.nan)
-            rho, next_damping = self._reduction(change, decrease, damping)
+            rho, next_damping = self._reduction(change, decrease, damping, typical)
             event = LadderEvent("all", "update", "update rejected", cast(float, damping))
             events.append((negation(good), event))
             params = trees.select(good, params, state.params)
@@ -311,11 +312,11 @@ class KFAC(Optimizer):
         )
         return keep_good(state, new, doubts), report_of(numbers, events, **known)
 
-    def _damping(self, state: KFACState, moments: dict[str, Moments], k: int) -> Scalar:
+    def _damping(self, state: KFACState, typical: Callable[[], Scalar], k: int) -> Scalar:
         """λ of step k."""
         damping = state.damping
         if damping is None:
-            damping = self.damping.start(lambda: self._typical_eigenvalue(moments, state.params))
+            damping = self.damping.start(typical)
         damping = self.damping.at(k, damping)
         if damping is None:
             raise ConfigError(
@@ -325,12 +326,12 @@ class KFAC(Optimizer):
         return damping
 
     def _reduction(
-        self, change: Scalar, decrease: Scalar, damping: Scalar
+        self, change: Scalar, decrease: Scalar, damping: Scalar, typical: Callable[[], Scalar]
     ) -> tuple[Scalar, Scalar]:
         """ρ of a change of h where the model has `decrease`, and λ of the next step."""
         gains = decrease != 0.0  # where there is nothing to gain, 0/0 says nothing about λ
         rho = select(gains, change / select(gains, decrease, 1.0), math.nan)
-        return rho, select(gains, self.damping.update(damping, rho), damping)
+        return rho, select(gains, self.damping.update(damping, rho, typical), damping)
 
     def _update_moments(
         self, e: Evaluation, old: dict[str, Moments], k: int, doubts: Doubts
@@ -426,23 +427,27 @@ class KFAC(Optimizer):
         """The step rule's, where layers have proposals of their own."""
         return self.step_rule.balance if self.curvature.separable else None
 
-    def _typical_eigenvalue(self, moments: dict[str, Moments], params: Tree) -> float:
-        """exp Σ_i n_i log(tr F̂_i / n_i) / Σ_i n_i over the layers' blocks, n_i parameters each.
+    def _typical_eigenvalue(self, moments: dict[str, Moments], params: Tree) -> Scalar:
+        """Π_i (tr F̂_i / n_i)^(n_i / n), n = Σ_i n_i, over the layers' blocks of n_i parameters.
 
-        Layers without curvature do not count; a thousandth of tr F̂ / n at least; 1 where nothing
+        Layers without curvature do not count; a thousandth of tr F̂ / n at least; 0 where nothing
         is left.
         """
         matrix = self.curvature.matrix(moments, params)
         sizes = {path: math.prod(p.shape) for path, p in trees.items(params)}
-        traces = {path: float(x) for path, x in matrix.block_traces().items()}
+        traces = {path: scalar(x) for path, x in matrix.block_traces().items()}
         if not traces:
-            sizes, traces = {"all": sum(sizes.values())}, {"all": float(matrix.trace())}
-        known = {path: x for path, x in traces.items() if 0.0 < x < math.inf}
-        n = sum(sizes[path] for path in known)
-        if not n:
-            return 1.0
-        logarithm = sum(sizes[path] * math.log(x / sizes[path]) for path, x in known.items()) / n
-        return max(math.exp(logarithm), 1e-3 * sum(known.values()) / n)
+            sizes, traces = {"all": sum(sizes.values())}, {"all": scalar(matrix.trace())}
+        traces = {path: select(isfinite(x), x, 0.0) for path, x in traces.items()}
+        counted = {path: select(x > 0.0, sizes[path], 0) for path, x in traces.items()}
+        n = sum(counted.values())
+        n = select(n > 0, n, 1)
+        typical: Scalar = 1.0
+        for path, x in traces.items():
+            typical = typical * (x / sizes[path]) ** (counted[path] / n)
+        trace = sum(traces.values())
+        least = 1e-3 * trace / n
+        return select(trace > 0.0, select(typical > least, typical, least), 0.0)
 
     def _curvature_norm(self, moments: dict[str, Moments], v: Tree) -> Scalar:
         """vᵀ F̂ v."""

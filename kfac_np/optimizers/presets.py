@@ -38,7 +38,7 @@ def published(objective: Objective, **changes: Any) -> KFAC:
     kfac = KFAC(
         objective,
         step_rule=QuadraticModel(bounded=False),
-        damping=LevenbergMarquardt(initial=150.0),
+        damping=LevenbergMarquardt(initial=150.0, floor=0.0),
         gamma=GammaSearch(),
         averaging=IterateAverage(),
         refresh=Refresh(),

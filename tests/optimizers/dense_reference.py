@@ -167,11 +167,36 @@ class Published:
         old = self.moments or [np.zeros_like(m) for m in new]
         self.moments = [epsilon * m + (1.0 - epsilon) * n for m, n in zip(old, new, strict=True)]
 
+    def adapted_damping(self, rho: float) -> float:
+        """§6.5: times ω₁ = (19/20)^5 where ρ is good, over it where ρ is bad; and the floor."""
+        floor = 0.3 * self.typical_eigenvalue() if self.adopts_defaults else 0.0
+        exponent = 5 if rho > 3 / 4 else -5 if rho < 1 / 4 else 0
+        return max(self.damping * (19 / 20) ** exponent, floor)
+
+    def typical_eigenvalue(self) -> float:
+        """Geometric mean of the layers' mean eigenvalues, each as often as it has parameters."""
+        diagonal = np.diagonal(self.approximation.matrix(self.moments))
+        sizes = [n * m for n, m in self.net.shapes]
+        means = [np.mean(part) for part in np.split(diagonal, np.cumsum(sizes)[:-1])]
+        return float(np.exp(np.average(np.log(means), weights=sizes)))
+
     def fisher_of_model(self, x: HostArray, t: HostArray, w: HostArray) -> HostArray:
         """F on the τ₂ part plus (λ + η) I."""
         n2 = math.ceil(self.tau2 * len(x))
         F = self.net.fisher(self.theta, x[:n2], t[:n2], w[:n2])
         return F + (self.damping + self.eta) * np.eye(len(F))
+
+    def candidates(self) -> list[float]:
+        """§6.6: three values of γ every T₂ = 20 steps; the default's order and bounds."""
+        gamma, early = self.gamma, self.adopts_defaults and self.k == 3
+        if self.k % 20 and not early:
+            return [gamma]
+        if not self.adopts_defaults:
+            omega2, (low, high) = math.sqrt(19 / 20) ** 20, self.bounds
+            return [gamma, max(omega2 * gamma, low), min(gamma / omega2, high)]
+        root = math.sqrt(self.damping + self.eta)
+        smaller, larger = max(gamma / 2, root / 10), min(gamma * 2, root * 10)
+        return [gamma, larger, smaller] if early else [gamma, smaller, larger]
 
     def balance(self, bend: HostArray, slope: HostArray, proposal: HostArray) -> None:
         """Multiply each layer by the root of its own best step, over that of all; mean 1."""
@@ -191,26 +216,16 @@ class Published:
         w = np.ones(len(x)) if w is None else w
         slope = self.gradient_h(x, t, w)
         self.update_moments(x, w)
-        if math.isnan(self.damping):  # the defaults: geometric mean of the layers' mean eigenvalues
-            diagonal = np.diagonal(self.approximation.matrix(self.moments))
-            sizes = [n * m for n, m in self.net.shapes]
-            means = [np.mean(part) for part in np.split(diagonal, np.cumsum(sizes)[:-1])]
-            self.damping = float(np.exp(np.average(np.log(means), weights=sizes)))
+        if math.isnan(self.damping):  # the defaults
+            self.damping = self.typical_eigenvalue()
             self.gamma = 0.3 * math.sqrt(self.damping + self.eta)
         bend = self.fisher_of_model(x, t, w)
 
-        # §6.6: three values of γ every T₂ = 20 steps.
-        omega2 = math.sqrt(19 / 20) ** 20
-        low, high = self.bounds
-        searches, first, period = k % 20 == 0, 3, 20
-        if self.adopts_defaults:
-            searches, first, period, omega2 = searches or k in (3, 10), 1, 10, 0.5
-            root = math.sqrt(self.damping + self.eta)
-            low, high = root / 10, root * 10
-        trials = [self.gamma, max(omega2 * self.gamma, low), min(self.gamma / omega2, high)]
-        refreshed = k <= first or searches or k % period == 0  # T₃
+        first, period = (1, 10) if self.adopts_defaults else (3, 20)  # T₃
+        trials = self.candidates()
+        refreshed = k <= first or len(trials) > 1 or k % period == 0
         best: Any = None
-        for gamma in trials if searches else trials[:1]:
+        for gamma in trials:
             inverse = self.inverse
             if refreshed:
                 inverse = self.approximation.inverse(self.moments, gamma)
@@ -221,8 +236,13 @@ class Published:
             coefficients = np.linalg.solve(V.T @ bend @ V, -V.T @ slope)
             delta = V @ coefficients
             decrease = 0.5 * delta @ bend @ delta + slope @ delta
-            if best is None or decrease < best[0]:
-                best = decrease, gamma, inverse, coefficients, delta, directions[0]
+            trial = decrease, gamma, inverse, coefficients, delta, directions[0]
+            if best is None:
+                best = trial
+            elif decrease < best[0]:
+                best = trial
+                if self.adopts_defaults:  # which take the first that is better
+                    break
         decrease, gamma, inverse, coefficients, delta, proposal = best
         if self.balanced_from is not None and k >= self.balanced_from and k % 5 == 0:
             self.balance(bend, slope, proposal)
@@ -235,12 +255,8 @@ class Published:
         # §6.5: λ every T₁ = 5 steps.
         rho, next_damping = None, self.damping
         if k % 5 == 0:
-            omega1 = (19 / 20) ** 5
             rho = (self.h(self.theta + delta, x, t, w) - before) / decrease
-            if rho > 3 / 4:
-                next_damping = omega1 * self.damping
-            if rho < 1 / 4:
-                next_damping = self.damping / omega1
+            next_damping = self.adapted_damping(rho)
         record = Record(
             theta=self.theta + delta,
             average=self.averaged(self.theta + delta),
@@ -317,11 +333,7 @@ class Practical(Published):
             bend = self.fisher_of_model(x, t, w)
             decrease = float(0.5 * delta @ bend @ delta + slope @ delta)
             rho = (self.h(self.theta + delta, x, t, w) - before) / decrease
-            omega1 = (19 / 20) ** 5
-            if rho > 3 / 4:
-                next_damping = omega1 * self.damping
-            if rho < 1 / 4:
-                next_damping = self.damping / omega1
+            next_damping = self.adapted_damping(rho)
         record = Record(
             theta=self.theta + delta,
             average=self.averaged(self.theta + delta),

@@ -30,6 +30,7 @@ from kfac_np.optimizers import (
     ConstantDamping,
     GammaSearch,
     IterateAverage,
+    KFACState,
     LevenbergMarquardt,
     StepReport,
 )
@@ -67,15 +68,31 @@ def test_first_damping_is_a_typical_eigenvalue(curvature: Curvature, backend: Ba
     c = case("tanh_squared")
     kfac = KFAC(c.objective, curvature=curvature, fisher=Exact())
     state, report = kfac.step(kfac.init(c.params(backend)), *c.batch_on(backend, 1))
+    assert report.damping == pytest.approx(_typical_eigenvalue(curvature, state), rel=1e-9)
+    assert report.gamma == pytest.approx(0.3 * math.sqrt(report.damping + 1e-5))
+
+
+@pytest.mark.parametrize("curvature", CURVATURES, ids=lambda c: type(c).__name__)
+def test_damping_has_a_floor_that_goes_with_the_fisher(
+    curvature: Curvature, backend: Backend
+) -> None:
+    c = case("tanh_squared")
+    lm = LevenbergMarquardt(initial=1e-9, interval=2, floor=0.5)
+    kfac = KFAC(c.objective, curvature=curvature, fisher=Exact(), damping=lm)
+    state, _ = kfac.step(kfac.init(c.params(backend)), *c.batch_on(backend, 1))
+    assert state.damping == 1e-9
+    state, _ = kfac.step(state, *c.batch_on(backend, 2))
+    assert state.damping == pytest.approx(0.5 * _typical_eigenvalue(curvature, state), rel=1e-9)
+
+
+def _typical_eigenvalue(curvature: Curvature, state: KFACState) -> float:
     matrix = curvature.matrix(state.moments, state.params)
     diagonal = np.diagonal(to_numpy(matrix.to_dense()))
     sizes = [math.prod(p.shape) for p in trees.leaves(state.params)]
     if not matrix.block_traces():
         sizes = [sum(sizes)]
     means = [np.mean(part) for part in np.split(diagonal, np.cumsum(sizes)[:-1])]
-    expected = np.exp(np.average(np.log(means), weights=sizes))
-    assert report.damping == pytest.approx(float(expected), rel=1e-9)
-    assert report.gamma == pytest.approx(0.3 * math.sqrt(report.damping + 1e-5))
+    return float(np.exp(np.average(np.log(means), weights=sizes)))
 
 
 @pytest.mark.parametrize("trace", [0.0, math.inf, math.nan])

@@ -71,7 +71,7 @@ class Variant:
     def optimizer(self) -> KFAC:
         kfac = self.preset(self.case.objective, fisher=self.case.fisher, **self.settings)
         if isinstance(self.damping, float):
-            kfac = dataclasses.replace(kfac, damping=LevenbergMarquardt(self.damping))
+            kfac = dataclasses.replace(kfac, damping=LevenbergMarquardt(self.damping, floor=0.0))
         return kfac
 
 

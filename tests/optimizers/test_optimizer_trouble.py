@@ -285,7 +285,7 @@ def test_update_to_where_the_objective_is_not_finite_is_rejected(
         fisher=Exact(),
         step_rule=FixedRate(1.0, 0.9),
         gamma=CoupledGamma(),
-        damping=LevenbergMarquardt(1e-3, decay=0.01, interval=1),
+        damping=LevenbergMarquardt(1e-3, decay=0.01, interval=1, floor=0.0),
         refresh=Refresh(1),
         l2=0.0,
         **({} if average else {"averaging": None}),

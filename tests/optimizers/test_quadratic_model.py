@@ -203,7 +203,7 @@ def test_model_of_a_quadratic_problem_is_exact(fisher: Any) -> None:
     kfac = KFAC(
         objective,
         fisher=fisher,
-        damping=LevenbergMarquardt(1e-13, interval=1),
+        damping=LevenbergMarquardt(1e-13, interval=1, floor=0.0),
         step_rule=QuadraticModel(1.0),
         gamma=CoupledGamma(),
         statistics_fraction=0.125,

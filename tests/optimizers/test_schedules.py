@@ -85,18 +85,34 @@ def test_levenberg_marquardt_borders() -> None:
         lm.at(1, None)
     automatic = LevenbergMarquardt(minimum=0.2, maximum=5.0)
     assert [automatic.start(lambda m=m: m) for m in (0.1, 0.3, 7.0)] == [0.2, 0.3, 5.0]
+    assert automatic.start(lambda: 0.0) == LevenbergMarquardt().start(lambda: 0.0) == 1.0
     assert [lm.measures(k) for k in (1, 2, 3, 4)] == [False, True, False, True]
-    assert lm.update(1.0, 0.75) == lm.update(1.0, 0.25) == 1.0
-    assert lm.update(1.0, math.nextafter(0.75, 1)) == 0.25
-    assert lm.update(1.0, math.nextafter(0.25, 0)) == 4.0
-    assert lm.update(1.0, math.inf) == 0.25
-    assert lm.update(1.0, -math.inf) == lm.update(1.0, math.nan) == 4.0
-    assert lm.update(0.5, 1.0) == 0.2
-    assert lm.update(2.0, 0.0) == 5.0
+
+    def update(current: float, rho: float, eigenvalue: float = 0.0) -> Any:
+        return lm.update(current, rho, lambda: eigenvalue)
+
+    assert update(1.0, 0.75) == update(1.0, 0.25) == 1.0
+    assert update(1.0, math.nextafter(0.75, 1)) == 0.25
+    assert update(1.0, math.nextafter(0.25, 0)) == 4.0
+    assert update(1.0, math.inf) == 0.25
+    assert update(1.0, -math.inf) == update(1.0, math.nan) == 4.0
+    assert update(0.5, 1.0) == 0.2
+    assert update(2.0, 0.0) == 5.0
+    assert update(1.0, 1.0, eigenvalue=2.0) == pytest.approx(0.6)  # the floor
+    assert update(0.3, 0.5, eigenvalue=2.0) == pytest.approx(0.6)
+    assert update(1.0, 0.0, eigenvalue=2.0) == 4.0
+    assert update(1.0, 1.0, eigenvalue=1e3) == 5.0
+    assert update(1.0, 1.0, eigenvalue=math.inf) == 5.0
+    assert LevenbergMarquardt(floor=0.0).update(1.0, 1.0, _not_asked) == pytest.approx(0.95**5)
+
+
+def _not_asked() -> float:
+    raise AssertionError("F̂ is not needed")
 
 
 def test_constant_damping() -> None:
-    assert ConstantDamping(0.1).at(3, 7.0) == ConstantDamping(0.1).update(0.1, rho=0.0) == 0.1
+    assert ConstantDamping(0.1).at(3, 7.0) == ConstantDamping(0.1).update(0.1, 0.0, _not_asked)
+    assert ConstantDamping(0.1).at(3, 7.0) == 0.1
     assert ConstantDamping(Inverse(6.0, halving=4)).at(5, 7.0) == 3.0
     assert not any(ConstantDamping(0.1).measures(k) for k in range(1, 50))
 
@@ -115,11 +131,10 @@ def test_gamma_search_candidates() -> None:
     guess = GammaSearch(interval=4, decay=0.5**0.25, early=(3,), ratio=0.5, within=2.0)
     assert [k for k in range(1, 10) if guess.searches(k)] == [3, 4, 8]
     assert guess.candidates(1, None, 16.0) == (2.0,)
-    assert guess.candidates(3, None, 16.0) == pytest.approx((2.0, 2.0, 4.0))
+    assert guess.candidates(3, None, 16.0) == pytest.approx((2.0, 4.0))  # the smaller is γ itself
+    assert guess.candidates(3, 3.0, 16.0) == pytest.approx((3.0, 6.0, 2.0))
     assert guess.candidates(4, 6.0, 16.0) == pytest.approx((6.0, 3.0, 8.0))
-    assert guess.candidates(4, 6.0, 0.0) == pytest.approx(
-        (6.0, 3.0, 12.0)
-    )  # nothing to be relative to
+    assert guess.candidates(4, 6.0, 0.0) == pytest.approx((6.0, 3.0, 12.0))  # relative to nothing
 
 
 WRONG: list[tuple[Any, dict[str, Any], str]] = [
@@ -152,6 +167,7 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (Refresh, {"first": 0}, "Refresh first: expected a whole number > 0, got 0"),
     (LevenbergMarquardt, {"initial": 0.0}, "LevenbergMarquardt initial: expected a number > 0"),
     (LevenbergMarquardt, {"initial": "150"}, "LevenbergMarquardt initial: expected a number > 0"),
+    (LevenbergMarquardt, {"floor": -0.1}, "LevenbergMarquardt floor: expected a number >= 0"),
     (LevenbergMarquardt, {"interval": 0}, "LevenbergMarquardt interval: expected a whole number >"),
     (LevenbergMarquardt, {"interval": 0.5}, "LevenbergMarquardt interval: expected a whole number"),
     (LevenbergMarquardt, {"decay": 1.0}, r"LevenbergMarquardt decay: expected \(0, 1\), got 1.0"),

@@ -149,7 +149,7 @@ def as_in_the_paper(objective: Objective, damping: float, **changes: Any) -> KFA
     """
     settings: dict[str, Any] = {
         "step_rule": QuadraticModel(),
-        "damping": LevenbergMarquardt(initial=damping),
+        "damping": LevenbergMarquardt(initial=damping, floor=0.0),
         "gamma": GammaSearch(minimum=1e-5**0.5, maximum=1.0),
         "averaging": IterateAverage(warm_up=True),
     }
