@@ -46,7 +46,7 @@ def optimizer(setup: Setup, target: Any) -> Any:
         return SGD(target, rate=w.sgd_rate, momentum=w.momentum, nesterov=True)
     rule = FixedRate(w.rate, w.momentum)
     if w.model == "exact":
-        rule = QuadraticModel(w.model_fraction)
+        rule = QuadraticModel(w.model_fraction, least_examples=1)
     return KFAC(
         target,
         fisher=fisher_of(setup) or MonteCarlo(1),

@@ -125,7 +125,9 @@ class KFAC(Optimizer):
     - T₃ = 10 instead of 20, and of the first three steps only the first renews the factors: those
       as old as 20 steps cost more than renewing them does.
     - The average is of the last twentieth of the iterates at first (see `IterateAverage`).
-    - The quadratic model may not promise a loss that is out of reach (see `QuadraticModel`).
+    - λ does not fall below 0.3 times that eigenvalue of the F̂ of the day.
+    - The quadratic model uses 256 examples at least, and may not promise a loss that is out of
+      reach (see `QuadraticModel`).
 
     What these rest on is in docs/results.md. Every part can be replaced.
 
@@ -248,7 +250,7 @@ class KFAC(Optimizer):
         damping = self._damping(state, typical, k)
 
         room = h.value - e.lower_bound
-        part = _part(e, self.step_rule.fraction, doubts)
+        part = _part(e, self.step_rule.fraction, doubts, self.step_rule.least_examples)
         model = LocalModel(part, h.gradient, damping + self.l2, room, state.update)
 
         def choose(proposal: Tree) -> Choice:
@@ -474,10 +476,10 @@ def _require_candidates(candidates: object, k: int) -> None:
         require_positive(f"KFAC gamma: a candidate in step {k}", gamma, zero=True)
 
 
-def _part(e: Evaluation, fraction: float, doubts: Doubts) -> Evaluation:
+def _part(e: Evaluation, fraction: float, doubts: Doubts, least: int = 1) -> Evaluation:
     """The first examples of a mini-batch, of which some must count."""
     examples = e.scale.examples
-    part = e.take(max(1, math.ceil(fraction * examples)))
+    part = e.take(max(math.ceil(fraction * examples), min(least, examples)))
     w = part.scale.weights
     if w is not None:
         doubts.require(

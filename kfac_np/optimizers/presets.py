@@ -37,7 +37,7 @@ def published(objective: Objective, **changes: Any) -> KFAC:
     """
     kfac = KFAC(
         objective,
-        step_rule=QuadraticModel(bounded=False),
+        step_rule=QuadraticModel(bounded=False, least_examples=1),
         damping=LevenbergMarquardt(initial=150.0, floor=0.0),
         gamma=GammaSearch(),
         averaging=IterateAverage(),

@@ -18,6 +18,7 @@ from kfac_np.optimizers.schedules import (
     require_number,
     require_positive,
     require_rate,
+    require_whole,
     value_at,
 )
 from kfac_np.trees import Tree
@@ -87,6 +88,11 @@ class StepRule(ABC):
         """τ₂, the fraction of the mini-batch that the exact Fisher of the model uses."""
 
     @property
+    def least_examples(self) -> int:
+        """How many examples it uses at least, where the mini-batch has so many."""
+        return 1
+
+    @property
     def balance(self) -> Balance | None:
         """How the layers' proposals are balanced before the rule sees them, if they are."""
         return None
@@ -131,6 +137,10 @@ class QuadraticModel(StepRule):
     ----------
     fraction : float
         τ₂.
+    least_examples : int
+        A quarter of a small batch tells too little of F: it is 0 along more directions, and the
+        steps are too long. So it is so many examples at least, or all. The paper's batches have
+        thousands, and no such number (1).
     bounded : bool
         The paper has no such bound.
     momentum : bool
@@ -152,9 +162,11 @@ class QuadraticModel(StepRule):
     bounded: bool = True
     momentum: bool = True
     balance: Balance | None = None
+    least_examples: int = 256
 
     def __post_init__(self) -> None:
         require_fraction("QuadraticModel fraction", self.fraction)
+        require_whole("QuadraticModel least_examples", self.least_examples)
         require_flag("QuadraticModel bounded", self.bounded)
         require_flag("QuadraticModel momentum", self.momentum)
         if not isinstance(self.balance, Balance | None):

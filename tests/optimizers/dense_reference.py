@@ -131,6 +131,7 @@ class Published:
         if lambda0 is not None:
             self.damping, self.gamma = lambda0, math.sqrt(lambda0 + eta)
         self.adopts_defaults = False
+        self.model_examples = 1  # at least
         self.bounds = 0.0, math.inf  # the paper has none
         self.power: float | None = None  # nor a first phase of the average
         self.promises_bounded = False  # nor a bound on what the model may promise
@@ -182,7 +183,7 @@ class Published:
 
     def fisher_of_model(self, x: HostArray, t: HostArray, w: HostArray) -> HostArray:
         """F on the τ₂ part plus (λ + η) I."""
-        n2 = math.ceil(self.tau2 * len(x))
+        n2 = max(math.ceil(self.tau2 * len(x)), min(self.model_examples, len(x)))
         F = self.net.fisher(self.theta, x[:n2], t[:n2], w[:n2])
         return F + (self.damping + self.eta) * np.eye(len(F))
 

@@ -59,11 +59,13 @@ class Run:
     approximation: type[KroneckerFactored] = KroneckerFactored
     bounded: bool = False
     balanced_from: int | None = None
+    model_examples: int = 256
 
     def __str__(self) -> str:
         kind = "" if self.approximation is KroneckerFactored else f"-{self.approximation.__name__}"
         kind += "-bounded" if self.bounded else ""
         kind += f"-balanced from {self.balanced_from}" if self.balanced_from else ""
+        kind += f"-{self.model_examples} examples" if self.model_examples != 256 else ""
         return f"{self.case}-{self.lambda0 or 'defaults'}{kind}"
 
     @functools.cache  # noqa: B019 - the table lives as long as the tests
@@ -76,6 +78,7 @@ class Run:
             dense.promises_bounded = True
         if self.lambda0 is None:
             dense.promises_bounded = dense.adopts_defaults = True
+            dense.model_examples = self.model_examples
             dense.power = 19.0
             dense.balanced_from = self.balanced_from
         return [dense.step(*c.batch_at(k)) for k in range(1, STEPS + 1)]
@@ -84,9 +87,12 @@ class Run:
         """Everything but λ₀ and the targets as published; or without λ₀ the defaults."""
         changes: dict[str, Any] = {"fisher": self.case.fisher}
         if self.lambda0 is None:
+            balance = None
             if self.balanced_from is not None:
                 balance = Balance(first=self.balanced_from, fisher=Exact())
-                changes["step_rule"] = QuadraticModel(balance=balance)
+            rule = QuadraticModel(balance=balance, least_examples=self.model_examples)
+            if rule != QuadraticModel():
+                changes["step_rule"] = rule
             return KFAC(self.case.objective, **changes)
         if self.lambda0 != 150:
             changes["damping"] = LevenbergMarquardt(self.lambda0, floor=0.0)
@@ -95,7 +101,7 @@ class Run:
         if self.bounded:  # what the paper's companion code has, and a bound on promises
             changes["gamma"] = GammaSearch(minimum=math.sqrt(1e-5), maximum=1.0)
             changes["averaging"] = IterateAverage(warm_up=True)
-            changes["step_rule"] = QuadraticModel()
+            changes["step_rule"] = QuadraticModel(least_examples=1)
         return published(self.case.objective, **changes)
 
 
@@ -124,6 +130,7 @@ DEFAULTS = [
 ]
 DEFAULTS += [Run(case("relu_softmax"), None, balanced_from=5)]
 DEFAULTS += [Run(case("weighted_sigmoid"), None, balanced_from=20)]
+DEFAULTS += [Run(case(name), None, model_examples=7) for name in ("tanh_squared", "relu_softmax")]
 
 
 def assert_same_step(report: StepReport, state: Any, expected: Record) -> None:
@@ -216,7 +223,10 @@ def test_published_constants() -> None:
     defaults = KFAC(case("tanh_squared").objective)
     names = ["gamma", "averaging", "step_rule", "damping", "refresh", "statistics_fraction"]
     changes = {name: getattr(kfac, name) for name in names}
-    assert (kfac.step_rule, defaults.step_rule) == (QuadraticModel(bounded=False), QuadraticModel())
+    assert (kfac.step_rule, defaults.step_rule) == (
+        QuadraticModel(bounded=False, least_examples=1),
+        QuadraticModel(),
+    )
     assert dataclasses.replace(defaults, **changes) == kfac
     assert defaults.averaging == IterateAverage(0.99, warm_up=True, power=19.0)
     assert (defaults.gamma.minimum, defaults.gamma.maximum) == (0, math.inf)

@@ -321,7 +321,8 @@ def test_examples_without_weight_in_the_statistics() -> None:
         kfac.step(state, x, t, w)
     w[0] = 1.0
     kfac.step(state, x, t, w)
-    narrow = KFAC(SQUARED.objective, step_rule=QuadraticModel(1 / 64), statistics_fraction=1.0)
+    rule = QuadraticModel(1 / 64, least_examples=1)
+    narrow = KFAC(SQUARED.objective, step_rule=rule, statistics_fraction=1.0)
     w[0] = 0.0
     with pytest.raises(InputError, match=r"weights: expected .* first 1 of 64 examples"):
         narrow.step(state, x, t, w)

@@ -195,6 +195,11 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (FixedRate, {"kl_clip": 0.0}, "FixedRate kl_clip: expected a number > 0, got 0.0"),
     (FixedRate, {"fraction": 1.5}, r"FixedRate fraction: expected a number in \(0, 1\], got 1.5"),
     (QuadraticModel, {"fraction": 0.0}, "QuadraticModel fraction: expected a number > 0, got 0.0"),
+    (
+        QuadraticModel,
+        {"least_examples": 0},
+        "QuadraticModel least_examples: expected a whole number >",
+    ),
     (QuadraticModel, {"fraction": 2}, r"QuadraticModel fraction: expected a number in \(0, 1\], g"),
 ]
 OBJECTIVE = case("tanh_squared").objective

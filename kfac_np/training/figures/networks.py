@@ -148,7 +148,7 @@ def as_in_the_paper(objective: Objective, damping: float, **changes: Any) -> KFA
     0.125
     """
     settings: dict[str, Any] = {
-        "step_rule": QuadraticModel(),
+        "step_rule": QuadraticModel(least_examples=1),
         "damping": LevenbergMarquardt(initial=damping, floor=0.0),
         "gamma": GammaSearch(minimum=1e-5**0.5, maximum=1.0),
         "averaging": IterateAverage(warm_up=True),

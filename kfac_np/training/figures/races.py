@@ -120,8 +120,8 @@ def contestants(
         ("block-tridiagonal", BlockTridiagonal()),
     ):
         for momentum, rule in (
-            ("", QuadraticModel()),
-            (", no momentum", QuadraticModel(momentum=False)),
+            ("", QuadraticModel(least_examples=1)),
+            (", no momentum", QuadraticModel(momentum=False, least_examples=1)),
         ):
             kfac = as_in_the_paper(objective, damping, curvature=curvature, step_rule=rule)
             racers.append(Racer(f"K-FAC {kind}{momentum}", kfac, batch, steps))
