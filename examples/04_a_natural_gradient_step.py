@@ -203,8 +203,8 @@ assert rho[1.0] > 0.75
 # Train a tanh network on a smooth function: once with inputs of equal scale, once in the units from
 # above, starting from the same function. Gradient descent may choose its best rate for each of the
 # two. K-FAC has its default settings, but for statistics of all examples, because these are few,
-# and a small given λ at the start: that which K-FAC takes by itself, the mean curvature, grows with
-# the units.
+# and a small given λ at the start and no floor: both would be the mean curvature, or a part of it,
+# which grows with the units.
 
 objective = Objective(Sequential(Dense(3, 20), Tanh(), Dense(20, 1)), SquaredError())
 x = random.standard_normal((200, 3))
@@ -233,7 +233,8 @@ def best_descent(params, x):
     return min(losses)
 
 
-kfac = KFAC(objective, damping=LevenbergMarquardt(initial=0.01), statistics_fraction=1.0)
+damping = LevenbergMarquardt(initial=0.01, floor=0.0)
+kfac = KFAC(objective, damping=damping, statistics_fraction=1.0)
 results = {
     "gradient descent": [best_descent(equal, x), best_descent(unequal, x * units)],
     "K-FAC": [train(kfac, equal, x), train(kfac, unequal, x * units)],

@@ -39,8 +39,9 @@ class Balance:
 
     On the autoencoders of docs/results.md, with batches that grow, the first layers get a third
     to a half and the last ones two or three times the mean; a fifth fewer steps are needed, and
-    more later. Balanced from the first step on, plateaus last longer: hence `first`. With small
-    batches the layers that are let go fit the noise of each batch, and the loss rises again.
+    more later. Balanced from the first step on, plateaus last longer: hence `first`. On a
+    classifier with small batches nothing is gained, and without a floor for λ the layers that are
+    let go fit the noise of each batch.
 
     It is not from a paper. Only curvatures that are `separable` are balanced: where layers are
     coupled (`BlockTridiagonal`, `FullMatrix`, ...) there are no proposals of single ones.

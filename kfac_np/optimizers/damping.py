@@ -99,8 +99,8 @@ class LevenbergMarquardt(DampingPolicy):
     multiple of a typical eigenvalue of F̂ at that step.
 
     ρ is measured on the mini-batch that the step was fitted to, and says nothing about the other
-    examples: with small batches, or little noise left to fit, it is near 1 however small λ is, λ
-    falls without end, and the steps fit the noise of their batches. The floor keeps that in bounds.
+    examples. Where a step can fit the noise of its batch, ρ is near 1 however small λ is, and λ
+    would fall without end. The floor keeps that in bounds.
 
     Parameters
     ----------

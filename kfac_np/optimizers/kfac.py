@@ -125,7 +125,7 @@ class KFAC(Optimizer):
     - T₃ = 10 instead of 20, and of the first three steps only the first renews the factors: those
       as old as 20 steps cost more than renewing them does.
     - The average is of the last twentieth of the iterates at first (see `IterateAverage`).
-    - λ does not fall below 0.3 times that eigenvalue of the F̂ of the day.
+    - λ does not fall below 0.3 times such an eigenvalue of the current F̂.
     - The quadratic model uses 256 examples at least, and may not promise a loss that is out of
       reach (see `QuadraticModel`).
 
