@@ -3,8 +3,9 @@
     python benchmarks/products.py W1-256-fixed W3
 
 A limit closer than the roofline: a product of 256 rows does not run at the rate of the largest one,
-whoever calls it. A peer's step divided by this sum is a ratio that no step made of `np.matmul`
-exceeds, were everything else free. Dense layers only; each product is warm, with nothing between
+whoever calls it. No step that consists of calls of `np.matmul` takes less than this sum, were
+everything else free, so that a peer's step divided by it is the highest ratio there can be. Dense
+layers only; each product is warm, with nothing between
 its calls, and the median of some. Inverses are left out.
 """
 
@@ -73,9 +74,13 @@ def main() -> None:
     parser.add_argument("workloads", nargs="+")
     parser.add_argument("--times", type=int, default=15)
     arguments = parser.parse_args()
-    for w in select(arguments.workloads):
+    if arguments.times < 1:
+        parser.error(f"--times: expected at least 1, got {arguments.times}")
+    chosen = select(arguments.workloads)
+    for w in chosen:
         if w.network.channels:
             parser.error(f"{w.name}: expected a network of dense layers")
+    for w in chosen:
         spent: dict[str, float] = {}
         for i, layer in enumerate(w.network.affine()):
             for part, product in products(w, layer, i == 0):

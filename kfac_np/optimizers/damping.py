@@ -60,7 +60,11 @@ class DampingPolicy(ABC):
 
     @abstractmethod
     def update(self, current: Scalar, rho: Scalar, eigenvalue: Callable[[], Scalar]) -> Scalar:
-        """λ after a measurement; `eigenvalue` as in `start`, of this step's F̂."""
+        """λ after a measurement of ρ, the change of h over what the model predicted.
+
+        ρ is NaN where the update was rejected. Where the model predicts no change at all, ρ says
+        nothing, and λ stays as it is. `eigenvalue` as in `start`, of this step's F̂.
+        """
 
 
 @final
@@ -318,7 +322,7 @@ class GammaSearch(GammaPolicy):
         highest = min(self.maximum, root * self.within) if root else self.maximum
         smaller, larger = max(omega * gamma, lowest), min(gamma / omega, highest)
         others = (larger, smaller) if k in self.early else (smaller, larger)
-        return (gamma, *(other for other in others if other != gamma))
+        return tuple(dict.fromkeys((gamma, *others)))
 
     def searches(self, k: int) -> bool:
         return k % self.interval == 0 or k in self.early

@@ -23,6 +23,7 @@ from kfac_np.backend import (
     scalar,
     select,
     truth,
+    works_ahead,
 )
 from kfac_np.curvature import (
     BlockDiagonal,
@@ -125,7 +126,7 @@ class KFAC(Optimizer):
     - T₃ = 10 instead of 20, and of the first three steps only the first renews the factors: those
       as old as 20 steps cost more than renewing them does.
     - The average is of the last twentieth of the iterates at first (see `IterateAverage`).
-    - λ does not fall below 0.3 times such an eigenvalue of the current F̂.
+    - λ is not adapted to less than 0.3 times such an eigenvalue of the current F̂.
     - The quadratic model uses 256 examples at least, and may not promise a loss that is out of
       reach (see `QuadraticModel`).
 
@@ -207,6 +208,8 @@ class KFAC(Optimizer):
         require_part("KFAC fisher", self.fisher, FisherType)
         require_part("KFAC step_rule", self.step_rule, StepRule)
         require_part("KFAC step_rule.balance", self.step_rule.balance, Balance, optional=True)
+        require_fraction("KFAC step_rule.fraction", self.step_rule.fraction)
+        require_whole("KFAC step_rule.least_examples", self.step_rule.least_examples)
         require_part("KFAC damping", self.damping, DampingPolicy)
         require_part("KFAC gamma", self.gamma, GammaPolicy)
         require_part("KFAC moving_average", self.moving_average, MovingAverage)
@@ -283,6 +286,7 @@ class KFAC(Optimizer):
             good = isfinite(value)  # or it is not a place to go to, and λ was too small
             change = select(good, value - h.value, math.nan)
             rho, next_damping = self._reduction(change, decrease, damping, typical)
+            _require_damping(self.damping, "update", k, next_damping)
             event = LadderEvent("all", "update", "update rejected", cast(float, damping))
             events.append((negation(good), event))
             params = trees.select(good, params, state.params)
@@ -320,11 +324,7 @@ class KFAC(Optimizer):
         if damping is None:
             damping = self.damping.start(typical)
         damping = self.damping.at(k, damping)
-        if damping is None:
-            raise ConfigError(
-                f"KFAC damping: expected a number from {type(self.damping).__name__}.at in step "
-                f"{k}, got None"
-            )
+        _require_damping(self.damping, "at", k, damping)
         return damping
 
     def _reduction(
@@ -464,6 +464,13 @@ class _Trial:
     proposal: Tree
     refreshed: tuple[str, ...]
     events: list[LadderEvent]
+
+
+def _require_damping(policy: DampingPolicy, method: str, k: int, damping: Scalar) -> None:
+    """Raise `ConfigError` unless a policy gave a number >= 0, as far as the host can tell."""
+    if not works_ahead(damping):  # type: ignore[arg-type]
+        name = f"KFAC damping: λ from {type(policy).__name__}.{method} in step {k}"
+        require_positive(name, damping, zero=True)  # type: ignore[arg-type]
 
 
 def _require_candidates(candidates: object, k: int) -> None:

@@ -159,8 +159,8 @@ def _defaults(data: str, model: str, optimizer: str) -> Table:
     batch: Table = {"name": "constant", "size": 100 if optimizer in rates else 500}
     settings: Table = {"name": optimizer, **rate}
     if optimizer == "kfac" and model == "autoencoder" and not digits:
-        # An image that is reconstructed tells more of F than a label: a quarter of a batch will do.
-        settings["step_rule"] = {"name": "quadratic-model", "balance": {}, "least_examples": 1}
+        # An image that is reconstructed tells more of F than a label: a quarter of 500 will do.
+        settings["step_rule"] = {"name": "quadratic-model", "balance": {}, "least_examples": 125}
         batch = {"name": "growing", "first": 500}
         batch |= {"full_at": 2000} if data == "curves" else {"full_at": 200, "most": 4000}
     return {"model": {"name": model, "sizes": sizes}, "optimizer": settings, "batch": batch}

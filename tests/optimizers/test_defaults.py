@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import pytest
@@ -28,11 +28,14 @@ from kfac_np.optimizers import (
     KFAC,
     Constant,
     ConstantDamping,
+    CoupledGamma,
+    FixedRate,
     GammaSearch,
     IterateAverage,
     KFACState,
     LevenbergMarquardt,
     StepReport,
+    StepRule,
 )
 from kfac_np.optimizers.damping import DampingPolicy
 
@@ -168,21 +171,46 @@ def test_early_steps_are_a_tuple(early: Any) -> None:
         GammaSearch(early=early)
 
 
-def test_a_policy_has_to_give_a_number() -> None:
-    class Nothing(DampingPolicy):
-        def at(self, k: int, current: Any) -> Any:
-            return current
+@final
+@dataclasses.dataclass(frozen=True)
+class Given(DampingPolicy):
+    """λ of a step, and of the next, whatever they are."""
 
-        def measures(self, k: int) -> bool:
-            return False
+    now: Any = 0.1
+    then: Any = 0.1
 
-        def update(self, current: Any, rho: Any) -> Any:
-            return current
+    def at(self, k: int, current: Any) -> Any:
+        return self.now
 
+    def measures(self, k: int) -> bool:
+        return True
+
+    def update(self, current: Any, rho: Any, eigenvalue: Any) -> Any:
+        return self.then
+
+
+@pytest.mark.parametrize("wrong", [None, -1.0, math.nan, math.inf, "abc", True, np.ones(1)])
+@pytest.mark.parametrize("method", ["at", "update"])
+def test_a_policy_has_to_give_a_number(method: str, wrong: Any) -> None:
     c = case("tanh_squared")
-    kfac = KFAC(c.objective, damping=Nothing())
-    with pytest.raises(ConfigError, match=r"number from Nothing\.at in step 1, got None"):
+    policy = Given(now=wrong) if method == "at" else Given(then=wrong)
+    kfac = KFAC(c.objective, damping=policy)
+    message = rf"KFAC damping: λ from Given\.{method} in step 1: expected a number >= 0, got "
+    with pytest.raises(ConfigError, match=message):
         kfac.step(kfac.init(c.params(NUMPY)), *c.batch_on(NUMPY, 1))
+
+
+@pytest.mark.parametrize("least", [0, -5, 2.5, math.nan, "abc", None])
+def test_a_rule_has_to_say_how_many_examples(least: Any) -> None:
+    @final
+    class Rule(StepRule):
+        compares = False
+        fraction = 1.0
+        least_examples = least
+        choose = FixedRate.choose
+
+    with pytest.raises(ConfigError, match=r"KFAC step_rule\.least_examples: expected a whole num"):
+        KFAC(case("tanh_squared").objective, step_rule=Rule(), gamma=CoupledGamma())
 
 
 def test_reports_are_json_whatever_the_numbers() -> None:

@@ -132,6 +132,8 @@ def test_gamma_search_candidates() -> None:
     assert [k for k in range(1, 10) if guess.searches(k)] == [3, 4, 8]
     assert guess.candidates(1, None, 16.0) == (2.0,)
     assert guess.candidates(3, None, 16.0) == pytest.approx((2.0, 4.0))  # the smaller is γ itself
+    narrow = GammaSearch(interval=2, decay=0.5, minimum=2.0, maximum=2.0)
+    assert narrow.candidates(2, 1.0, 9.0) == (1.0, 2.0)
     assert guess.candidates(3, 3.0, 16.0) == pytest.approx((3.0, 6.0, 2.0))
     assert guess.candidates(4, 6.0, 16.0) == pytest.approx((6.0, 3.0, 8.0))
     assert guess.candidates(4, 6.0, 0.0) == pytest.approx((6.0, 3.0, 12.0))  # relative to nothing
