@@ -5,8 +5,8 @@
 A limit closer than the roofline: a product of 256 rows does not run at the rate of the largest one,
 whoever calls it. No step that consists of calls of `np.matmul` takes less than this sum, were
 everything else free, so that a peer's step divided by it is the highest ratio there can be. Dense
-layers only; each product is warm, with nothing between
-its calls, and the median of some. Inverses are left out.
+layers only; each product is warm, with nothing between its calls, and the median of some. Inverses
+are left out.
 """
 
 from __future__ import annotations
