@@ -175,6 +175,13 @@ class Curvature(ABC):
     def matrix(self, moments: dict[str, Moments], params: Tree) -> TreeMatrix:
         """The undamped approximation as a matrix that acts on trees like `params`."""
 
+    def block_traces(self, moments: dict[str, Moments], params: Tree) -> dict[str, Array]:
+        """Those of `matrix`: the trace of each parameter's block, empty where there are none.
+
+        Override it where they are had for less than the matrix.
+        """
+        return self.matrix(moments, params).block_traces()
+
     @abstractmethod
     def factorise(
         self,

@@ -29,7 +29,7 @@ from kfac_np.curvature.tridiagonal_moments import (
 from kfac_np.errors import CurvatureError
 from kfac_np.fisher import FisherType
 from kfac_np.layers import Layer
-from kfac_np.matrices import ChainMatrix, Link
+from kfac_np.matrices import ChainMatrix, Link, Matrix
 from kfac_np.objective import Evaluation
 from kfac_np.statistics import AffineStatistics, Scale
 from kfac_np.trees import Tree
@@ -201,12 +201,6 @@ class BlockTridiagonal(Curvature):
     # ---------------------------------------------------------------- matrix and factors
 
     def matrix(self, moments: dict[str, Moments], params: Tree) -> ChainMatrix:
-        blocks = {
-            path: self.block.matrix(
-                {k: m for k, m in moments[path].items() if not k.endswith("_next")}, p.shape
-            )
-            for path, p in trees.items(params)
-        }
         links = {
             path: Link(
                 following,
@@ -215,7 +209,18 @@ class BlockTridiagonal(Curvature):
             )
             for path, following in _links(moments, "A_next")
         }
-        return ChainMatrix(blocks, links, params)
+        return ChainMatrix(self._blocks(moments, params), links, params)
+
+    def block_traces(self, moments: dict[str, Moments], params: Tree) -> dict[str, Array]:
+        return {path: block.trace() for path, block in self._blocks(moments, params).items()}
+
+    def _blocks(self, moments: dict[str, Moments], params: Tree) -> dict[str, Matrix]:
+        return {
+            path: self.block.matrix(
+                {k: m for k, m in moments[path].items() if not k.endswith("_next")}, p.shape
+            )
+            for path, p in trees.items(params)
+        }
 
     def factorise(
         self,

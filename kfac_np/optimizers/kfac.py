@@ -435,11 +435,12 @@ class KFAC(Optimizer):
         Layers without curvature do not count; a thousandth of tr F̂ / n at least; 0 where nothing
         is left.
         """
-        matrix = self.curvature.matrix(moments, params)
         sizes = {path: math.prod(p.shape) for path, p in trees.items(params)}
-        traces = {path: scalar(x) for path, x in matrix.block_traces().items()}
-        if not traces:
-            sizes, traces = {"all": sum(sizes.values())}, {"all": scalar(matrix.trace())}
+        blocks = self.curvature.block_traces(moments, params)
+        if not blocks:
+            sizes = {"all": sum(sizes.values())}
+            blocks = {"all": self.curvature.matrix(moments, params).trace()}
+        traces = {path: scalar(x) for path, x in blocks.items()}
         traces = {path: select(isfinite(x), x, 0.0) for path, x in traces.items()}
         counted = {path: select(x > 0.0, sizes[path], 0) for path, x in traces.items()}
         n = sum(counted.values())

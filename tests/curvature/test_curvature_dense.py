@@ -6,7 +6,15 @@ import autograd
 import numpy as np
 import pytest
 from cases import NETWORKS, NetworkCase, Problem, networks
-from curvature_cases import CURVATURES, FISHERS, dense, diagonal_blocks, estimate, supported
+from curvature_cases import (
+    CURVATURES,
+    FISHERS,
+    dense,
+    diagonal_blocks,
+    estimate,
+    layer_slices,
+    supported,
+)
 from numerics import assert_close, host
 from references.dense import dense as reference_of
 from references.losses import term
@@ -71,6 +79,20 @@ def test_full_matrix_blocks_and_diagonal(backend: Backend, case: NetworkCase, fi
     blocks = diagonal_blocks(expected, e.params)
     assert_close(dense(BLOCKS, e, FISHERS[fisher]), blocks)
     assert_close(dense(DIAGONAL, e, FISHERS[fisher]), np.diag(np.diag(expected)))
+
+
+@pytest.mark.parametrize("name", CURVATURES)
+def test_traces_of_blocks(backend: Backend, name: str):
+    """Those of the matrix written out, layer by layer; none where it has no blocks."""
+    e = networks(name="tanh_squared")[0].build(backend).evaluate()
+    curvature = CURVATURES[name].curvature
+    found = curvature.block_traces(estimate(curvature, e), e.params)
+    if name == "full":
+        assert found == {}
+        return
+    diagonal = np.diag(dense(curvature, e))
+    expected = {path: diagonal[s].sum() for path, s in layer_slices(e.params)}
+    assert {path: float(x) for path, x in found.items()} == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("case", NETWORKS, ids=str)
