@@ -90,6 +90,12 @@ class Whole(KroneckerFactored):
 # ------------------------------------------------------------------------------ the optimiser
 
 
+def typical_eigenvalue(matrix: HostArray, sizes: list[int]) -> float:
+    """Geometric mean of the blocks' mean eigenvalues, each as often as it has parameters."""
+    parts = np.split(np.diagonal(matrix), np.cumsum(sizes)[:-1])
+    return float(np.exp(np.average(np.log([np.mean(part) for part in parts]), weights=sizes)))
+
+
 @dataclass
 class Record:
     """What one step did; `damping` and `gamma` as used in it, `next_*` as handed on."""
@@ -175,11 +181,9 @@ class Published:
         return max(self.damping * (19 / 20) ** exponent, floor)
 
     def typical_eigenvalue(self) -> float:
-        """Geometric mean of the layers' mean eigenvalues, each as often as it has parameters."""
-        diagonal = np.diagonal(self.approximation.matrix(self.moments))
-        sizes = [n * m for n, m in self.net.shapes]
-        means = [np.mean(part) for part in np.split(diagonal, np.cumsum(sizes)[:-1])]
-        return float(np.exp(np.average(np.log(means), weights=sizes)))
+        """That of the approximation, with a block for each layer."""
+        matrix = self.approximation.matrix(self.moments)
+        return typical_eigenvalue(matrix, [n * m for n, m in self.net.shapes])
 
     def fisher_of_model(self, x: HostArray, t: HostArray, w: HostArray) -> HostArray:
         """F on the τ₂ part plus (λ + η) I."""

@@ -9,6 +9,7 @@ from typing import Any, final
 
 import numpy as np
 import pytest
+from dense_reference import typical_eigenvalue
 from optimizer_cases import case, flat
 
 from kfac_np import trees
@@ -90,12 +91,10 @@ def test_damping_has_a_floor_that_goes_with_the_fisher(
 
 def _typical_eigenvalue(curvature: Curvature, state: KFACState) -> float:
     matrix = curvature.matrix(state.moments, state.params)
-    diagonal = np.diagonal(to_numpy(matrix.to_dense()))
     sizes = [math.prod(p.shape) for p in trees.leaves(state.params)]
     if not matrix.block_traces():
         sizes = [sum(sizes)]
-    means = [np.mean(part) for part in np.split(diagonal, np.cumsum(sizes)[:-1])]
-    return float(np.exp(np.average(np.log(means), weights=sizes)))
+    return typical_eigenvalue(to_numpy(matrix.to_dense()), sizes)
 
 
 @pytest.mark.parametrize("trace", [0.0, math.inf, math.nan])
