@@ -3,26 +3,28 @@
 A file holds the arrays, a JSON manifest (format, version, the skeleton of the tree, metadata)
 and a SHA-256 over both. What comes back is what was saved, bit for bit: types of containers,
 integers of any size, infinities and NaN, dtypes, and the memory order of matrices (sums of
-products may round differently in another order).
+products may round differently in another order). Nothing that a file says of itself is believed:
+arrays are stored uncompressed, so that none is longer than the file, and whatever is not as `save`
+writes it is a `CheckpointError`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
+import operator
 import os
 import re
-import struct
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import IO, Any
 
-import array_api_compat
 import numpy as np
 
-from kfac_np.backend import Backend, to_numpy
+from kfac_np.backend import Backend
 from kfac_np.errors import CheckpointError
+from kfac_np.training.encoding import decode, encode
 from kfac_np.training.files import write_atomically
 from kfac_np.trees import Tree
 
@@ -43,7 +45,8 @@ def save(
     path : path
     tree : tree
         Tuples, lists and dicts of arrays of any backend, NumPy scalars, None, bool, int, float
-        and str.
+        and str. Kinds of NumPy arrays that would come back as something else, masked ones for
+        example, are refused.
     metadata : mapping, optional
         Small values of the same kinds, without arrays: the step, for example.
 
@@ -61,18 +64,21 @@ def save(
     ...     load(f"{directory}/a.npz")
     ({'w': (array([1., 1.]), None, 1267650600228229401496703205376)}, {'step': 3})
     """
-    encoder = _Encoder()
-    manifest = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "metadata": _Encoder(allow_arrays=False).encode(dict(metadata or {}), "metadata"),
-        "tree": encoder.encode(tree, "tree"),
-    }
-    text = json.dumps(manifest, allow_nan=False).encode()
+    arrays: dict[str, _HostArray] = {}
+    try:
+        manifest = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "metadata": encode(dict(metadata or {}), "metadata"),
+            "tree": encode(tree, "tree", arrays),
+        }
+        text = json.dumps(manifest, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:  # too many digits, or too deep
+        raise CheckpointError(f"tree: expected what JSON can hold ({error})") from error
     entries = {
         "manifest": np.frombuffer(text, dtype=np.uint8),
-        "sha256": np.frombuffer(_digest(text, encoder.arrays), dtype=np.uint8),
-        **encoder.arrays,
+        "sha256": np.frombuffer(_digest(text, arrays), dtype=np.uint8),
+        **arrays,
     }
     write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **entries))
 
@@ -111,11 +117,16 @@ def load(
         )
     if digest != _digest(text, arrays):
         raise CheckpointError(f"{path}: the checksum does not match: the checkpoint is damaged")
-    if backend is None:
+    try:
+        metadata = decode(manifest.get("metadata"), "metadata")
+        if type(metadata) is not dict:
+            raise ValueError(f"metadata: expected a dict, got a {type(metadata).__name__}")
         moved: Mapping[str, Any] = arrays
-    else:
-        moved = {name: _to_backend(backend, array) for name, array in arrays.items()}
-    return _decode(manifest["tree"], moved), _decode(manifest["metadata"], {})
+        if backend is not None:
+            moved = {name: _to_backend(backend, array) for name, array in arrays.items()}
+        return decode(manifest.get("tree"), "tree", moved), metadata
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint as kfac_np writes it ({error})") from error
 
 
 def checkpoints(directory: str | os.PathLike[str]) -> list[Path]:
@@ -153,6 +164,8 @@ def save_step(
 ) -> Path:
     """Save a checkpoint named after its step, then delete all but the newest `keep`.
 
+    The metadata get the step, too.
+
     Examples
     --------
     >>> import tempfile
@@ -164,8 +177,10 @@ def save_step(
     """
     if keep < 1:
         raise CheckpointError(f"keep: expected at least 1 checkpoint, got {keep}")
+    if not 0 <= (step := operator.index(step)) < 10**12:
+        raise CheckpointError(f"step: expected a number of at most 12 digits, got {step}")
     path = Path(directory) / f"step-{step:012d}.npz"
-    save(path, tree, {"step": step, **(metadata or {})})
+    save(path, tree, {**(metadata or {}), "step": step})
     for forgotten in Path(directory).glob(".step-*.npz.part"):  # by a process that was killed
         forgotten.unlink()
     for old in [p for p in checkpoints(directory) if p != path][: -(keep - 1) or None]:
@@ -177,28 +192,33 @@ def load_latest(
     directory: str | os.PathLike[str],
     fall_back: bool = False,
     backend: Backend | None = None,
-) -> tuple[Path, Tree, dict[str, Any]]:
+    restore: Callable[[Path, Tree, dict[str, Any]], Any] | None = None,
+) -> tuple[Path, Any, dict[str, Any]]:
     """Load the newest checkpoint of a directory.
 
     Parameters
     ----------
     directory : path
     fall_back : bool
-        When the newest is damaged, take the one before it, and so on.
+        When the newest cannot be read or restored, take the one before it, and so on.
     backend : Backend, optional
         As for `load`.
+    restore : callable, optional
+        (path, tree, metadata) -> what the tree stands for, or a `CheckpointError`.
 
     Returns
     -------
     path : Path
         The one that was read.
     tree : tree
+        Or what `restore` made of it.
     metadata : dict
 
     Raises
     ------
     CheckpointError
-        There is none, or none that can be read.
+        There is none, or none that can be read and restored; or it is not of the step that its
+        name says.
 
     Examples
     --------
@@ -212,25 +232,35 @@ def load_latest(
     found = checkpoints(directory)[::-1]
     if not found:
         raise CheckpointError(f"{directory}: expected a checkpoint, found none")
+    damages = []
     for path in found if fall_back else found[:1]:
         try:
-            return (path, *load(path, backend))
+            tree, metadata = load(path, backend)
+            if metadata.get("step") != int(path.stem.removeprefix("step-")):
+                raise CheckpointError(
+                    f"{path}: expected a checkpoint of the step in its name, got one of step "
+                    f"{metadata.get('step')!r}: has it been renamed?"
+                )
+            return path, tree if restore is None else restore(path, tree, metadata), metadata
         except CheckpointError as error:
-            damage = error
+            damages.append(error)
     if not fall_back and len(found) > 1:
-        raise CheckpointError(f"{damage} (an older one is there: {found[1].name})")
-    raise damage
+        raise CheckpointError(f"{damages[0]} (an older one is there: {found[1].name})")
+    raise damages[0]
 
 
 def _read(path: Path) -> tuple[dict[str, Any], bytes, dict[str, _HostArray], bytes]:
     """Parse the file without trusting a byte of it."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: expected a checkpoint, found no such file")
+        there = "something that is no file" if path.exists() else "no such file"
+        raise CheckpointError(f"{path}: expected a checkpoint, found {there}")
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            entries = {name: file[name] for name in file.files}
+        with path.open("rb") as stream:
+            _require_stored(stream)
+            with np.load(stream, allow_pickle=False) as file:
+                entries = {name: _require_numbers(name, file[name]) for name in file.files}
         text, digest = entries.pop("manifest").tobytes(), entries.pop("sha256").tobytes()
-        manifest = json.loads(text)
+        manifest = json.loads(text, parse_constant=_refuse)
         if not isinstance(manifest, dict):
             raise ValueError("the manifest is not an object")
     # The parsers raise nearly anything on damaged bytes, down to MemoryError for a wild shape.
@@ -240,6 +270,28 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes, dict[str, _HostArray], byt
             reason = "not a file of plain arrays"
         raise CheckpointError(f"{path}: not a checkpoint, or a damaged one ({reason})") from error
     return manifest, text, entries, digest
+
+
+def _require_stored(stream: IO[bytes]) -> None:
+    """Raise unless what the archive holds is no longer than the archive, before it is read."""
+    with zipfile.ZipFile(stream) as archive:
+        members = archive.infolist()
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{member.filename} is compressed")
+    if sum(member.file_size for member in members) > stream.seek(0, os.SEEK_END):
+        raise ValueError("the members are longer than the file")
+    stream.seek(0)
+
+
+def _require_numbers(name: str, member: Any) -> _HostArray:
+    if not isinstance(member, np.ndarray) or member.dtype.kind not in "biufc":
+        raise ValueError(f"{name} is not an array of numbers")
+    return member
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} in the manifest")
 
 
 def _digest(text: bytes, arrays: Mapping[str, _HostArray]) -> bytes:
@@ -261,63 +313,3 @@ def _to_backend(backend: Backend, array: _HostArray) -> Any:
     if array.dtype.kind in "fc":  # a float64 rescue in a float32 run must stay float64
         return backend.asarray(array, dtype=getattr(backend.xp, array.dtype.name))
     return backend.asarray(array)
-
-
-@final
-class _Encoder:
-    """Turn a tree into JSON, setting the arrays aside.
-
-    Values that JSON keeps exactly stand for themselves; everything else, containers included,
-    is an object with one key, its type.
-    """
-
-    def __init__(self, allow_arrays: bool = True) -> None:
-        self.arrays: dict[str, _HostArray] = {}
-        self._allow_arrays = allow_arrays
-
-    def encode(self, value: Any, path: str) -> Any:
-        if value is None or type(value) in (bool, int, str):
-            return value
-        if type(value) is float:
-            # repr() of a finite float reads back as the same bits; the rest JSON cannot say.
-            return value if math.isfinite(value) else {"float": struct.pack(">d", value).hex()}
-        if type(value) in (tuple, list):
-            children = [self.encode(v, f"{path}.{i}") for i, v in enumerate(value)]
-            return {type(value).__name__: children}
-        if type(value) is dict:
-            pairs = [[self._key(k, path), self.encode(v, f"{path}.{k}")] for k, v in value.items()]
-            return {"dict": pairs}
-        if self._allow_arrays and isinstance(value, np.generic):
-            return {"scalar": self._keep(np.asarray(value), path)}
-        if self._allow_arrays and array_api_compat.is_array_api_obj(value):
-            return {"array": self._keep(to_numpy(value), path)}
-        raise CheckpointError(
-            f"{path}: expected an array, None, bool, int, float, str, or a tuple, list or dict of "
-            f"these, got {type(value).__name__}"
-        )
-
-    def _key(self, key: Any, path: str) -> Any:
-        if type(key) not in (str, int, bool):
-            raise CheckpointError(f"{path}: expected a str or int as key, got {key!r}")
-        return key
-
-    def _keep(self, array: _HostArray, path: str) -> str:
-        if array.dtype.kind not in "biufc":
-            raise CheckpointError(f"{path}: expected an array of numbers, got dtype {array.dtype}")
-        name = f"array_{len(self.arrays)}"
-        self.arrays[name] = array
-        return name
-
-
-def _decode(node: Any, arrays: Mapping[str, Any]) -> Any:
-    if not isinstance(node, dict):
-        return node
-    ((kind, value),) = node.items()
-    if kind == "float":
-        return struct.unpack(">d", bytes.fromhex(value))[0]
-    if kind in ("tuple", "list"):
-        children = [_decode(v, arrays) for v in value]
-        return tuple(children) if kind == "tuple" else children
-    if kind == "dict":
-        return {k: _decode(v, arrays) for k, v in value}
-    return arrays[value][()] if kind == "scalar" else arrays[value]

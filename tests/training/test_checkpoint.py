@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -98,6 +99,13 @@ def test_arrays_go_back_to_their_backend_with_their_dtype(tmp_path: Path, name: 
     assert float(double[0]) == 0.1
 
 
+def nested(depth: int) -> Any:
+    value: Any = 0
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
@@ -106,6 +114,11 @@ def test_arrays_go_back_to_their_backend_with_their_dtype(tmp_path: Path, name: 
         ([np.asarray(["text"])], "tree.0: expected an array of numbers, got dtype <U4"),
         ([np.asarray([None])], "got dtype object"),
         ({(1, 2): 3}, "expected a str or int as key"),
+        ({"a": np.ma.masked_less(np.ones(2), 0)}, "tree.a: expected a plain array, got a MaskedA"),
+        ([np.ones((2, 2)).view(np.matrix)], "tree.0: expected an array, None, .* got matrix"),
+        ([np.recarray(2, "f4,f4")], "tree.0: expected a plain array, got a recarray"),
+        ((10**5000,), "tree: expected what JSON can hold"),
+        (nested(100_000), "tree: expected what JSON can hold"),
     ],
 )
 def test_what_cannot_be_saved_is_refused_before_writing(
@@ -148,14 +161,33 @@ def test_every_flipped_byte_is_noticed_or_harmless(tmp_path: Path) -> None:
     assert noticed > len(whole) / 3 / 2
 
 
+def entries_of(path: Path) -> dict[str, Any]:
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
+
+
 def rewrite(path: Path, manifest: bytes, keep_digest: bool = True) -> None:
     """Replace the manifest, leaving a valid archive."""
-    with np.load(path) as file:
-        entries = {name: file[name] for name in file.files}
+    entries = entries_of(path)
     entries["manifest"] = np.frombuffer(manifest, dtype=np.uint8)
     if not keep_digest:
         del entries["sha256"]
     np.savez(path, **entries)
+
+
+def sign(path: Path, **changes: Any) -> None:
+    """Replace parts of the manifest of a checkpoint, with the checksum that belongs to them."""
+    arrays = entries_of(path)
+    manifest, _ = json.loads(arrays.pop("manifest").tobytes()), arrays.pop("sha256")
+    text = json.dumps({**manifest, **changes}).encode()
+    text = text.replace(b'"!infinite"', b"Infinity").replace(b'"!deep"', b"[" * 999 + b"]" * 999)
+    digest = checkpoint._digest(text, arrays)
+    np.savez(
+        path,
+        manifest=np.frombuffer(text, np.uint8),
+        sha256=np.frombuffer(digest, np.uint8),
+        **arrays,
+    )
 
 
 def test_foreign_newer_and_altered_files_say_so(tmp_path: Path) -> None:
@@ -241,8 +273,45 @@ def test_falling_back_to_the_previous_one(tmp_path: Path) -> None:
     assert checkpoint.load_latest(tmp_path, fall_back=True)[1] == (1,)
     for path in checkpoint.checkpoints(tmp_path):
         path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(CheckpointError, match=r"step-000000000002\.npz: .*damaged"):
         checkpoint.load_latest(tmp_path, fall_back=True)
+
+
+def test_falling_back_from_whatever_cannot_be_read_or_restored(tmp_path: Path) -> None:
+    def restore(path: Path, tree: Any, metadata: dict[str, Any]) -> Any:
+        if tree == "foreign":
+            raise CheckpointError(f"{path}: expected a state")
+        return tree, metadata["step"]
+
+    for step in range(1, 8):
+        checkpoint.save_step(tmp_path, step, "foreign" if step == 7 else (step,), keep=9)
+    good, renamed, note, packed, malformed, folder, _ = checkpoint.checkpoints(tmp_path)
+    renamed.write_bytes(good.read_bytes())
+    with zipfile.ZipFile(note, "a") as archive:
+        archive.writestr("other", "a note")
+    np.savez_compressed(packed, **entries_of(packed))
+    sign(malformed, tree=[1])
+    folder.unlink()
+    folder.mkdir()
+    with pytest.raises(CheckpointError, match=r"7\.npz: expected a state .an older one is there"):
+        checkpoint.load_latest(tmp_path, restore=restore)
+    for bad in checkpoint.checkpoints(tmp_path)[:0:-1]:
+        found = checkpoint.load_latest(tmp_path, fall_back=True, restore=restore)
+        assert found == (good, ((1,), 1), {"step": 1})
+        with pytest.raises(CheckpointError, match=bad.name):
+            checkpoint.load_latest(tmp_path, restore=restore)
+        bad.rmdir() if bad == folder else bad.unlink()
+
+
+def test_a_checkpoint_is_of_the_step_in_its_name(tmp_path: Path) -> None:
+    path = checkpoint.save_step(tmp_path, np.int64(5), (), {"step": 3, "seconds": 0.5})
+    assert checkpoint.load_latest(tmp_path)[2] == {"step": 5, "seconds": 0.5}
+    path.rename(path.with_name("step-000000000010.npz"))
+    with pytest.raises(CheckpointError, match=r"10\.npz: .* step in its name, got one of step 5:"):
+        checkpoint.load_latest(tmp_path)
+    for step in (-1, 10**12):
+        with pytest.raises(CheckpointError, match="step: expected a number of at most 12 digits"):
+            checkpoint.save_step(tmp_path, step, ())
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,6 +359,92 @@ def test_killed_while_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
 
 
 def test_the_advice_to_load_unsafely_is_not_passed_on(tmp_path: Path) -> None:
-    (tmp_path / "a.npz").write_bytes(b"junk\n")
-    with pytest.raises(CheckpointError, match=r"damaged one \(not a file of plain arrays\)"):
-        checkpoint.load(tmp_path / "a.npz")
+    path = tmp_path / "a.npz"
+    for write in (
+        lambda: path.write_bytes(b"junk\n"),
+        lambda: np.savez(path, manifest=np.asarray([{}], dtype=object)),
+    ):
+        write()
+        with pytest.raises(CheckpointError, match="damaged one") as info:
+            checkpoint.load(path)
+        assert "pickle" not in str(info.value)
+
+
+def test_nothing_is_read_that_is_longer_than_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.npz"
+    checkpoint.save(path, (np.zeros(1000),))
+    entries = entries_of(path)
+    np.savez_compressed(path, **entries)
+    monkeypatch.setattr(np, "load", None)
+    with pytest.raises(CheckpointError, match=r"damaged one \(manifest\.npy is compressed\)"):
+        checkpoint.load(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", bytes(10_000))
+        for name in ("b.npy", "c.npy"):  # the same bytes again
+            member = copy.copy(archive.getinfo("a.npy"))
+            member.filename = name
+            archive.filelist.append(member)
+    with pytest.raises(CheckpointError, match="the members are longer than the file"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("kind", ["no array", "text", "dates", "records"])
+def test_members_that_are_no_arrays_of_numbers(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.npz"
+    checkpoint.save(path, (1,))
+    if kind == "no array":
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("other", "a note")
+    else:
+        dtype = {"text": "U3", "dates": "M8[s]", "records": "f4,f4"}[kind]
+        np.savez(path, **entries_of(path), other=np.zeros(2, dtype))
+    with pytest.raises(CheckpointError, match=r"damaged one \(other is not an array of numbers\)"):
+        checkpoint.load(path)
+
+
+MALFORMED: dict[str, tuple[Any, str]] = {
+    "a list": ([1], "tree: expected a value, or an object"),
+    "no kind": ({"tuple": [{}]}, r"tree\.0: expected a value, or an object"),
+    "two kinds": ({"tuple": [], "list": []}, "tree: expected a value, or an object"),
+    "unknown kind": ({"set": []}, "tree: expected a kind of values or containers, got 'set'"),
+    "tuple of what": ({"tuple": 3}, "tree: expected a list for the tuple, got 3"),
+    "dict of what": ({"dict": {"w": 1}}, "tree: expected a list for the dict, got {'w': 1}"),
+    "half a pair": ({"dict": [["w"]]}, "tree: expected pairs of a key and a value"),
+    "no pair": ({"dict": [3]}, "tree: expected pairs of a key and a value"),
+    "key": ({"dict": [[["w"], 1]]}, "tree: expected pairs of a key and a value"),
+    "float": ({"float": "nan"}, "tree: expected 16 hexadecimal digits, got 'nan'"),
+    "short float": ({"float": "7ff0"}, "tree: expected 16 hexadecimal digits"),
+    "float of what": ({"float": 1.0}, "tree: expected a str for the float, got 1.0"),
+    "no such array": ({"list": [{"array": "array_7"}]}, r"tree\.0: .* the file has no 'array_7'"),
+    "array of what": ({"array": [0]}, "tree: expected a str for the array"),
+    "scalar": ({"scalar": "array_0"}, r"tree: expected a scalar, got an array of shape \(2,\)"),
+    "infinite": ("!infinite", "damaged one .Infinity in the manifest"),
+    "deep": ("!deep", "recursion|expected a value, or an object"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_trees_with_a_valid_checksum(tmp_path: Path, name: str) -> None:
+    tree, message = MALFORMED[name]
+    path = tmp_path / "a.npz"
+    checkpoint.save(path, (np.ones(2),))
+    sign(path, tree={"tuple": [{"array": "array_0"}]})
+    assert checkpoint.load(path)[0][0].tolist() == [1.0, 1.0]  # what `sign` writes is valid
+    sign(path, tree=tree)
+    for backend in (None, get_backend("numpy")):
+        with pytest.raises(CheckpointError, match=message) as info:
+            checkpoint.load(path, backend)
+        assert "\n" not in str(info.value)
+
+
+def test_malformed_metadata(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    checkpoint.save(path, (np.ones(2),))
+    sign(path, metadata={"list": []})
+    with pytest.raises(CheckpointError, match="metadata: expected a dict, got a list"):
+        checkpoint.load(path)
+    sign(path, metadata={"array": "array_0"})
+    with pytest.raises(CheckpointError, match="metadata: expected an array, but the file has no"):
+        checkpoint.load(path)
