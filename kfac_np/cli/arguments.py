@@ -247,7 +247,7 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     add(
         "--fall-back",
         action="store_true",
-        help="if DIR's newest checkpoint is damaged, resume from the one before",
+        help="if DIR's newest checkpoint cannot be used, resume from the one before",
     )
 
 

@@ -126,7 +126,8 @@ def factors(flags: argparse.Namespace) -> int:
     directory = Path(flags.directory)
     config = read_config(directory)
     path, tree, metadata = checkpoint.load_latest(directory / CHECKPOINTS)
-    moments = tree["optimizer"].get("moments") if isinstance(tree, dict) else None
+    state = tree.get("optimizer") if isinstance(tree, dict) else None
+    moments = state.get("moments") if isinstance(state, dict) else None
     if not isinstance(config.optimizer, KFAC) or not moments:
         raise CheckpointError(f"{path}: expected a state of KFAC with curvature moments")
     out = Path(flags.out or directory / "factors.png")

@@ -44,6 +44,8 @@ class AdamState(State):
     0
     """
 
+    like_params: ClassVar[tuple[str, ...]] = ("params", "average", "first", "second")
+
     first: Tree
     second: Tree
 

@@ -34,6 +34,8 @@ StateType = TypeVar("StateType", bound="State")
 class State(ABC):
     """Everything a step needs besides the batch: trees of arrays and plain numbers.
 
+    `like_params` names the fields that are trees like the parameters, where they are not None.
+
     Attributes
     ----------
     params : tree of Array
@@ -50,6 +52,8 @@ class State(ABC):
     >>> SGDState(params=(), average=None, step=3, velocity=()).step
     3
     """
+
+    like_params: ClassVar[tuple[str, ...]] = ("params", "average")
 
     params: Tree
     average: Tree | None

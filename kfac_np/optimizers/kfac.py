@@ -104,6 +104,8 @@ class KFACState(State):
     True
     """
 
+    like_params: ClassVar[tuple[str, ...]] = ("params", "average", "update")
+
     moments: dict[str, Moments]
     factors: dict[str, Factors] | None
     update: Tree | None

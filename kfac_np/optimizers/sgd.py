@@ -44,6 +44,8 @@ class SGDState(State):
     0
     """
 
+    like_params: ClassVar[tuple[str, ...]] = ("params", "average", "velocity")
+
     velocity: Tree
 
 

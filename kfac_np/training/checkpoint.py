@@ -235,18 +235,23 @@ def load_latest(
     damages = []
     for path in found if fall_back else found[:1]:
         try:
-            tree, metadata = load(path, backend)
-            if metadata.get("step") != int(path.stem.removeprefix("step-")):
-                raise CheckpointError(
-                    f"{path}: expected a checkpoint of the step in its name, got one of step "
-                    f"{metadata.get('step')!r}: has it been renamed?"
-                )
+            tree, metadata = _load_step(path, backend)
             return path, tree if restore is None else restore(path, tree, metadata), metadata
         except CheckpointError as error:
             damages.append(error)
     if not fall_back and len(found) > 1:
         raise CheckpointError(f"{damages[0]} (an older one is there: {found[1].name})")
     raise damages[0]
+
+
+def _load_step(path: Path, backend: Backend | None) -> tuple[Tree, dict[str, Any]]:
+    tree, metadata = load(path, backend)
+    if metadata.get("step") != int(path.stem.removeprefix("step-")):
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of the step in its name, got one of step "
+            f"{metadata.get('step')!r}: has it been renamed?"
+        )
+    return tree, metadata
 
 
 def _read(path: Path) -> tuple[dict[str, Any], bytes, dict[str, _HostArray], bytes]:

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -32,6 +33,7 @@ from kfac_np.training.files import write_text
 from kfac_np.training.lock import LOCK, locked
 from kfac_np.training.loop import Position, Step, train
 from kfac_np.training.records import append_record, cut_after, read_records, sync, to_json
+from kfac_np.training.restoring import restore
 
 __all__ = ["Observer", "new_directory", "read_config", "run"]
 
@@ -91,7 +93,7 @@ def run(
     resume : bool
         Go on from the directory's newest checkpoint; from the beginning if there is none yet.
     fall_back : bool
-        When the newest checkpoint is damaged, go on from the one before.
+        When the newest checkpoint cannot be read or gone on from, go on from the one before.
     observer : Observer, optional
 
     Returns
@@ -233,8 +235,10 @@ class _Recorder:
     def __init__(self, experiment: Experiment, directory: Path | None) -> None:
         self.experiment = experiment
         self.directory = directory
-        self.fingerprint = fingerprint(experiment.config)
-        self.data = None if directory is None else experiment.dataset.fingerprint()
+        self.made_with = {
+            "configuration": fingerprint(experiment.config),
+            "data": None if directory is None else experiment.dataset.fingerprint(),
+        }
         self.last_evaluation: dict[str, Any] | None = None
         self.last_saved: int | None = None
 
@@ -251,22 +255,12 @@ class _Recorder:
             raise ConfigError("resume: expected a run directory, got none")
         if checkpoint.latest(self.directory / CHECKPOINTS) is None:
             return self.begin()  # killed before the first checkpoint
-        path, tree, metadata = checkpoint.load_latest(
-            self.directory / CHECKPOINTS, fall_back, self.experiment.backend
+        path, position, _ = checkpoint.load_latest(
+            self.directory / CHECKPOINTS,
+            fall_back,
+            self.experiment.backend,
+            partial(restore, self.experiment, self.made_with),
         )
-        position = Position.from_tree(tree, self.experiment.optimizer, str(path))
-        # Checkpoints of older versions do not say what they were made with.
-        if metadata.get("configuration", self.fingerprint) != self.fingerprint:
-            raise CheckpointError(
-                f"{path}: expected the configuration that the run began with, got another one: "
-                f"has {self.directory / CONFIG} been edited, or was it written by another version, "
-                "whose defaults were others?"
-            )
-        if (began_with := metadata.get("data", self.data)) != self.data:
-            raise CheckpointError(
-                f"{path}: expected the data that the run began with ({began_with}), got others "
-                f"({self.data}): have the files of {self.experiment.config.data.name} changed?"
-            )
         write(self.directory / CONFIG, to_table(self.experiment.config))
         steps = [r["step"] for r in read_records(self.directory / METRICS, position.step)]
         if steps[: position.step] != list(range(1, position.step + 1)):
@@ -307,11 +301,7 @@ class _Recorder:
             self.directory / CHECKPOINTS,
             position.step,
             position.to_tree(self.experiment.optimizer),
-            {
-                "seconds": position.seconds,
-                "configuration": self.fingerprint,
-                "data": self.data,
-            },
+            {"seconds": position.seconds, **self.made_with},
             keep=self.experiment.config.run.keep_checkpoints,
         )
         self.last_saved = position.step
