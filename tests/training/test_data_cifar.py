@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import tarfile
 
 import numpy as np
@@ -76,9 +77,55 @@ def test_two_label_bytes_of_which_the_second_is_the_class(tmp_path):
 
 
 def test_batches_come_in_the_order_of_their_numbers(tmp_path):
-    files = {f"data_batch_{i}.bin": [i % 10] for i in (10, 9, 2)}
+    files = {f"data_batch_{i}.bin": [i % 10] for i in range(11, 0, -1)}
     data = cifar_dataset(write(tmp_path, {**files, "test_batch.bin": [0]}))
-    assert data.t_train.tolist() == [2, 9, 0]
+    assert data.t_train.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "name", ["data_batch_1 (copy).bin", "data_batch_01.bin", "data_batch_.bin"]
+)
+def test_a_copy_of_a_batch_is_not_read(tmp_path, name):
+    ten(tmp_path, **{name: [0]})
+    with pytest.raises(DataError, match=r"each once, got '\S* ?\S*', too: move it") as caught:
+        cifar_dataset(tmp_path)
+    assert name in str(caught.value) or name == "data_batch_01.bin"
+    assert len(cifar10(tmp_path).x_train) == 10  # the published files are known by name
+
+
+def test_a_missing_batch_is_named(tmp_path):
+    for name in ("data_batch_1.bin", "data_batch_4.bin"):
+        (ten(tmp_path) / name).unlink()
+        with pytest.raises(DataError, match=rf"up to data_batch_5\.bin, {name} is missing"):
+            cifar_dataset(tmp_path)
+        with pytest.raises(DataError, match=rf"looked in {tmp_path} \(missing: {name}\), "):
+            cifar10(tmp_path)
+    ten(tmp_path, **{f"data_batch_{10**12}.bin": [0]})
+    with pytest.raises(DataError, match=r"data_batch_6\.bin is missing"):
+        cifar_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("load_it", "version", "inside", "files"),
+    [
+        (cifar10, "Python", "cifar-10-batches-py", ["data_batch_1", "batches.meta"]),
+        (cifar100, "Python", "cifar-100-python", ["train", "test", "meta"]),
+        (cifar10, "MATLAB", "cifar-10-batches-mat", ["data_batch_1.mat"]),
+        (cifar100, "MATLAB", "cifar-100-matlab", ["train.mat", "meta.mat"]),
+    ],
+)
+def test_other_versions_are_named(tmp_path, load_it, version, inside, files):
+    write(tmp_path / inside, dict.fromkeys(files, b""))
+    for place, where in ((tmp_path / inside, "there"), (tmp_path, f"in {inside}")):
+        for load_from in (cifar_dataset, load_it):
+            with pytest.raises(DataError, match=f"the files {where} are of the {version} version"):
+                load_from(place)
+
+
+def test_a_pickle_by_the_name_of_a_binary_file_is_named(tmp_path):
+    ten(tmp_path, **{"data_batch_2.bin": pickle.dumps({b"labels": [1], b"data": bytes(3072)})})
+    with pytest.raises(DataError, match=r"data_batch_2\.bin: .* pickle, as the Python version"):
+        cifar_dataset(tmp_path)
 
 
 def test_classes_are_counted_where_they_have_names(tmp_path):
@@ -88,7 +135,10 @@ def test_classes_are_counted_where_they_have_names(tmp_path):
     with pytest.raises(DataError, match=r"data_batch_1\.bin: expected labels in 0\.\.1, .* got 9"):
         cifar_dataset(tmp_path)
     ten(tmp_path, **{"batches.meta.txt": b"\n\n"})
-    with pytest.raises(DataError, match=r"meta\.txt: expected names of classes, .* got none"):
+    with pytest.raises(DataError, match=r"meta\.txt: expected 1 to 256 names .* got none"):
+        cifar_dataset(tmp_path)
+    ten(tmp_path, **{"batches.meta.txt": b"a\n" * 257})
+    with pytest.raises(DataError, match=r"meta\.txt: expected 1 to 256 names .* got 257"):
         cifar_dataset(tmp_path)
     ten(tmp_path, **{"batches.meta.txt": b"\xff"})
     with pytest.raises(DataError, match=r"meta\.txt: expected names of classes"):

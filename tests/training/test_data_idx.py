@@ -103,7 +103,7 @@ def test_truncated_gzip(tmp_path, length):
 
 
 def test_damaged_gzip(tmp_path):
-    content = bytearray(gzip.compress(bytes(1000)))
+    content = bytearray(gzip.compress(encode(np.zeros(1000, np.uint8))))
     for place, message in ((12, "damaged gzip file"), (-6, "damaged gzip file: CRC")):
         damaged = content.copy()
         damaged[place] ^= 0xFF
@@ -123,12 +123,25 @@ def test_damaged_gzip(tmp_path):
         (WHOLE + b"!", r"24 bytes of uint8 for shape \(2, 3, 4\), got 25: there is more"),
         (b"\0\0\x08\3" + b"\xff" * 12 + b"?", "got 1: the file is cut short"),
         (b"\0\0\x0c\1\0\0\0\2" + bytes(6), r"8 bytes of int32 for shape \(2,\), got 6"),
+        (
+            b"\0\0\x08\xff" + b"\0\0\0\1" * 255 + b"!",
+            "an array, got 255 dimensions of sizes 1 to 1 ",
+        ),
+        (b"\0\0\x08\xff" + bytes(4 * 255), "an array, got 255 dimensions of sizes 0 to 0 "),
+        (b"\0\0\x08\4" + b"\xff" * 12 + bytes(4), "an array, got 4 dimensions of sizes 0 to 42949"),
     ],
 )
 def test_foreign_files(tmp_path, content, message):
     path = tmp_path / "foreign"
     path.write_bytes(content)
     with pytest.raises(DataError, match=f"foreign: .*{message}"):
+        read_idx(path)
+
+
+def test_no_more_is_unpacked_than_the_header_says(tmp_path):
+    path = tmp_path / "long.gz"
+    path.write_bytes(gzip.compress(WHOLE + bytes(10**6)))
+    with pytest.raises(DataError, match=r"24 bytes of uint8 .* got 25: there is more"):
         read_idx(path)
 
 
@@ -185,13 +198,38 @@ def test_images_of_floats(tmp_path):
         ({"train_images": np.zeros((0, 3, 2), np.uint8)}, r"train-images.*got \(0, 3, 2\)"),
         ({"t10k_images": np.zeros((3, 3, 2), np.int16)}, "bytes or floats, got int16"),
         ({"t10k_labels": np.zeros(3, np.float32)}, "integer labels, got float32"),
-        ({"t10k_labels": np.full(3, -1, np.int8)}, "t_test: expected labels in 0..2, got -1"),
+        (
+            {"t10k_labels": np.full(3, -1, np.int8)},
+            r"t10k-labels-idx1-ubyte: expected labels 0, 1, \.\.\., got -1",
+        ),
+        (
+            {"train_labels": np.asarray([0, 1, 20_000_000, 2, 3], np.int32)},
+            "without large gaps, got 20000000, the next below is 3, so that 19999996 of 20000001",
+        ),
+        (
+            {"t10k_labels": np.asarray([3, 0, 255], np.uint8)},
+            "without large gaps, got 255, the next below is 3, so that 251 of 256 classes have no",
+        ),
+        (
+            {"train_labels": np.full(5, 255, np.uint8), "t10k_labels": np.full(3, 255, np.uint8)},
+            "got 255, so that 255 of 256 classes have no example",
+        ),
         ({"t10k_labels": b"PK\3\4"}, "t10k-labels-idx1-ubyte: expected an IDX file"),
     ],
 )
 def test_files_that_do_not_fit(tmp_path, changes, message):
     with pytest.raises(DataError, match=message):
         idx_dataset(write(tmp_path, **changes))
+
+
+def test_some_classes_may_have_no_example(tmp_path):
+    """A few images of two classes of many, and a large part of many classes."""
+    labels = np.asarray([3, 60, 3, 60, 3], np.uint8)
+    assert idx_dataset(write(tmp_path, train_labels=labels)).num_classes == 61
+    labels = np.arange(120, 240, dtype=np.uint8)
+    images = np.zeros((120, 3, 2), np.uint8)
+    data = idx_dataset(write(tmp_path, train_images=images, train_labels=labels))
+    assert data.num_classes == 240
 
 
 def test_missing_files_are_named(tmp_path):

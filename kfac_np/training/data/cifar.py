@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,15 @@ import numpy.typing as npt
 from kfac_np.errors import DataError
 from kfac_np.training.data.dataset import Dataset, Images, Labels
 
-__all__ = ["HUNDRED", "TEN", "Layout", "cifar_dataset", "load_layout", "read_cifar"]
+__all__ = [
+    "HUNDRED",
+    "TEN",
+    "Layout",
+    "cifar_dataset",
+    "load_layout",
+    "other_version",
+    "read_cifar",
+]
 
 _SHAPE = (3, 32, 32)  # in the files: a plane for each channel
 _PIXELS = 3072
@@ -70,17 +79,25 @@ HUNDRED = Layout(
     100,
 )
 
+# Version, folder in its archive, and files that it has.
+_OTHER_VERSIONS = (
+    ("Python", "cifar-10-batches-py", ("data_batch_1",)),
+    ("Python", "cifar-100-python", ("train", "meta")),
+    ("MATLAB", "cifar-10-batches-mat", ("data_batch_1.mat",)),
+    ("MATLAB", "cifar-100-matlab", ("train.mat", "meta.mat")),
+)
+
 
 def cifar_dataset(
     directory: str | os.PathLike[str], name: str | None = None, source: str | None = None
 ) -> Dataset:
     """Load a directory in the binary format of CIFAR-10 or of CIFAR-100, whatever is in it.
 
-    Which of the two is seen from the names of its files: ``data_batch_*.bin`` (any number of them)
-    and ``test_batch.bin`` have records of one label byte and 3072 pixels, ``train.bin`` and
-    ``test.bin`` of two label bytes, of which the second one (fine) is the class. There are as many
-    classes as ``batches.meta.txt`` or ``fine_label_names.txt`` has lines that are not blank, or,
-    without such a file, 10 or 100.
+    Which of the two is seen from the names of its files: ``data_batch_1.bin``, ``data_batch_2.bin``
+    and so on, any number of them, and ``test_batch.bin`` have records of one label byte and 3072
+    pixels, ``train.bin`` and ``test.bin`` of two label bytes, of which the second one (fine) is the
+    class. There are as many classes as ``batches.meta.txt`` or ``fine_label_names.txt`` has lines
+    that are not blank, or, without such a file, 10 or 100.
 
     Parameters
     ----------
@@ -114,11 +131,12 @@ def cifar_dataset(
         raise DataError(
             f"{directory}: expected a directory with data_batch_*.bin and test_batch.bin, or with "
             f"train.bin and test.bin: {fault if directory.is_dir() else 'no such directory'}"
+            f"{other_version(directory)}"
         )
     return load_layout(
         directory,
         there[0],
-        _batches(directory, there[0]),
+        _in_order(directory, _batches(directory, there[0])),
         name or directory.resolve().name,
         source or f"files in CIFAR's format in {directory}",
     )
@@ -163,10 +181,12 @@ def read_cifar(
         raise DataError(f"{path}: expected a readable file: {error.strerror}") from error
     record = label_bytes + _PIXELS
     if not content or len(content) % record:
+        pickled = content[:1] == b"\x80" and content[-1:] == b"."
         raise DataError(
             f"{path}: expected records of {record} bytes, {label_bytes} for labels and {_PIXELS} "
             f"pixels; got {len(content)} bytes: {len(content) // record} records and "
             f"{len(content) % record} bytes"
+            f"{'; it is a pickle, as the Python version has them' if pickled else ''}"
         )
     records = np.frombuffer(content, np.uint8).reshape(-1, record)
     labels = records[:, label_bytes - 1].astype(np.int64)
@@ -174,8 +194,55 @@ def read_cifar(
 
 
 def _batches(directory: Path, layout: Layout) -> list[Path]:
-    """The training files that are there, in the order of their numbers."""
-    return sorted(directory.glob(layout.pattern), key=lambda path: (len(path.name), path.name))
+    """The training files that are there."""
+    return list(directory.glob(layout.pattern))
+
+
+def _in_order(directory: Path, batches: Sequence[Path]) -> list[Path]:
+    """Sort numbered training files; a copy of one, or one that is missing, is an error."""
+    if len(batches) == 1 and batches[0].name in HUNDRED.batches:
+        return list(batches)
+    numbered: dict[int, Path] = {}
+    for path in sorted(batches):
+        match = re.fullmatch(r"data_batch_([0-9]+)\.bin", path.name)
+        number = int(match[1]) if match else -1
+        if number < 0 or number in numbered:
+            raise DataError(
+                f"{directory}: expected training files data_batch_1.bin, data_batch_2.bin, ..., "
+                f"each once, got {path.name!r}, too: move it elsewhere"
+            )
+        numbered[number] = path
+    first_missing = next((k for k in range(1, max(numbered)) if k not in numbered), None)
+    if first_missing is not None:
+        raise DataError(
+            f"{directory}: expected all training files up to {numbered[max(numbered)].name}, "
+            f"data_batch_{first_missing}.bin is missing"
+        )
+    return [numbered[k] for k in sorted(numbered)]
+
+
+def other_version(directory: str | os.PathLike[str]) -> str:
+    """Say so if a directory, or one in it, has a published version of CIFAR that is not binary.
+
+    Returns
+    -------
+    str
+        The end of a message; empty if there is no such version.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     (Path(directory) / "data_batch_1").touch()
+    ...     other_version(directory)
+    '; the files there are of the Python version, the binary one is needed'
+    """
+    for version, inside, signs in _OTHER_VERSIONS:
+        for place in (Path(directory), Path(directory) / inside):
+            if all((place / sign).is_file() for sign in signs):
+                where = "there" if place == Path(directory) else f"in {inside}"
+                return f"; the files {where} are of the {version} version, the binary one is needed"
+    return ""
 
 
 def load_layout(
@@ -216,8 +283,10 @@ def _num_classes(path: Path, default: int) -> int:
         names = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: expected names of classes, a line each ({error})") from error
-    if not names:
-        raise DataError(f"{path}: expected names of classes, a line each; got none")
+    if not 1 <= len(names) <= 256:  # labels are bytes
+        raise DataError(
+            f"{path}: expected 1 to 256 names of classes, a line each, got {len(names) or 'none'}"
+        )
     return len(names)
 
 

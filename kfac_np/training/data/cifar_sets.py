@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kfac_np.errors import DataError
-from kfac_np.training.data.cifar import HUNDRED, TEN, load_layout
+from kfac_np.training.data.cifar import HUNDRED, TEN, load_layout, other_version
 from kfac_np.training.data.dataset import Dataset
 from kfac_np.training.data.sources import ENVIRONMENT_VARIABLE, cache, named_places, retrieve
 
@@ -140,7 +141,8 @@ def _published(name: str, directory: str | os.PathLike[str] | None, download: bo
     if found is None and download:
         found = download_cifar(name, directory)
     if found is None:
-        looked = ", ".join(map(str, places)) or f"no place ({ENVIRONMENT_VARIABLE} names none)"
+        looked = ", ".join(f"{p} ({_state(p, files)})" for p in places)
+        looked = looked or f"no place ({ENVIRONMENT_VARIABLE} names none)"
         raise DataError(
             f"{name}: expected the files {', '.join(files)}, looked in {looked}. "
             f"Two ways to provide them: (1) give the directory that has them, as argument or in "
@@ -148,3 +150,11 @@ def _published(name: str, directory: str | os.PathLike[str] | None, download: bo
             f"(2) allow the download (170 MB) with download=True"
         )
     return load_layout(found, layout, [found / n for n in layout.batches], name, _SOURCE)
+
+
+def _state(place: Path, files: Sequence[str]) -> str:
+    if not place.is_dir():
+        return "no such directory"
+    missing = [name for name in files if not (place / name).is_file()]
+    state = "none there" if len(missing) == len(files) else f"missing: {', '.join(missing)}"
+    return state + other_version(place)

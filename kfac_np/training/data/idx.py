@@ -6,9 +6,10 @@ import gzip
 import math
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,9 @@ FILE_NAMES = (
 
 # The third byte of a file tells its type; numbers are big-endian.
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+
+# A small part of a data set may lack many of its classes.
+_MAY_BE_UNUSED = 64
 
 
 def read_idx(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
@@ -62,46 +66,71 @@ def read_idx(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
     ...     read_idx(path)
     array([7, 8, 9], dtype=uint8)
     """
-    content = _content(Path(path))
-    if len(content) < 4:
-        raise DataError(f"{path}: expected an IDX file, got {len(content)} bytes")
-    zeros, kind, ndim = content[:2], content[2], content[3]
+    try:
+        with _opened(Path(path)) as stream:
+            return _read(path, stream)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: damaged gzip file: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path}: expected a readable file: {error.strerror}") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
+    """What the file holds, or what is compressed in it."""
+    with path.open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        if not compressed:
+            yield file
+            return
+        with gzip.open(file) as content:
+            yield content
+
+
+def _read(path: str | os.PathLike[str], stream: IO[bytes] | gzip.GzipFile) -> npt.NDArray[Any]:
+    """Read no more than the header says, and a byte: what is compressed may be of any length."""
+    start = stream.read(4)
+    if len(start) < 4:
+        raise DataError(f"{path}: expected an IDX file, got {len(start)} bytes")
+    zeros, kind, ndim = start[:2], start[2], start[3]
     if zeros != b"\0\0" or kind not in _DTYPES:
         raise DataError(
             f"{path}: expected an IDX file, which begins with 00 00 and a type from 08 to 0e, "
-            f"got {content[:4].hex(' ')}"
+            f"got {start.hex(' ')}"
         )
-    start = 4 + 4 * ndim
-    if len(content) < start:
+    sizes = stream.read(4 * ndim)
+    if len(sizes) < 4 * ndim:
         raise DataError(
-            f"{path}: expected a header of {start} bytes for {ndim} dimensions, "
-            f"got {len(content)} bytes: the file is cut short"
+            f"{path}: expected a header of {4 + 4 * ndim} bytes for {ndim} dimensions, "
+            f"got {4 + len(sizes)} bytes: the file is cut short"
         )
-    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", ndim, offset=4))
+    shape = tuple(int(size) for size in np.frombuffer(sizes, ">u4", ndim))
     dtype = np.dtype(_DTYPES[kind])
-    expected, there = math.prod(shape) * dtype.itemsize, len(content) - start
-    if there != expected:
-        fault = "the file is cut short" if there < expected else "there is more after the data"
+    expected = math.prod(shape) * dtype.itemsize
+    data = _at_most(stream, expected + 1)
+    if len(data) != expected:
+        fault = "the file is cut short" if len(data) < expected else "there is more after the data"
         raise DataError(
             f"{path}: expected {expected} bytes of {dtype.name} for shape {shape}, "
-            f"got {there}: {fault}"
+            f"got {len(data)}: {fault}"
         )
-    return (
-        np.frombuffer(content, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
-    )
+    try:
+        return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="))
+    except ValueError as error:  # more dimensions than NumPy has, or sizes beyond any
+        raise DataError(
+            f"{path}: expected an array, got {ndim} dimensions of sizes {min(shape)} to "
+            f"{max(shape)} ({error})"
+        ) from error
 
 
-def _content(path: Path) -> bytes:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: expected a readable file: {error.strerror}") from error
-    if raw[:2] != b"\x1f\x8b":
-        return raw
-    try:
-        return gzip.decompress(raw)
-    except (EOFError, OSError, zlib.error) as error:
-        raise DataError(f"{path}: damaged gzip file: {error}") from error
+def _at_most(stream: IO[bytes] | gzip.GzipFile, size: int) -> bytes:
+    """Read `size` bytes, or what there is; memory is taken for what there is."""
+    pieces = []
+    while size > 0 and (piece := stream.read(min(size, 2**24))):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
 
 
 def missing_files(
@@ -144,7 +173,8 @@ def idx_dataset(
     Returns
     -------
     Dataset
-        With as many classes as the largest label says.
+        With as many classes as the largest label says. Labels that leave more classes without an
+        example than with one, and more than 64, are refused: 255 as a mark for no class, say.
 
     Raises
     ------
@@ -178,6 +208,7 @@ def idx_dataset(
             f"got {test_shape}"
         )
     t_train, t_test = _labels(labels, len(x_train)), _labels(test_labels, len(x_test))
+    num_classes = _num_classes(directory, t_train, t_test)
     return Dataset(
         name=name or directory.resolve().name,
         x_train=x_train,
@@ -185,7 +216,7 @@ def idx_dataset(
         x_test=x_test,
         t_test=t_test,
         image_shape=(*image_shape, 1),
-        num_classes=int(max(t_train.max(), t_test.max())) + 1,
+        num_classes=num_classes,
         source=source or f"IDX files in {directory}",
     )
 
@@ -212,4 +243,19 @@ def _labels(path: Path, count: int) -> Labels:
         )
     if labels.dtype.kind not in "iu":
         raise DataError(f"{path}: expected integer labels, got {labels.dtype}")
+    if labels.min() < 0:
+        raise DataError(f"{path}: expected labels 0, 1, ..., got {labels.min()}")
     return labels.astype(np.int64)
+
+
+def _num_classes(directory: Path, *labels: Labels) -> int:
+    """The largest label and one, unless that is no number of classes."""
+    used = np.unique(np.concatenate(labels))
+    count = int(used[-1]) + 1
+    if (unused := count - len(used)) > max(len(used), _MAY_BE_UNUSED):
+        below = f", the next below is {used[-2]}" if len(used) > 1 else ""
+        raise DataError(
+            f"{directory}: expected labels 0, 1, ..., without large gaps, got {used[-1]}{below}, "
+            f"so that {unused} of {count} classes have no example"
+        )
+    return count
