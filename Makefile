@@ -65,10 +65,12 @@ bench-history: $(VENV)/bench.stamp
 	$(BIN)/python -m pytest -W default benchmarks/history --benchmark-autosave --benchmark-compare \
 	    --benchmark-storage=file://runs/bench-history $(PYTEST_FLAGS)
 
+# A page for every package, and for modules whose names no package passes on.
+PAGES = $(patsubst %/,%,$(dir $(wildcard kfac_np/__init__.py kfac_np/*/__init__.py \
+    kfac_np/*/*/__init__.py))) $(basename $(wildcard kfac_np/[a-z]*.py)) kfac_np/training/checkpoint
+
 docs: $(VENV)/docs.stamp ## reference pages from the docstrings, in build/docs
-	$(BIN)/pdoc --docformat numpy --math --output-directory build/docs kfac_np \
-	    $(addprefix kfac_np.,$(sort $(basename $(notdir $(wildcard kfac_np/[a-z]*.py)) \
-	    $(patsubst kfac_np/%/__init__.py,%,$(wildcard kfac_np/*/__init__.py)))))
+	$(BIN)/pdoc --docformat numpy --math --output-directory build/docs $(sort $(subst /,.,$(PAGES)))
 
 clean: ## remove what the other targets made, except runs/
 	rm -rf $(VENV) build dist kfac_np.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

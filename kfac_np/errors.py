@@ -1,4 +1,4 @@
-"""Every error this library raises on purpose, each a subclass of :class:`KfacError`, and checks.
+"""Every error this library raises on purpose, each a subclass of `KfacError`, and checks.
 
 A message is one line that names the layer or argument, what was expected, and what came.
 """

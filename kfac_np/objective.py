@@ -215,7 +215,7 @@ class Objective:
 class Evaluation:
     """An objective at a point, on a batch: outputs, and all that backward passes can tell.
 
-    Made by :meth:`Objective.evaluate`. Linear operations at the point (`jvp`, `backward`) may be
+    Made by `Objective.evaluate`. Linear operations at the point (`jvp`, `backward`) may be
     called any number of times.
 
     Examples

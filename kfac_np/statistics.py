@@ -1,7 +1,7 @@
 """How parameters entered the network: what a backward pass returns besides the input derivative.
 
 The gradient is the first moment of these statistics, every curvature approximation a second
-moment of them. Nothing here divides: sums stay sums until :class:`Scale` turns them into means.
+moment of them. Nothing here divides: sums stay sums until `Scale` turns them into means.
 """
 
 from __future__ import annotations

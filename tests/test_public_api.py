@@ -8,10 +8,15 @@ import importlib
 import inspect
 import pkgutil
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import pytest
 
 import kfac_np
 
@@ -109,6 +114,25 @@ def test_docstrings_have_examples():
             if not re.search(r"^Examples\n-{8}\n(.|\n)*>>> ", doc, re.M)
         ],
     )
+
+
+def test_docstrings_have_no_roles():
+    # pdoc finds what `name` is by itself, and prints a role of Sphinx, :class:`name`, as it is.
+    docs = {module.__name__: module.__doc__ or "" for module in public_modules()}
+    docs |= {name: value.__doc__ or "" for name, value in public_callables()}
+    docs |= {name: value.__doc__ or "" for name, value in public_objects()}
+    report("with a role", [name for name, doc in docs.items() if re.search(r":\w+:`", doc)])
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_every_package_has_a_reference_page():
+    command = ["make", "--dry-run", "docs"]
+    root = Path(__file__).parents[1]
+    printed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    pages = re.search(r"pdoc .* build/docs (.*)", printed)[1].split()
+    packages = {m.__name__ for m in public_modules() if hasattr(m, "__path__")}
+    assert packages | {"kfac_np.errors", "kfac_np.training.checkpoint"} <= set(pages)
+    assert set(pages) <= {m.__name__ for m in public_modules()}
 
 
 def test_methods_have_docstrings():

@@ -21,7 +21,7 @@ Batch = tuple[Any, ...]  # arrays, or None where there is nothing
 
 @final
 class Later:
-    """An array on its way to the host; :func:`later` makes it.
+    """An array on its way to the host; `later` makes it.
 
     Examples
     --------

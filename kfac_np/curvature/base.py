@@ -29,7 +29,7 @@ class Block(ABC):
 
     A block holds settings only; moments and factors are passed in and out. To add one, write
     `input_moments`, `moments`, `matrix`, `factorise` and `solve`, and give it to
-    :class:`BlockDiagonal`.
+    `BlockDiagonal`.
 
     Examples
     --------

@@ -21,7 +21,7 @@ class Recurrent(Layer):
     """h_s = cell([x_s, h_{s-1}]), h_0 = 0, over the positions of (N, S, d); returns all h.
 
     Outputs are (N, S, d_state). Parameters are those of the cell, used at every position: their
-    statistics are merged over time (:func:`merge_uses`).
+    statistics are merged over time (`merge_uses`).
 
     Parameters
     ----------

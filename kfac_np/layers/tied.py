@@ -23,7 +23,7 @@ class Tied(Layer):
 
     Parameters are a tuple with one entry for each distinct layer, used once or often; caches have
     one for each use. Statistics of several uses are those of one parameter with more locations
-    (:func:`merge_uses`).
+    (`merge_uses`).
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ __all__ = ["BlockDiagonalMatrix", "FlattenedMatrix", "TreeMatrix"]
 class TreeMatrix(ABC):
     """A symmetric positive semi-definite matrix C acting on trees of parameters.
 
-    The methods are those of :class:`~kfac_np.matrices.Matrix`, with trees for operands.
+    The methods are those of `kfac_np.matrices.Matrix`, with trees for operands.
 
     Examples
     --------

@@ -58,7 +58,7 @@ def check_block(
     exact_damping : bool
         Whether `solve` promises the inverse of the block plus damping · I itself.
     laws : iterable of str, optional
-        Names of some of :data:`CURVATURE_LAWS`; all when omitted.
+        Names of some of `CURVATURE_LAWS`; all when omitted.
     seed : int
         For random vectors.
 
@@ -106,7 +106,7 @@ def check_curvature(
     laws: Iterable[str] | None = None,
     seed: int = 0,
 ) -> None:
-    """Raise `AssertionError` unless the curvature keeps every law of :data:`CURVATURE_LAWS`.
+    """Raise `AssertionError` unless the curvature keeps every law of `CURVATURE_LAWS`.
 
     Parameters
     ----------

@@ -49,7 +49,7 @@ def check_layer(
     laws: Iterable[str] | None = None,
     seed: int = 0,
 ) -> None:
-    """Raise `AssertionError` unless the layer keeps every law of :data:`LAYER_LAWS`.
+    """Raise `AssertionError` unless the layer keeps every law of `LAYER_LAWS`.
 
     Call it in the test of a new layer, for each combination of hyper-parameters that takes
     another path through the code, and for few examples: each law costs some passes.

@@ -42,7 +42,7 @@ def check_loss(
     largest: float = 1e4,
     seed: int = 0,
 ) -> None:
-    """Raise `AssertionError` unless the loss keeps every law of :data:`LOSS_LAWS`.
+    """Raise `AssertionError` unless the loss keeps every law of `LOSS_LAWS`.
 
     Parameters
     ----------
