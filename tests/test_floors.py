@@ -46,9 +46,9 @@ STAIRS = {
     ("products", "fisher"): "there is one product for each type of Fisher",
 }
 
-# Who may import what from outside; `training` for host-side data and files.
+# Who may import what from outside; `training` for host-side data and files, `_blas` to load it.
 ARRAY_LIBRARIES = {"numpy", "scipy", "cupy", "cupyx", "torch"}
-ARRAY_PACKAGES = {"backend", "training"}
+ARRAY_PACKAGES = {"_blas", "backend", "training"}
 COMMAND_LIBRARIES = {"tqdm", "matplotlib", "pooch", "tomli_w"}
 COMMAND_PACKAGES = {"training", "cli", "__main__"}
 
