@@ -15,14 +15,15 @@ SLACK = 1.01
 
 
 def loss_of(line: dict[str, Any], column: str = "final") -> float:
-    """A run that failed has no loss that counts."""
+    """Infinite where it is not a number; the loss of a run that failed does not count."""
     value = line[column]
-    return math.inf if line["failed"] or value is None else float(value)
+    lost = value is None or (line["failed"] and column != "first")
+    return math.inf if lost else float(value)
 
 
 def ends_above(line: dict[str, Any]) -> bool:
     """The last loss is above the first."""
-    return line["first"] is not None and loss_of(line) > line["first"]
+    return loss_of(line) > loss_of(line, "first")
 
 
 def medians(lines: Lines, column: str = "final") -> dict[str, dict[Key, float]]:

@@ -14,7 +14,18 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import measure, problems, processes, registry, report, workloads
+from benchmarks import (
+    measure,
+    problems,
+    processes,
+    registry,
+    report,
+    table_data,
+    table_report,
+    table_runs,
+    tables,
+    workloads,
+)
 from benchmarks.contenders import child
 from benchmarks.contenders import kfac_np as ours
 
@@ -271,6 +282,142 @@ def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         report.write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
     assert list(path.parent.iterdir()) == [path]
+
+
+# Tables
+
+
+def test_the_grid_of_tables():
+    cells = list(tables.grid())
+    runs = tables.choose(False, [], [])
+    assert len(cells) == len(set(cells)) == 890
+    assert len(runs) == 5 * 890 + 310  # L-BFGS on whole tables only
+    assert not any(c.units == "targets" and c.data in table_data.CLASSES for c in cells)
+    assert {c.batch for c in cells if c.data == "linnerud"} == {16, 0}  # it has 20 examples
+
+
+def test_a_tenth_of_the_grid_has_everything_in_it():
+    cells = list(tables.tenth())
+    assert (len(cells), len(tables.choose(True, [], []))) == (89, 476)
+    for axis in ("data", "units", "dtype", "batch", "seed"):
+        values = [getattr(c, axis) for c in cells]
+        assert set(values) == {getattr(c, axis) for c in tables.grid()}
+
+
+def test_tables_by_name():
+    chosen = tables.choose(False, ["wine//float64/all/0", "iris/raw/float32"], ["kfac"])
+    assert [c.name for c, _ in chosen if c.data == "wine"] == [
+        f"wine/{units}/float64/all/0" for units in ("standardised", "raw", "features")
+    ]
+    assert len(chosen) == 3 + 3 * 5
+    with pytest.raises(SystemExit, match="--only wines: no such cell; one is breast_cancer/"):
+        tables.choose(False, ["wines"], [])
+    with pytest.raises(SystemExit, match="no optimizer sgd; there are kfac,"):
+        tables.choose(False, [], ["sgd"])
+
+
+@pytest.mark.parametrize("name", table_data.GENERATED)
+def test_units_of_tables(name):
+    raw, plain = table_data.raw(name), table_data.load(name, "standardised")
+    assert (len(raw.x), bool(raw.classes)) == (table_data.SIZES[name], name in table_data.CLASSES)
+    np.testing.assert_allclose(plain.x.mean(axis=0), 0.0, atol=1e-9)
+    np.testing.assert_allclose(plain.x.std(axis=0), 1.0)
+    scaled = table_data.load(name, "features", seed=3)
+    powers = np.log10(scaled.x.std(axis=0))
+    assert np.all(np.abs(powers) < 6)
+    assert np.ptp(powers) > 3
+    np.testing.assert_array_equal(scaled.t, plain.t)
+    if raw.classes:
+        np.testing.assert_array_equal(plain.t, raw.t)
+    else:
+        np.testing.assert_allclose(table_data.load(name, "targets").t, 100 * plain.t + 500)
+
+
+def test_a_run_on_a_table():
+    cell = table_runs.Cell("collinear", "standardised", "float64", 0, 0)
+    line = table_runs.run(cell, "kfac", 1.0, steps=12)
+    assert line["first"] == table_runs.Problem.of(cell).loss(table_runs.Problem.of(cell).params)
+    assert line["steps"] == 12
+    assert line["failed"] is None
+    assert line["final"] < line["first"] <= line["worst"]
+    assert line["averaged"] < line["first"]
+    again = table_runs.run(replace(cell), "kfac", 1.0, steps=12)
+    assert {**again, "seconds": 0} == {**line, "seconds": 0}
+
+
+@pytest.mark.parametrize("what", ["raises", "NaN", "up and down"])
+def test_what_happens_to_a_run_is_written_down(what, monkeypatch):
+    def train(problem):
+        if what == "raises":
+            raise ValueError("out of luck")
+        far = tuple(p * 100 if len(p) else p for p in problem.params)
+        yield 1, far, None
+        yield 2, tuple(p * np.nan if len(p) else p for p in far), None
+        yield 3, problem.params, None
+
+    monkeypatch.setitem(table_runs.OPTIMIZERS, "made up", train)
+    cell = table_runs.Cell("one_in_a_hundred", "raw", "float32", 16, 0)
+    line = json.loads(
+        json.dumps(table_runs.run(cell, "made up", 1.0, steps=2 if what == "NaN" else 3))
+    )
+    if what == "raises":
+        assert line["failed"] == "ValueError: out of luck"
+        assert (line["steps"], line["final"]) == (0, line["first"])
+    elif what == "NaN":
+        assert line["failed"] == "the loss is inf"
+        assert line["final"] is None
+    else:
+        assert line["failed"] is None
+        assert line["worst"] is None  # not finite on the way
+        assert line["final"] == line["first"]
+
+
+@pytest.mark.parametrize("batch", [0, 16, 300])
+def test_every_example_once_in_a_pass(batch):
+    problem = table_runs.Problem.of(table_runs.Cell("collinear", "raw", "float64", batch, 1))
+    n, size = 500, batch or 500
+    batches = problem.batches()
+    drawn = [next(batches) for _ in range(3 * n // size)]
+    assert {len(x) for x, _ in drawn} == {size}
+    first = np.concatenate([t for _, t in drawn])[:n]
+    np.testing.assert_array_equal(np.sort(first, axis=0), np.sort(problem.t, axis=0))
+
+
+def test_the_summary_of_tables():
+    def line(optimizer, final, seed=0, data="wine", failed=None):
+        cell = {"data": data, "units": "raw", "dtype": "float64", "batch": 0, "seed": seed}
+        losses = {"first": 2.0, "final": final, "worst": 9.0, "averaged": final}
+        return {**cell, "optimizer": optimizer, **losses, "steps": 7, "failed": failed}
+
+    lines = [line("adam-0.001", 0.5, data=d) for d in ("wine", "iris", "digits")]
+    lines += [line("adam-0.01", 0.1, data=d) for d in ("wine", "iris", "digits")]
+    lines += [line("kfac", 0.1005), line("kfac", 3.0, 1), line("kfac", 0.01, 2)]
+    lines += [line("kfac", 0.8, data="iris"), line("kfac", 1e-9, data="digits", failed="broken")]
+    text = table_report.summary(lines)
+    assert "| kfac | 5 | 1 | 1 | 7 |" in text
+    assert "| kfac | 33% (0%) of 3 | – | – |" in text
+    assert "| wine | 100% (0%) of 1 |" in text
+    worst = [row for row in text.splitlines() if row.startswith("| iris/raw/float64/all |")]
+    assert worst == ["| iris/raw/float64/all | 2 | 0.8 | 0.1 | 8 |"]
+    assert "| digits/raw/float64/all | 2 | inf | 0.1 | inf |" in text
+
+
+def test_a_loss_below_a_millionth_is_as_good_as_any():
+    assert table_report.no_worse(1e-7, 1e-30, first=1.0)
+    assert not table_report.no_worse(1e-5, 1e-30, first=1.0)
+    assert not table_report.no_worse(float("inf"), float("inf"), first=1.0)
+
+
+@pytest.mark.parametrize("data", ["collinear", "one_in_a_hundred"])
+def test_scikit_learn_starts_where_we_do(data):
+    pytest.importorskip("sklearn")
+    problem = table_runs.Problem.of(table_runs.Cell(data, "standardised", "float32", 0, 2))
+    model = table_runs.sklearn_model(problem, learning_rate_init=1e-30)
+    labels = table_runs._labels(problem)
+    known = {"classes": np.unique(labels)} if data in table_data.CLASSES else {}
+    model.partial_fit(problem.x, labels, **known)
+    assert problem.loss(table_runs.params_of(model, problem)) == problem.loss(problem.params)
+    assert model.loss_ == pytest.approx(problem.loss(problem.params), rel=1e-5)
 
 
 @posix
