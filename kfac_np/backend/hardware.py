@@ -25,7 +25,7 @@ __all__ = [
     "built_with",
     "denormal_slowdown",
     "gemm_error",
-    "gemm_rate",
+    "gemm_rates",
     "measure",
     "pool_switching",
     "thread_pools",
@@ -116,24 +116,26 @@ def built_with() -> str:
     return f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip()
 
 
-def gemm_rate(n: int, seconds: float, backend: str = "numpy") -> float:
-    """2 n³ / time of the fastest float32 product of two n×n matrices.
+def gemm_rates(n: int, seconds: float, backend: str = "numpy") -> tuple[float, float]:
+    """2 n³ / time of float32 products of two n×n matrices: of the fastest one, and of all together.
 
     Parameters
     ----------
     n : int
     seconds : float
-        How long to go on; at least two products are made.
+        How long to go on; at least two products are made, the first of which is not counted.
     backend : {"numpy", "cupy", ...}
 
     Returns
     -------
-    float
-        GFLOP/s. Of the fastest, because other programs only ever make it slower.
+    fastest, sustained : float
+        GFLOP/s. Other programs make a product only ever slower: the first is what the machine can
+        do, the second what there is left of it now.
 
     Examples
     --------
-    >>> gemm_rate(64, 0.01) > 0.0
+    >>> fastest, sustained = gemm_rates(64, 0.01)
+    >>> fastest >= sustained > 0.0
     True
     """
     place = get_backend(backend)
@@ -146,7 +148,8 @@ def gemm_rate(n: int, seconds: float, backend: str = "numpy") -> float:
             c = a @ a
         float(c[0, 0])  # waits
 
-    return 2e-9 * n**3 * calls / _fastest(products, seconds)
+    fastest, mean = _times(products, seconds)
+    return 2e-9 * n**3 * calls / fastest, 2e-9 * n**3 * calls / mean
 
 
 def gemm_error(n: int = 250, backend: str = "numpy") -> float:
@@ -183,7 +186,7 @@ def denormal_slowdown() -> float | None:
     out = np.empty_like(usual)
 
     def seconds(x: np.ndarray[Any, Any]) -> float:
-        return _fastest(lambda: np.multiply(x, np.float32(0.75), out=out), 0.01)
+        return _times(lambda: np.multiply(x, np.float32(0.75), out=out), 0.01)[0]
 
     return seconds(tiny) / seconds(usual)
 
@@ -221,7 +224,7 @@ def pool_switching(seconds: float) -> float | None:
         first()
         second()
 
-    alone, apart, mixed = (_fastest(f, seconds / 3) for f in (first, second, both))
+    alone, apart, mixed = (_times(f, seconds / 3)[0] for f in (first, second, both))
     return mixed / (alone + apart)
 
 
@@ -243,8 +246,9 @@ def measure(
     Returns
     -------
     dict
-        "rates": size -> GFLOP/s; "processors": how many it had meanwhile, on average; "error" as
-        `gemm_error`; "pools" as `thread_pools`; with `scipy`, "switching" as `pool_switching`.
+        "rates" and "sustained": size -> GFLOP/s, as `gemm_rates`; "processors": how many it had
+        meanwhile, on average; "error" as `gemm_error`; "pools" as `thread_pools`; with `scipy`,
+        "switching" as `pool_switching`.
 
     Raises
     ------
@@ -254,14 +258,16 @@ def measure(
     Examples
     --------
     >>> sorted(measure([32], 0.01))
-    ['error', 'pools', 'processors', 'rates']
+    ['error', 'pools', 'processors', 'rates', 'sustained']
     """
     if not sizes or seconds <= 0.0:
         raise ConfigError(f"measure: expected sizes and a time, got {sizes!r} and {seconds!r}")
     found: dict[str, Any] = {"error": gemm_error(backend=backend)}
     began, used = time.perf_counter(), time.process_time()
-    found["rates"] = {str(n): gemm_rate(n, seconds / len(sizes), backend) for n in sizes}
+    rates = {str(n): gemm_rates(n, seconds / len(sizes), backend) for n in sizes}
     found["processors"] = (time.process_time() - used) / (time.perf_counter() - began)
+    found["rates"] = {n: fastest for n, (fastest, _) in rates.items()}
+    found["sustained"] = {n: sustained for n, (_, sustained) in rates.items()}
     if scipy:
         found["switching"] = pool_switching(seconds)
     pools = thread_pools()
@@ -269,13 +275,14 @@ def measure(
     return found
 
 
-def _fastest(call: Callable[[], object], seconds: float) -> float:
+def _times(call: Callable[[], object], seconds: float) -> tuple[float, float]:
+    """Of the fastest call, and of all on average; one before them is not counted."""
     call()
-    end, best = time.perf_counter() + seconds, float("inf")
+    began, best, calls = time.perf_counter(), float("inf"), 0
+    last = began
     while True:
-        began = time.perf_counter()
         call()
-        now = time.perf_counter()
-        best = min(best, now - began)
-        if now >= end:
-            return best
+        now, calls = time.perf_counter(), calls + 1
+        best, last = min(best, now - last), now
+        if now >= began + seconds:
+            return best, (now - began) / calls

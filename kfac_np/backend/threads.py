@@ -21,37 +21,113 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import array_api_compat
 
+from kfac_np.errors import ConfigError, require_count
+
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
 
-__all__ = ["count", "cut", "each", "in_order", "side_by_side"]
+__all__ = ["available", "count", "cut", "each", "in_order", "limited", "said", "side_by_side"]
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
-VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+VARIABLES = (
+    "OPENBLAS_NUM_THREADS",
+    "GOTO_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
 """What tells BLAS how many threads to use: the first that is set counts."""
 SMALL = 1e7
 """Operations that take less time than threads need to take turns."""
+_limit: contextvars.ContextVar[int | None] = contextvars.ContextVar("threads", default=None)
 
 
 def count() -> int:
     """How many threads may work at once: as many as BLAS may use, and no more than cores.
 
-    One where threadpoolctl is missing, without which BLAS cannot be held to one thread.
+    As many as `limited` says, or else the environment. One where threadpoolctl is missing, without
+    which BLAS cannot be held to one thread.
 
     Examples
     --------
     >>> count() >= 1
     True
     """
-    number = _cores()
+    number, limit, variable = _cores(), _limit.get(), said()
+    if limit is not None:
+        return min(limit, number)
+    if variable is not None:
+        number = min(variable[1], number)
+    return number if number == 1 or available() else 1
+
+
+def said() -> tuple[str, int] | None:
+    """Return the environment variable that says how many threads to use, and what it says.
+
+    Examples
+    --------
+    >>> name, number = said() or ("none", 1)
+    >>> number >= 1
+    True
+    """
     for name in VARIABLES:
         value = os.environ.get(name, "").partition(",")[0].strip()  # OpenMP: one for each level
         if value.isdecimal() and int(value) > 0:
-            number = min(int(value), number)
-            break
-    return number if number == 1 or _blas() is not None else 1
+            return name, int(value)
+    return None
+
+
+def available() -> bool:
+    """Tell whether the threads of BLAS can be set: by threadpoolctl, for a BLAS that it knows.
+
+    Examples
+    --------
+    >>> available() in (True, False)
+    True
+    """
+    return _blas() is not None
+
+
+@contextlib.contextmanager
+def limited(number: int | None) -> Iterator[None]:
+    """Within it, BLAS and this library work on so many threads, whatever the environment says.
+
+    The threads of BLAS belong to the process, those of this library to the context of the caller.
+
+    Parameters
+    ----------
+    number : int or None
+        With None nothing changes.
+
+    Raises
+    ------
+    ConfigError
+        The threads of BLAS cannot be set.
+
+    Examples
+    --------
+    >>> with limited(1):
+    ...     count()
+    1
+    """
+    if number is None:
+        yield
+        return
+    require_count("threads: expected a number", number)
+    if not available():
+        raise ConfigError(
+            f"threads: {number} cannot be set: pip install threadpoolctl (or set "
+            f"{VARIABLES[0]} before Python starts)"
+        )
+    token = _limit.set(number)
+    try:
+        with _blas().limit(limits=number):
+            yield
+    finally:
+        _limit.reset(token)
 
 
 def in_order(function: Callable[[Part], Result], parts: Iterable[Part]) -> Iterator[Result]:

@@ -47,7 +47,8 @@ def advise(report: Report) -> list[Advice]:
     Examples
     --------
     >>> pool = {"owner": "NumPy", "library": "openblas", "threads": 1, "kernels": "Haswell"}
-    >>> slow = {"rates": {"1000": 60.0}, "error": 0.5, "processors": 1.0, "pools": [pool]}
+    >>> slow = {"rates": {"1000": 60.0}, "sustained": {"1000": 58.0}, "error": 0.5,
+    ...     "processors": 1.0, "pools": [pool]}
     >>> fast = {**slow, "rates": {"1000": 120.0}, "pools": [{**pool, "kernels": "SkylakeX"}]}
     >>> report = {"trials": {"as it is": slow, "1 thread, without OPENBLAS_CORETYPE": fast},
     ...     "environment": {"OPENBLAS_CORETYPE": "Haswell"}, "backend": "numpy", "gpu": {},
@@ -56,7 +57,7 @@ def advise(report: Report) -> list[Advice]:
     ...     print(f"{advice.change}: {advice.reason}")
     unset OPENBLAS_CORETYPE: it pins slower kernels: one thread reaches 120 instead of 60 ...
     """
-    rules = (_broken, _threads, _kernels, _slow_library, _two_pools, _gpu, _unknown, _disturbed)
+    rules = (_broken, _threads, _kernels, _slow_library, _two_pools, _gpu, _unknown)
     found = [advice for rule in rules for advice in rule(report)]
     return sorted(found, key=lambda advice: not advice.broken)
 
@@ -98,24 +99,16 @@ def _broken(report: Report) -> list[Advice]:
     return found
 
 
-def _disturbed(report: Report) -> list[Advice]:
-    share = busy(report)
-    if share is None:
-        return []
-    reason = (
-        f"other programs left {share:.0%} of the processors to the measurements: the rates are "
-        "too low, and nothing is concluded about threads"
-    )
-    return [Advice("run kfac-np doctor again when the machine is idle", reason)]
-
-
 def _threads(report: Report) -> list[Advice]:
-    usual = report["trials"].get(AS_IT_IS.name, {})
+    """Compare what the machine can do; on a busy one, what there is left of it."""
+    share, usual = busy(report), report["trials"].get(AS_IT_IS.name, {})
     others = {n: t for n, t in _host_trials(report).items() if re.fullmatch(r"\d+ threads?", n)}
-    best = max(others, key=lambda name: _rate(others[name]), default=None)
-    if best is None or "rates" not in usual or busy(report):
+    kind = "sustained" if share else "rates"
+    best = max(others, key=lambda name: _rate(others[name], kind), default=None)
+    if best is None or "rates" not in usual:
         return []
-    if _rate(others[best]) < _GAIN * _rate(usual):
+    now, then = _rate(usual, kind), _rate(others[best], kind)
+    if then < _GAIN * now:
         return []
     pool, number = numpy_pool(usual), int(best.split(" ")[0])
     responsible = [name for name in THREADS if name in report["environment"]]
@@ -124,14 +117,16 @@ def _threads(report: Report) -> list[Advice]:
     else:
         variable = _VARIABLES.get(pool["library"] if pool else "", "OMP_NUM_THREADS")
         change = f"set {variable}={number}"
-    now = f"{pool['threads']}" if pool else "as many as now"
+    today = f"{pool['threads']}" if pool else "as many as now"
     quota = report["processor"]["quota"]
     limit = f"; the container allows {quota:g} processors" if quota else ""
     n = max(usual["rates"], key=int)
-    rates = (
-        f"{n}×{n} products run at {_rate(others[best]):.0f} instead of {_rate(usual):.0f} GFLOP/s"
-    )
-    return [Advice(change, f"{rates} with {best} instead of {now}{limit}")]
+    reason = f"{n}×{n} products run at {then:.3g} instead of {now:.3g} GFLOP/s"
+    reason += f" with {best} instead of {today}{limit}"
+    if share:
+        change += " while other programs are busy"
+        reason += f"; they leave {share:.0%} of the processors (train and compare look themselves)"
+    return [Advice(change, reason)]
 
 
 def _kernels(report: Report) -> list[Advice]:
@@ -221,9 +216,9 @@ def _host_trials(report: Report) -> dict[str, Any]:
     }
 
 
-def _rate(trial: Mapping[str, Any]) -> float:
+def _rate(trial: Mapping[str, Any], kind: str = "rates") -> float:
     """Of the largest size: a step's time is there."""
-    rates: Mapping[str, float] = trial["rates"]
+    rates: Mapping[str, float] = trial[kind]
     return rates[max(rates, key=int)]
 
 

@@ -52,6 +52,7 @@ _PATHS = {
     "evaluations": "run.evaluations",
     "evaluation_examples": "run.evaluation_examples",
     "checkpoint_every": "run.checkpoint_every",
+    "threads": "run.threads",
     "seed": "seed",
 }
 
@@ -238,11 +239,18 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     add("--out", type=_path, metavar="DIR", help="run directory; an older run there is moved aside")
     add("--checkpoint-every", type=int, metavar="N", help="steps (default: only at the end)")
     add(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="of BLAS (default: what OPENBLAS_NUM_THREADS, OMP_NUM_THREADS, ... say; or else the "
+        "number whose products are fastest at the start)",
+    )
+    add(
         "--resume",
         type=_path,
         metavar="DIR",
         help="go on with the run in DIR, bit for bit; other options "
-        "than --steps and --seconds cannot be changed",
+        "than --steps, --seconds and --threads cannot be changed",
     )
     add(
         "--fall-back",

@@ -12,6 +12,7 @@ from kfac_np import curvature
 from kfac_np.cli.arguments import table_from
 from kfac_np.cli.outline import outline
 from kfac_np.cli.progress import announce_restart, interruptible, observing, require_extras
+from kfac_np.cli.threads import with_threads
 from kfac_np.errors import CheckpointError, ConfigError, DivergenceError, FactorizationError
 from kfac_np.optimizers import KFAC
 from kfac_np.training import checkpoint, plots
@@ -54,10 +55,12 @@ def train(flags: argparse.Namespace) -> int:
     require_extras()
     experiment = Experiment.of(config)
     directory = Path(flags.resume or flags.out or "runs/train")
+    if not flags.resume:
+        experiment.check()
+    experiment = replace(experiment, config=with_threads({"": config}, flags)[""])
     if flags.resume:
         announce_restart(directory)
     else:
-        experiment.check()
         make_room(directory)
     label = type(config.optimizer).__name__
     try:
@@ -163,7 +166,8 @@ def only_resuming(flags: argparse.Namespace) -> None:
             raise ConfigError("--fall-back: expected with --resume DIR")
         return
     fixed = {k for k, v in vars(flags).items() if v not in (None, False, [])}
-    allowed = {"command", "resume", "fall_back", "steps", "seconds", "debug", "print_config"}
+    allowed = {"command", "resume", "fall_back", "steps", "seconds", "threads", "debug"}
+    allowed |= {"print_config"}
     if changed := sorted(fixed - allowed):
         names = ", ".join("--" + name.replace("_", "-") for name in changed)
         raise ConfigError(f"--resume: the run goes on as it began, without {names}")

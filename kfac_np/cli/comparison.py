@@ -13,6 +13,7 @@ from kfac_np.backend import to_numpy
 from kfac_np.cli.arguments import table_from
 from kfac_np.cli.commands import extended, make_room, only_resuming, show
 from kfac_np.cli.progress import announce_restart, interruptible, observing, require_extras
+from kfac_np.cli.threads import with_threads
 from kfac_np.errors import ConfigError, DivergenceError, FactorizationError, KfacError
 from kfac_np.training import plots
 from kfac_np.training.config import Config, from_table, read_table, to_table, toml, write
@@ -70,6 +71,8 @@ def compare(flags: argparse.Namespace) -> int:
                 Experiment.of(config, datasets[label]).check()
             except KfacError as error:
                 raise error.within(label) from error
+    configs = with_threads(configs, flags)
+    if not flags.resume:
         make_room(directory)
     with locked(directory):
         return _compare(configs, datasets, directory, flags)

@@ -128,7 +128,7 @@ def written(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"denormals    float32 numbers below 1.2e-38 {said}"
     yield f"GPU          {_gpu(report)}"
     yield ""
-    yield from _rates(report["trials"])
+    yield from _rates(report["trials"], busy(report))
     yield ""
     yield "What to change"
     for one in report["advice"]:
@@ -166,22 +166,25 @@ def _libraries(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"SciPy        products in turn with NumPy's: ×{trial['switching']:.2f} the time"
 
 
-def _rates(trials: Mapping[str, Any]) -> Iterator[str]:
+def _rates(trials: Mapping[str, Any], share: float | None) -> Iterator[str]:
+    kind = "sustained" if share else "rates"
     width = max(map(len, trials))
     header: list[str] = []
     for name, trial in trials.items():
         if "failed" in trial:
             yield f"{name:{width}}  failed: {trial['failed']}"
         elif name != "with SciPy":
-            if list(trial["rates"]) != header:
-                header = list(trial["rates"])
+            if list(trial[kind]) != header:
+                header = list(trial[kind])
                 yield f"{'GFLOP/s':{width}}" + "".join(f"{f'{n}×{n}':>12}" for n in header)
-            rates = "".join(f"{rate:12.1f}" for rate in trial["rates"].values())
-            kind = "" if name.startswith("GPU") else _kind(trial)
-            yield f"{name:{width}}{rates}  {kind}".rstrip()
+            rates = "".join(f"{rate:12.1f}" for rate in trial[kind].values())
+            blas = "" if name.startswith("GPU") else _blas(trial)
+            yield f"{name:{width}}{rates}  {blas}".rstrip()
+    if share:
+        yield f"of all products together: other programs left {share:.0%} of the processors"
 
 
-def _kind(trial: Mapping[str, Any]) -> str:
+def _blas(trial: Mapping[str, Any]) -> str:
     pool = numpy_pool(trial)
     if pool is None:
         return ""

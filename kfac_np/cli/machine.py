@@ -10,16 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from kfac_np.backend.threads import VARIABLES
+
 __all__ = ["KERNELS", "THREADS", "Cores", "cores", "instructions", "processor", "quota", "settings"]
 
-THREADS = (
-    "OPENBLAS_NUM_THREADS",
-    "GOTO_NUM_THREADS",
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-)
+THREADS = VARIABLES
 KERNELS = (
     "OPENBLAS_CORETYPE",
     "MKL_CBWR",

@@ -112,6 +112,9 @@ class RunSettings:
     checkpoint_every : int
         Steps between checkpoints; with 0 only the last step gets one.
     keep_checkpoints : int
+    threads : int, optional
+        That BLAS and this library work on; as many as the environment says by default. The last
+        digits of a run depend on it.
 
     Examples
     --------
@@ -126,6 +129,7 @@ class RunSettings:
     statistics_examples: int = 500
     checkpoint_every: int = 0
     keep_checkpoints: int = 2
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 0:
@@ -137,8 +141,8 @@ class RunSettings:
         for name in ("evaluations", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: expected at least 0, got {getattr(self, name)}")
-        for name in ("evaluation_examples", "statistics_examples", "keep_checkpoints"):
-            if getattr(self, name) < 1:
+        for name in ("evaluation_examples", "statistics_examples", "keep_checkpoints", "threads"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
     def finished(self, step: int, seconds: float) -> bool:
@@ -179,6 +183,11 @@ class Config:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigError(f"seed: expected at least 0, got {self.seed}")
+        if self.run.threads is not None and self.backend.name in ("cupy", "torch"):
+            raise ConfigError(
+                f"run.threads: expected with the backend numpy, got {self.backend.name}, whose "
+                "threads are its own"
+            )
 
 
 def from_table(table: Mapping[str, Any]) -> Config:
@@ -228,7 +237,7 @@ def to_table(config: Config) -> dict[str, Any]:
 
 
 def fingerprint(config: Config) -> str:
-    """Return a hash of all that a run may not change on its way: everything but its budget.
+    """Return a hash of all that a run may not change: everything but its budget and threads.
 
     Examples
     --------
@@ -238,6 +247,7 @@ def fingerprint(config: Config) -> str:
     """
     run = dataclasses.replace(config.run, steps=0, seconds=None)
     table = to_table(dataclasses.replace(config, run=run))
+    del table["run"]["threads"]
     return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
 
 

@@ -18,6 +18,7 @@ from typing import Any, final
 
 import numpy as np
 
+from kfac_np.backend.threads import limited
 from kfac_np.errors import CheckpointError, ConfigError, KfacError
 from kfac_np.training import checkpoint
 from kfac_np.training.config import (
@@ -124,7 +125,8 @@ def run(
     recorder = _Recorder(experiment, None if directory is None else Path(directory))
     alone = contextlib.nullcontext() if directory is None else locked(directory)
     # What overflows is found and reported as a divergence: NumPy's warnings would say less.
-    with alone, np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+    quietly = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+    with alone, quietly, limited(experiment.config.run.threads):
         return _run(experiment, recorder, resume, fall_back, observer or Observer())
 
 

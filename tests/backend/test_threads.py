@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kfac_np.backend import Geometry, Patches, lags, pad, patches, pooling, threads
+from kfac_np.backend import Geometry, Patches, hardware, lags, pad, patches, pooling, threads
 from kfac_np.backend.patches import transposed_product
 from kfac_np.curvature import BlockDiagonal
-from kfac_np.errors import FactorizationError
+from kfac_np.errors import ConfigError, FactorizationError, InputError
 
 WAIT = 10.0
 """Seconds after which a thread will not come any more."""
@@ -79,6 +79,7 @@ def test_results_come_in_order_however_long_each_takes(use: Callable[[int], None
         ({"MKL_NUM_THREADS": "64"}, 4),
         ({"OPENBLAS_NUM_THREADS": "many", "OMP_NUM_THREADS": "2"}, 2),
         ({"OPENBLAS_NUM_THREADS": "0"}, 4),
+        ({"BLIS_NUM_THREADS": "2"}, 2),
     ],
 )
 def test_the_environment_says_how_many(
@@ -91,6 +92,34 @@ def test_the_environment_says_how_many(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert threads.count() == expected
+    with threads.limited(3):
+        assert threads.count() == 3
+    assert threads.count() == expected
+
+
+def test_a_limit_holds_for_blas_and_for_threads_of_threads(use: Callable[[int], None]):
+    def blas() -> set[int]:
+        return {pool.threads for pool in hardware.thread_pools() or () if pool.library != "openmp"}
+
+    before = blas()
+    with threads.limited(2):
+        meet = together(2)
+        assert blas() == {2}
+        assert set(threads.in_order(lambda i: (meet(i), threads.count())[1], range(2))) == {2}
+        with threads.limited(1), threads.limited(None):
+            assert (blas(), threads.count()) == ({1}, 1)
+        assert blas() == {2}
+    assert blas() == before
+
+
+def test_a_limit_that_cannot_be_set_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(InputError, match="threads: expected a number >= 1, got 0"):
+        threads.limited(0).__enter__()
+    monkeypatch.setattr(threads, "_blas", lambda: None)
+    with pytest.raises(ConfigError, match="threads: 2 cannot be set: pip install threadpoolctl"):
+        threads.limited(2).__enter__()
+    with threads.limited(None):
+        assert threads.count() == 1
 
 
 def test_errors_come_after_the_results_before_them(use: Callable[[int], None]):

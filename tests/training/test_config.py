@@ -175,6 +175,11 @@ def test_the_seed_is_one_unless_said_otherwise() -> None:
         ({"batch": {"size": 0}}, "batch: ConstantBatch: expected size >= 1, got 0"),
         ({"batch": 3}, "batch: expected constant or growing, got 3"),
         ({"backend": {"name": "jax"}}, "backend.name: expected numpy, cupy, torch"),
+        ({"run": {"steps": 1, "threads": 0}}, "run: threads: expected at least 1, got 0"),
+        (
+            {"run": {"steps": 1, "threads": 2}, "backend": {"name": "torch"}},
+            "run.threads: expected with the backend numpy, got torch, whose threads are its own",
+        ),
         ({"backend": {"dtype": "float16"}}, "backend.dtype: expected float32 or float64"),
     ],
 )

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from kfac_np import trees
+from kfac_np.backend import threads
 from kfac_np.errors import CheckpointError, ConfigError, DivergenceError
 from kfac_np.training import checkpoint
 from kfac_np.training.config import from_table, read_table
@@ -272,6 +273,19 @@ def test_only_the_budget_of_a_run_may_change(tmp_path: Path, changes: dict[str, 
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
     assert run(experiment(run={"steps": 3}), tmp_path, resume=True)[0].step == 3
     assert run(experiment(run={"seconds": 1e-9}), tmp_path, resume=True)[0].step == 3
+
+
+def test_a_run_has_the_threads_it_says_and_may_go_on_with_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "_cores", lambda: 4)
+    seen: list[int] = []
+    observer = Observer(stepped=lambda _: seen.append(threads.count()))
+    for steps, number in ((2, 3), (4, 2)):
+        changed = experiment(run={"steps": steps, "threads": number})
+        run(changed, tmp_path, resume=steps > 2, observer=observer)
+    assert seen == [3, 3, 2, 2]
+    assert read_config(tmp_path).run.threads == 2
 
 
 @pytest.mark.parametrize("part", ["x_train", "t_train", "x_test", "t_test"])
