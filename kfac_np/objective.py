@@ -19,6 +19,7 @@ from kfac_np.backend import (
     require_float,
     require_same_place,
     scalar,
+    sqrt,
     truth,
     works_ahead,
 )
@@ -249,6 +250,17 @@ class Evaluation:
         """`value`, which stays on a device that works ahead."""
         return _mean_value(self.objective.loss, self.outputs, self.targets, self.scale)
 
+    @cached_property
+    def standard_error(self) -> Scalar:
+        """Of L(θ) as an estimate from these examples: σ/√N; infinite for a single one."""
+        n = self.scale.examples
+        if n == 1:
+            return math.inf
+        values = _values(self.objective.loss, self.outputs, self.targets, self.scale)
+        xp = array_namespace(values)
+        means = xp.mean(xp.reshape(values, (n, -1)), axis=1)
+        return sqrt(scalar(xp.var(means, correction=1.0))) / math.sqrt(n)
+
     @property
     def lower_bound(self) -> Scalar:
         """A number that L(θ) on the batch is not below for any θ."""
@@ -350,10 +362,15 @@ def _checks_late(loss: Loss) -> bool:
 
 
 def _mean_value(loss: Loss, z: Array, t: Array, scale: Scale) -> Scalar:
+    values = _values(loss, z, t, scale)
+    return scalar(array_namespace(values).sum(values)) / scale.terms
+
+
+def _values(loss: Loss, z: Array, t: Array, scale: Scale) -> Array:
+    """Weighted losses of all terms, in double precision: ρ is a difference of two means of such."""
     xp = array_namespace(z)
     values = xp.reshape(loss.value(z, t), (scale.terms,))
     weights = scale.row_weights(scale.terms)
     if weights is not None:
         values = values * weights
-    # Summed in double precision: the reduction ratio ρ is a difference of two such means.
-    return scalar(xp.sum(xp.astype(values, xp.float64))) / scale.terms
+    return xp.astype(values, xp.float64)

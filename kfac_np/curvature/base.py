@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kfac_np import trees
-from kfac_np.backend import Array, Rng
+from kfac_np.backend import Array, Rng, Scalar, array_namespace
 from kfac_np.curvature.ladder import Ladder, LadderEvent
 from kfac_np.fisher import FisherType
 from kfac_np.layers import Layer
@@ -16,10 +16,12 @@ from kfac_np.objective import Evaluation
 from kfac_np.statistics import AffineStatistics, Scale, Statistics
 from kfac_np.trees import Tree
 
-__all__ = ["Block", "Curvature", "Factors", "Moments"]
+__all__ = ["Block", "Curvature", "Factors", "Moments", "Units"]
 
 Moments = dict[str, Array]
 """Named second moments of one parameter: means, which may be averaged over batches or devices."""
+Units = tuple[Array, ...]
+"""Arrays whose product, broadcast, has the shape of a parameter: what each entry is measured in."""
 Factors = dict[str, Array]
 """Named arrays that `solve` needs, made from moments by `factorise`."""
 
@@ -60,6 +62,20 @@ class Block(ABC):
     @abstractmethod
     def matrix(self, moments: Moments, shape: tuple[int, ...]) -> Matrix:
         """The undamped block, acting on arrays of the parameter's shape."""
+
+    def units(self, moments: Moments, parameter: Array) -> Units | None:
+        """Units u of a parameter that make it a pure number, from its own scales.
+
+        In such units, θ = u θ̃, every input and every output of the layer has a mean square of 1, so
+        that a multiple of I damps relative changes: rescaled features, hidden units and outputs
+        change nothing of the damped update. None where the block knows of no scales; its parameter
+        is damped in the units that it comes in.
+        """
+        return None
+
+    def in_units(self, moments: Moments, units: Units) -> Moments:
+        """Moments of diag(u) F diag(u), the block of θ̃."""
+        raise NotImplementedError
 
     @abstractmethod
     def factorise(
@@ -153,6 +169,30 @@ class Curvature(ABC):
         """
         return trees.combine(epsilon, old, 1.0 - epsilon, new)
 
+    def weighted(
+        self, old: dict[str, Moments], new: dict[str, Moments], weights: Mapping[str, Scalar]
+    ) -> dict[str, Moments]:
+        """w new + (1 - w) old for each parameter: moments of a batch that counts for less.
+
+        Parameters
+        ----------
+        old, new : dict
+            As for `mix`.
+        weights : mapping of path to Scalar
+            In (0, 1]; 1 where there is none.
+        """
+
+        def blend(path: str, m: Moments) -> Moments:
+            w = weights.get(path, 1.0)
+            if isinstance(w, int | float):
+                return m if w == 1.0 else trees.combine(w, m, 1.0 - w, old[path])
+            return {
+                name: x + array_namespace(x).astype(1.0 - w, x.dtype) * (old[path][name] - x)
+                for name, x in m.items()
+            }
+
+        return {path: blend(path, m) for path, m in new.items()}
+
     @property
     def separable(self) -> bool:
         """Whether layers know nothing of each other.
@@ -175,12 +215,31 @@ class Curvature(ABC):
     def matrix(self, moments: dict[str, Moments], params: Tree) -> TreeMatrix:
         """The undamped approximation as a matrix that acts on trees like `params`."""
 
-    def block_traces(self, moments: dict[str, Moments], params: Tree) -> dict[str, Array]:
-        """Those of `matrix`: the trace of each parameter's block, empty where there are none.
+    def block_traces(
+        self, moments: dict[str, Moments], params: Tree, units: Mapping[str, Units] | None = None
+    ) -> dict[str, Array]:
+        """Those of `matrix`, in units: the trace of each parameter's block, empty if there are none.
 
         Override it where they are had for less than the matrix.
         """
-        return self.matrix(moments, params).block_traces()
+        return self.matrix(self.in_units(moments, units or {}), params).block_traces()
+
+    def units(self, moments: dict[str, Moments], params: Tree) -> dict[str, Units]:
+        """`Block.units` of the parameters that have some, by path.
+
+        None by default: `factorise` damps by a multiple of I.
+        """
+        return {}
+
+    def in_units(
+        self, moments: dict[str, Moments], units: Mapping[str, Units]
+    ) -> dict[str, Moments]:
+        """Moments of diag(u) F diag(u); parameters without units stay as they are.
+
+        Where `solve` is given factors of these and u ∘ v, u times the result is
+        (F + damping · diag(u)⁻²)⁻¹ v.
+        """
+        return moments
 
     @abstractmethod
     def factorise(

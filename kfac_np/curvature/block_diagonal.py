@@ -10,7 +10,7 @@ from typing import Any, final
 from kfac_np import trees
 from kfac_np.backend import Array
 from kfac_np.backend.threads import side_by_side
-from kfac_np.curvature.base import Block, Curvature, Factors, Moments
+from kfac_np.curvature.base import Block, Curvature, Factors, Moments, Units
 from kfac_np.curvature.kfac import KFACBlock
 from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping
 from kfac_np.errors import CurvatureError, require_instance
@@ -90,6 +90,20 @@ class BlockDiagonal(Curvature):
             return self.block_of(path).matrix(moments[path], parameter.shape)
 
         return BlockDiagonalMatrix(trees.map_named(leaf, params))
+
+    def units(self, moments: dict[str, Moments], params: Tree) -> dict[str, Units]:
+        found = {
+            path: self.block_of(path).units(moments[path], p) for path, p in trees.items(params)
+        }
+        return {path: u for path, u in found.items() if u is not None}
+
+    def in_units(
+        self, moments: dict[str, Moments], units: Mapping[str, Units]
+    ) -> dict[str, Moments]:
+        return {
+            path: self.block_of(path).in_units(m, units[path]) if path in units else m
+            for path, m in moments.items()
+        }
 
     def factorise(
         self,

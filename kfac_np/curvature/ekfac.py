@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, final
 
 from kfac_np import trees
-from kfac_np.backend import Array, Rng, all_finite, array_namespace
+from kfac_np.backend import Array, Rng, Scalar, all_finite, array_namespace
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments, accumulate
 from kfac_np.curvature.block_diagonal import BlockDiagonal
 from kfac_np.curvature.diagonal import require_vectors
@@ -199,6 +199,12 @@ class EKFAC(Curvature):
                 s = weight * old[path]["S"] + (1.0 - weight) * s
                 mixed[path] = {**m, **mixed[path], "S": s}
         return mixed
+
+    def weighted(
+        self, old: dict[str, Moments], new: dict[str, Moments], weights: Mapping[str, Scalar]
+    ) -> dict[str, Moments]:
+        """`new` itself: what is measured in one basis does not mix with what is in another."""
+        return new
 
     # ---------------------------------------------------------------- matrix and factors
 

@@ -14,11 +14,11 @@ from kfac_np.backend import (
     second_moment,
     sum_by_index,
 )
-from kfac_np.curvature.base import Block, Factors, Moments
+from kfac_np.curvature.base import Block, Factors, Moments, Units
 from kfac_np.curvature.damping import DampingRule, pi_trace
 from kfac_np.curvature.ladder import Ladder
 from kfac_np.curvature.sharing import Sharing, expand
-from kfac_np.curvature.units import UnitBlock
+from kfac_np.curvature.units import UnitBlock, rescaled, scales
 from kfac_np.errors import (
     CurvatureError,
     FactorizationError,
@@ -179,6 +179,32 @@ class KFACBlock(Block):
             groups = range(a.shape[0])
             return StackedMatrix(tuple(KroneckerMatrix(a[i, ...], g[i, ...]) for i in groups))
         return KroneckerDiagonal(a, g) if a.ndim == 1 else KroneckerMatrix(a, g)
+
+    def units(self, moments: Moments, parameter: Array) -> Units | None:
+        """u_ij = s_i / a_j: root mean squares of the outputs s = W̄ā and of the inputs ā.
+
+        E[s_i²] = w̄_iᵀ A w̄_i. A scale of 0 (a feature that never occurs, a unit that was initialised
+        with zeros) counts as the largest of its layer.
+        """
+        if "G" not in moments:
+            return self.elementwise.units(moments, parameter)
+        a, w = moments["A"], parameter
+        xp = array_namespace(a)
+        one_hot = a.ndim == 1
+        inputs = a if one_hot else xp.linalg.diagonal(a)
+        terms = xp.sum(w * w * inputs[..., None, :], axis=-1)
+        outputs = terms if one_hot else xp.sum((w @ a) * w, axis=-1)
+        # what cancels to less than this is rounding, or as good as nothing
+        outputs = xp.maximum(outputs, 1e-6 * terms)
+        s, x = xp.sqrt(scales(outputs)), xp.sqrt(scales(inputs))
+        return s[..., :, None], 1.0 / x[..., None, :]
+
+    def in_units(self, moments: Moments, units: Units) -> Moments:
+        if "G" not in moments:
+            return self.elementwise.in_units(moments, units)
+        a, u = moments["A"], units[1][..., 0, :]
+        a = a * u * u if a.ndim == 1 else rescaled(a, u)
+        return {"A": a, "G": rescaled(moments["G"], units[0][..., 0])}
 
     def factorise(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None

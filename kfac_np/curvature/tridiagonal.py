@@ -9,7 +9,7 @@ from typing import Any, final
 
 from kfac_np import trees
 from kfac_np.backend import Array, Rng
-from kfac_np.curvature.base import Block, Curvature, Factors, Moments
+from kfac_np.curvature.base import Block, Curvature, Factors, Moments, Units
 from kfac_np.curvature.block_diagonal import BlockDiagonal
 from kfac_np.curvature.kfac import KFACBlock
 from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping
@@ -211,8 +211,11 @@ class BlockTridiagonal(Curvature):
         }
         return ChainMatrix(self._blocks(moments, params), links, params)
 
-    def block_traces(self, moments: dict[str, Moments], params: Tree) -> dict[str, Array]:
-        return {path: block.trace() for path, block in self._blocks(moments, params).items()}
+    def block_traces(
+        self, moments: dict[str, Moments], params: Tree, units: Mapping[str, Units] | None = None
+    ) -> dict[str, Array]:
+        own = BlockDiagonal(self.block).in_units(moments, units or {})
+        return {path: block.trace() for path, block in self._blocks(own, params).items()}
 
     def _blocks(self, moments: dict[str, Moments], params: Tree) -> dict[str, Matrix]:
         return {
@@ -221,6 +224,21 @@ class BlockTridiagonal(Curvature):
             )
             for path, p in trees.items(params)
         }
+
+    def units(self, moments: dict[str, Moments], params: Tree) -> dict[str, Units]:
+        return BlockDiagonal(self.block).units(moments, params)
+
+    def in_units(
+        self, moments: dict[str, Moments], units: Mapping[str, Units]
+    ) -> dict[str, Moments]:
+        found = BlockDiagonal(self.block).in_units(moments, units)
+        for path, following in _links(moments, "A_next"):
+            (s, x), (s_next, x_next) = units[path], units[following]
+            found[path] |= {
+                "A_next": moments[path]["A_next"] * x[0, :, None] * x_next[0, None, :],
+                "G_next": moments[path]["G_next"] * s[:, 0, None] * s_next[None, :, 0],
+            }
+        return found
 
     def factorise(
         self,

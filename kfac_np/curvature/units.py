@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from kfac_np.backend import Array, all_finite, array_namespace
-from kfac_np.curvature.base import Block, Factors, Moments
+from kfac_np.curvature.base import Block, Factors, Moments, Units
 from kfac_np.curvature.ladder import Ladder
 from kfac_np.matrices import UnitMatrix
 from kfac_np.matrices.stacked import unit_apply, unit_eigh
@@ -19,7 +19,7 @@ from kfac_np.statistics import (
     term_gradients,
 )
 
-__all__ = ["UnitBlock"]
+__all__ = ["UnitBlock", "rescaled", "scales"]
 
 
 @final
@@ -57,6 +57,15 @@ class UnitBlock(Block):
     def matrix(self, moments: Moments, shape: tuple[int, ...]) -> UnitMatrix:
         return UnitMatrix(moments["units"])
 
+    def units(self, moments: Moments, parameter: Array) -> Units | None:
+        """√(γ_c² + β_c²), the root mean square of γ x̂ + β, for scale and shift."""
+        xp = array_namespace(parameter)
+        return (xp.sqrt(scales(xp.sum(parameter * parameter, axis=0)))[None, :],)
+
+    def in_units(self, moments: Moments, units: Units) -> Moments:
+        (u,) = units
+        return {"units": moments["units"] * (u * u)[0, :, None, None]}
+
     def factorise(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
     ) -> Factors:
@@ -73,6 +82,41 @@ class UnitBlock(Block):
     ) -> Mapping[str, Any]:
         r, c = shape
         return {"factors": f"{c} blocks {r}×{r}", "factorise": 10 * c, "solve": 4 * r * r * c}
+
+
+def scales(squares: Array) -> Array:
+    """Mean squares by which something can be divided: where one is 0, the largest of its layer.
+
+    Parameters
+    ----------
+    squares : Array, shape (..., n)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> scales(np.asarray([4.0, 0.0])), scales(np.zeros(2))
+    (array([4., 4.]), array([1., 1.]))
+    """
+    xp = array_namespace(squares)
+    info = xp.finfo(squares.dtype)
+    known = xp.isfinite(squares) & (squares > float(info.smallest_normal) / float(info.eps))
+    largest = xp.max(xp.where(known, squares, xp.zeros_like(squares)), axis=-1, keepdims=True)
+    return xp.where(known, squares, xp.where(largest > 0.0, largest, xp.ones_like(largest)))
+
+
+def rescaled(m: Array, u: Array) -> Array:
+    """diag(u) M diag(u), shapes (..., n, n) and (..., n).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rescaled(np.ones((2, 2)), np.asarray([1.0, 3.0]))
+    array([[1., 3.],
+           [3., 9.]])
+    """
+    m = m * u[..., :, None]
+    m *= u[..., None, :]
+    return m
 
 
 def _squares(u: Array, v: Array) -> Array:

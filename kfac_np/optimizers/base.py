@@ -12,6 +12,7 @@ from kfac_np.backend import (
     Array,
     Doubts,
     Scalar,
+    Truth,
     all_finite,
     are_finite,
     isfinite,
@@ -224,12 +225,25 @@ class Regularized:
     @classmethod
     def of(cls, e: Evaluation, l2: float, step: int, doubts: Doubts) -> Self:
         """Evaluate; it is a `DivergenceError` if anything is not finite."""
+        found = cls.unchecked(e, l2)
+        found.require_finite(step, doubts)
+        return found
+
+    @classmethod
+    def unchecked(cls, e: Evaluation, l2: float) -> Self:
+        """Evaluate, for a caller that has another way out than an error."""
         loss = e.mean_value
         statistics = e.backward(e.output_gradient())
         gradient = e.mean_gradient(statistics)
         if l2:
             gradient = trees.axpy(l2, e.params, gradient)
         norm = sqrt(scalar(trees.squared_norm(gradient)))
+        value = loss + l2_term(e.params, l2)
+        return cls(loss, value, gradient, norm, None if l2 else statistics)
+
+    def require_finite(self, step: int, doubts: Doubts) -> None:
+        """It is a `DivergenceError` if loss or gradient are not finite."""
+        loss, norm = self.loss, self.gradient_norm
         doubts.require(
             isfinite(loss + norm),
             lambda: DivergenceError(
@@ -238,8 +252,6 @@ class Regularized:
                 "more damping"
             ),
         )
-        value = loss + l2_term(e.params, l2)
-        return cls(loss, value, gradient, norm, None if l2 else statistics)
 
     @property
     def numbers(self) -> dict[str, Scalar | None]:
@@ -259,6 +271,20 @@ def l2_term(params: Tree, l2: float) -> Scalar:
     return 0.5 * l2 * scalar(trees.squared_norm(params)) if l2 else 0.0
 
 
+def moved(params: Tree, update: Tree) -> tuple[Tree, Scalar, Truth]:
+    """θ + δ, ‖δ‖, and whether they are finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> moved((np.ones(1),), (np.asarray([2.0]),))
+    ((array([3.]),), 2.0, True)
+    """
+    new = trees.axpy(1.0, update, params)
+    norm = sqrt(scalar(trees.squared_norm(update)))
+    return new, norm, isfinite(norm) & are_finite(*trees.leaves(new))
+
+
 def apply_update(params: Tree, update: Tree, step: int, doubts: Doubts) -> tuple[Tree, Scalar]:
     """θ + δ and ‖δ‖; it is a `DivergenceError` if they are not finite.
 
@@ -268,18 +294,27 @@ def apply_update(params: Tree, update: Tree, step: int, doubts: Doubts) -> tuple
     >>> apply_update((np.ones(1),), (np.asarray([2.0]),), 1, Doubts())
     ((array([3.]),), 2.0)
     """
-    new = trees.axpy(1.0, update, params)
-    norm = sqrt(scalar(trees.squared_norm(update)))
+    new, norm, finite = moved(params, update)
+    require_finite_update(finite, norm, step, doubts)
+    return new, norm
 
-    def error() -> DivergenceError:
-        return DivergenceError(
+
+def require_finite_update(finite: Truth, norm: Scalar, step: int, doubts: Doubts) -> None:
+    """It is a `DivergenceError` unless an update is finite.
+
+    Examples
+    --------
+    >>> require_finite_update(False, float("inf"), 3, Doubts())
+    Traceback (most recent call last):
+    kfac_np.errors.DivergenceError: step 3: the update's norm is inf; the parameters are unchanged...
+    """
+    doubts.require(
+        finite,
+        lambda: DivergenceError(
             f"step {step}: the update's norm is {float(norm):g}; the parameters are unchanged. "
             "Use a smaller learning rate or more damping"
-        )
-
-    doubts.require(isfinite(norm), error)
-    doubts.require(are_finite(*trees.leaves(new)), error)
-    return new, norm
+        ),
+    )
 
 
 def keep_good(good: State, new: StateType, doubts: Doubts) -> StateType:

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from kfac_np.backend import Scalar, select
 from kfac_np.errors import ConfigError
@@ -30,6 +30,9 @@ __all__ = [
 ]
 
 
+_NO_FLOOR = 1e-10  # of a typical eigenvalue: far below, the damping of singular factors is rounding
+
+
 class DampingPolicy(ABC):
     """Chooses λ, the multiple of the identity in the quadratic model.
 
@@ -42,6 +45,10 @@ class DampingPolicy(ABC):
     >>> policy.measures(4), policy.measures(5)
     (False, True)
     """
+
+    adapts: ClassVar[bool] = True
+    """Whether λ is carried over; one that is given anew in every step is multiplied, for a while,
+    where updates were taken back."""
 
     @abstractmethod
     def at(self, k: int, current: Scalar | None) -> Scalar:
@@ -59,12 +66,19 @@ class DampingPolicy(ABC):
         """Tell whether step k measures the reduction ratio ρ."""
 
     @abstractmethod
-    def update(self, current: Scalar, rho: Scalar, eigenvalue: Callable[[], Scalar]) -> Scalar:
+    def update(
+        self, current: Scalar, rho: Scalar, eigenvalue: Callable[[], Scalar], *, noisy: bool = True
+    ) -> Scalar:
         """λ after a measurement of ρ, the change of h over what the model predicted.
 
-        ρ is NaN where the update was rejected. Where the model predicts no change at all, ρ says
-        nothing, and λ stays as it is. `eigenvalue` as in `start`, of this step's F̂.
+        ρ is NaN where the model predicts a change that is lost in the rounding of h: it says
+        nothing, then. `eigenvalue` as in `start`, of this step's F̂. `noisy` tells whether batches
+        differ, so that the batch of the step does not speak for the others.
         """
+
+    def rejected(self, current: Scalar, times: int) -> Scalar:
+        """λ after an update was taken back, the last of so many in a row: 4^times as much."""
+        return current * 4.0**times
 
 
 @final
@@ -78,6 +92,8 @@ class ConstantDamping(DampingPolicy):
     0.1
     """
 
+    adapts: ClassVar[bool] = False
+
     value: float | Schedule = 1e-3
 
     def __post_init__(self) -> None:
@@ -89,7 +105,9 @@ class ConstantDamping(DampingPolicy):
     def measures(self, k: int) -> bool:
         return False
 
-    def update(self, current: Scalar, rho: Scalar, eigenvalue: Callable[[], Scalar]) -> Scalar:
+    def update(
+        self, current: Scalar, rho: Scalar, eigenvalue: Callable[[], Scalar], *, noisy: bool = True
+    ) -> Scalar:
         return current
 
 
@@ -99,12 +117,14 @@ class LevenbergMarquardt(DampingPolicy):
     """λ by the Levenberg-Marquardt rule, every `interval` steps.
 
     ρ = (h(θ + δ) - h(θ)) / (M(δ) - M(0)); ρ > 3/4: λ ← ω₁ λ; ρ < 1/4: λ ← λ / ω₁, with
-    ω₁ = decay^interval. A ρ that is not a number counts as bad. Then λ is raised to the floor, a
-    multiple of a typical eigenvalue of F̂ at that step.
+    ω₁ = decay^interval. Then λ is kept within bounds that are multiples of a typical eigenvalue of
+    F̂ at that step. Where ρ says nothing, since what the model predicts is lost in the rounding of
+    h, λ comes down to that eigenvalue.
 
     ρ is measured on the mini-batch that the step was fitted to, and says nothing about the other
     examples. Where a step can fit the noise of its batch, ρ is near 1 however small λ is, and λ
-    would fall without end. The floor keeps that in bounds.
+    would fall without end. The floor keeps that in bounds; where all batches are the same one, the
+    whole data set, there is no such noise, and no floor.
 
     Parameters
     ----------
@@ -130,8 +150,10 @@ class LevenbergMarquardt(DampingPolicy):
     minimum, maximum : float
         λ is kept between them, whatever the floor.
     floor : float
-        λ / typical eigenvalue is not adapted to less. The paper has no floor (0). A smaller one is
-        for inputs in units that differ by orders of magnitude: there is no typical eigenvalue then.
+        λ / typical eigenvalue is not adapted to less while batches differ. The paper has no floor
+        (0).
+    ceiling : float
+        λ / typical eigenvalue is not adapted to more. The paper has none (infinite).
 
     References
     ----------
@@ -142,6 +164,8 @@ class LevenbergMarquardt(DampingPolicy):
     >>> policy = LevenbergMarquardt(initial=1.0, decay=0.5, interval=1)
     >>> [policy.update(1.0, rho, lambda: 0.1) for rho in (0.9, 0.5, 0.1)]
     [0.5, 1.0, 2.0]
+    >>> policy.rejected(1.0, 2)
+    16.0
     >>> policy.update(1.0, 0.9, lambda: 3.0)
     0.9
     >>> LevenbergMarquardt().start(lambda: 0.02)
@@ -149,16 +173,23 @@ class LevenbergMarquardt(DampingPolicy):
     """
 
     initial: float | None = None
-    decay: float = 19 / 20
+    decay: float = 0.5 ** (1 / 5)
     interval: int = 5
     minimum: float = 0.0
     maximum: float = math.inf
     floor: float = 0.3
+    ceiling: float = 1e8
 
     def __post_init__(self) -> None:
         if self.initial is not None:
             require_positive("LevenbergMarquardt initial", self.initial)
         require_positive("LevenbergMarquardt floor", self.floor, zero=True)
+        require_number("LevenbergMarquardt ceiling", self.ceiling)
+        if not self.ceiling >= max(1.0, self.floor):
+            raise ConfigError(
+                "LevenbergMarquardt ceiling: expected at least 1 and at least the floor, got "
+                f"{self.ceiling!r}"
+            )
         require_whole("LevenbergMarquardt interval", self.interval)
         for name in ("decay", "minimum", "maximum"):
             require_number(f"LevenbergMarquardt {name}", getattr(self, name))
@@ -185,13 +216,21 @@ class LevenbergMarquardt(DampingPolicy):
     def measures(self, k: int) -> bool:
         return k % self.interval == 0
 
-    def update(self, current: Scalar, rho: Scalar, eigenvalue: Callable[[], Scalar]) -> Scalar:
+    def update(
+        self, current: Scalar, rho: Scalar, eigenvalue: Callable[[], Scalar], *, noisy: bool = True
+    ) -> Scalar:
         omega = self.decay**self.interval
-        new = select(rho > 0.75, omega * current, select(rho >= 0.25, current, current / omega))
-        if self.floor:
-            lowest = self.floor * eigenvalue()
-            new = select(new > lowest, new, lowest)
-        return self._within(new)
+        new = select(rho > 0.75, omega * current, select(rho < 0.25, current / omega, current))
+        if self.floor == 0.0 and math.isinf(self.ceiling):
+            return self._within(new)
+        typical = eigenvalue()
+        telling = rho == rho
+        lower = select(omega * current > typical, omega * current, typical)
+        new = select(telling, new, select(current > typical, lower, current))
+        least = (self.floor if noisy else _NO_FLOOR) * typical
+        new = select(new > least, new, least)
+        most = self.ceiling * typical
+        return self._within(select(new < most, new, select(most > 0.0, most, new)))
 
     def _within(self, current: Scalar) -> Scalar:
         current = select(current > self.minimum, current, self.minimum)
@@ -208,13 +247,15 @@ class GammaPolicy(ABC):
     """
 
     thorough: bool = True
+    follows: bool = False
 
     @abstractmethod
     def candidates(self, k: int, current: float | None, damping: float) -> tuple[float, ...]:
         """Values of γ to try at step k, one after the other; that with the least M(δ) is kept.
 
         With `thorough` all are tried, without it none after the first that is better than the
-        first of all. `current` is None before the first step; `damping` is λ + η.
+        first of all. `current` is None before the first step; `damping` is λ + η. Where the policy
+        `follows`, the current γ has been multiplied as √(λ + η) was since it was chosen.
         """
 
     @abstractmethod
@@ -263,6 +304,8 @@ class GammaSearch(GammaPolicy):
         that the larger candidate is tried before the smaller one.
     ratio : float
         γ₀ / √(λ₀ + η). The paper has 1.
+    follows : bool
+        γ follows √(λ + η) between searches. In the paper only a search changes it.
     within : float
         Bounds that have no scale of their own: the smaller candidate is at least
         √(λ + η) / within, the larger one at most √(λ + η) · within.
@@ -289,6 +332,7 @@ class GammaSearch(GammaPolicy):
     ratio: float = 1.0
     within: float = math.inf
     thorough: bool = True
+    follows: bool = False
 
     def __post_init__(self) -> None:
         require_whole("GammaSearch interval", self.interval)
@@ -307,6 +351,7 @@ class GammaSearch(GammaPolicy):
             require_whole("GammaSearch early", k)
         require_positive("GammaSearch ratio", self.ratio)
         require_flag("GammaSearch thorough", self.thorough)
+        require_flag("GammaSearch follows", self.follows)
         require_number("GammaSearch within", self.within)
         if not self.within >= 1.0:
             raise ConfigError(f"GammaSearch within: expected >= 1, got {self.within!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar, cast, final
 
@@ -33,6 +33,7 @@ from kfac_np.curvature import (
     LadderEvent,
     Moments,
 )
+from kfac_np.curvature.base import Units
 from kfac_np.errors import ConfigError, DivergenceError, InputError
 from kfac_np.fisher import FisherType, MonteCarlo
 from kfac_np.objective import Evaluation, Objective
@@ -42,10 +43,11 @@ from kfac_np.optimizers.base import (
     Optimizer,
     Regularized,
     State,
-    apply_update,
     check_params,
     keep_good,
     l2_term,
+    moved,
+    require_finite_update,
     require_part,
 )
 from kfac_np.optimizers.damping import (
@@ -54,12 +56,14 @@ from kfac_np.optimizers.damping import (
     GammaSearch,
     LevenbergMarquardt,
 )
-from kfac_np.optimizers.local_model import LocalModel
+from kfac_np.optimizers.guard import Guard, require_hope
+from kfac_np.optimizers.local_model import LocalModel, in_units
 from kfac_np.optimizers.reports import StepReport, report_of
 from kfac_np.optimizers.schedules import (
     Exponential,
     Refresh,
     Schedule,
+    require_flag,
     require_positive,
     require_rate,
     require_whole,
@@ -76,6 +80,10 @@ from kfac_np.statistics import Scale
 from kfac_np.trees import Tree
 
 __all__ = ["KFAC", "KFACState"]
+
+_PROPORTION = 30.0  # of a batch's moments to their average, beyond which the batch counts for less
+_ROUNDINGS = 10.0  # of h, below which a change says nothing
+_OF_LOSS = 0.01  # of the loss, that a typical eigenvalue in a layer's own units is at least
 
 
 @final
@@ -97,6 +105,26 @@ class KFACState(State):
         γ, likewise.
     multipliers : dict or None
         What layers' proposals are multiplied by (`Balance`), by path.
+    gamma_ratio : float or None
+        γ / √(λ + η) when γ was chosen.
+    units : dict
+        Units of the parameters that the factors are in, by path.
+    previous, previous_average : tree or None
+        Parameters and their average before the last update, which may still be taken back.
+    objective, error : Scalar or None
+        h of these on the last step's batch, and its standard error.
+    measured : Scalar or None
+        h of `params` on that batch, where it was measured.
+    rejected : Truth
+        Whether the last step rejected its own update.
+    rejections : int
+        Updates taken back in a row, before that.
+    trouble : int
+        The last step whose update was taken back.
+    raised : float
+        What a given λ is multiplied by, since updates were taken back.
+    noisy : bool
+        Whether batches differ, as far as is known.
 
     Examples
     --------
@@ -104,7 +132,13 @@ class KFACState(State):
     True
     """
 
-    like_params: ClassVar[tuple[str, ...]] = ("params", "average", "update")
+    like_params: ClassVar[tuple[str, ...]] = (
+        "params",
+        "average",
+        "update",
+        "previous",
+        "previous_average",
+    )
 
     moments: dict[str, Moments]
     factors: dict[str, Factors] | None
@@ -112,6 +146,18 @@ class KFACState(State):
     damping: Scalar | None
     gamma: float | None
     multipliers: dict[str, Scalar] | None = None
+    gamma_ratio: float | None = None
+    units: dict[str, Units] = field(default_factory=dict)
+    previous: Tree | None = None
+    previous_average: Tree | None = None
+    objective: Scalar | None = None
+    error: Scalar | None = None
+    measured: Scalar | None = None
+    rejected: Truth = False
+    rejections: int = 0
+    trouble: int = 0
+    raised: float = 1.0
+    noisy: bool = True
 
 
 @final
@@ -194,14 +240,17 @@ class KFAC(Optimizer):
     step_rule: StepRule = QuadraticModel()
     damping: DampingPolicy = LevenbergMarquardt()
     gamma: GammaPolicy = GammaSearch(
-        decay=0.5 ** (1 / 20), early=(3,), ratio=0.3, within=10.0, thorough=False
+        decay=0.5 ** (1 / 20), early=(3,), ratio=0.3, within=10.0, thorough=False, follows=True
     )
     moving_average: MovingAverage = MovingAverage()
     statistics: Refresh = Refresh(interval=1)
     refresh: Refresh = Refresh(interval=10, first=1)
     averaging: IterateAverage | None = IterateAverage(warm_up=True, power=19.0)
     statistics_fraction: float | Schedule = Exponential(1.0, decay=0.8, minimum=1 / 8)
-    l2: float = 1e-5
+    least_statistics: int = 64
+    l2: float = 0.0
+    relative: bool = True
+    guard: Guard | None = Guard()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -221,7 +270,10 @@ class KFAC(Optimizer):
         require_rate("KFAC statistics_fraction", self.statistics_fraction)
         if not isinstance(self.statistics_fraction, Schedule):
             require_fraction("KFAC statistics_fraction", self.statistics_fraction)
+        require_whole("KFAC least_statistics", self.least_statistics)
         require_positive("KFAC l2", self.l2, zero=True)
+        require_flag("KFAC relative", self.relative)
+        require_part("KFAC guard", self.guard, Guard, optional=True)
         require_whole("KFAC seed", self.seed, zero=True)
         if self.statistics.spread:
             raise ConfigError("KFAC statistics: expected spread=False, the layers share a pass")
@@ -249,14 +301,23 @@ class KFAC(Optimizer):
         noise = Rng(self.seed).child("forward", k)
         doubts = Doubts()
         e = self.objective.evaluate(state.params, x, t, weights, noise, doubts)
-        h = Regularized.of(e, self.l2, k, doubts)
-        moments, events = self._update_moments(e, state.moments, k, doubts)
-        typical = partial(self._typical_eigenvalue, moments, state.params)
+        h = Regularized.unchecked(e, self.l2)
+        state, undone = self._judge(state, h, e)
+        if undone:
+            doubts.settle()
+            return self._undo(state, h, x.shape[0])
+        h.require_finite(k, doubts)
+        moments, events = self._update_moments(e, state, k, doubts)
+        due = self._due(state, moments, k)
+        units = self._units(state, moments, due)
+        room = h.value - e.lower_bound
+        typical = partial(self._typical_eigenvalue, moments, units, state.params, room)
         damping = self._damping(state, typical, k)
 
-        room = h.value - e.lower_bound
         part = _part(e, self.step_rule.fraction, doubts, self.step_rule.least_examples)
-        model = LocalModel(part, h.gradient, damping + self.l2, room, state.update)
+        few = part.scale.examples < self.step_rule.least_examples
+        previous = None if few and state.noisy else state.update
+        model = LocalModel(part, h.gradient, damping, room, previous, self.l2, units)
 
         def choose(proposal: Tree) -> Choice:
             choice = self.step_rule.choose(
@@ -265,35 +326,50 @@ class KFAC(Optimizer):
             require_part(f"KFAC step_rule: what it chose in step {k}", choice, Choice)
             return choice
 
-        trials = self._trials(state, moments, h, e.scale, damping, k, doubts)
+        trials = self._trials(state, moments, units, due, h, e.scale, damping, k, doubts)
         trial, choice = self._best(trials, choose)
-        require_finite_choice(choice, k, doubts)
         events += [(True, event) for event in trial.events]
         multipliers = state.multipliers
         if (balance := self._balance) is not None and balance.due(k):
             rng = Rng(self.seed).child("balance", k)
             multipliers = balance.update(multipliers, model, trial.proposal, rng)
 
-        if state.update is None:
+        if previous is None:
             update = trees.scale(choice.alpha, trial.proposal)
         else:
-            update = trees.combine(choice.alpha, trial.proposal, choice.mu, state.update)
-        params, norm = apply_update(state.params, update, k, doubts)
+            update = trees.combine(choice.alpha, trial.proposal, choice.mu, previous)
+        if self.guard is None:
+            require_finite_choice(choice, k, doubts)
+        params, norm, finite = moved(state.params, update)
+        if self.guard is None:
+            require_finite_update(finite, norm, k, doubts)
 
         rho, decrease, next_damping = None, choice.decrease, damping
-        if self.damping.measures(k):
-            decrease = model.decrease(update) if decrease is None else decrease
+        value, kept, telling = None, finite, True
+        if self._measures(state, k):
             value = self.objective.mean_value(params, x, t, weights, noise, doubts)
             value = value + l2_term(params, self.l2)
-            good = isfinite(value)  # or it is not a place to go to, and λ was too small
-            change = select(good, value - h.value, math.nan)
-            rho, next_damping = self._reduction(change, decrease, damping, typical)
-            _require_damping(self.damping, "update", k, next_damping)
-            event = LadderEvent("all", "update", "update rejected", cast(float, damping))
-            events.append((negation(good), event))
-            params = trees.select(good, params, state.params)
-            norm = select(good, norm, 0.0)
-            update = None if good is False else trees.select(good, update, trees.zeros_like(update))
+            kept = kept & isfinite(value) & self._does_no_harm(value, h, e)
+            if self.damping.adapts or self.damping.measures(k):
+                decrease = model.decrease(update) if decrease is None else decrease
+                change = value - h.value
+                rounding = _ROUNDINGS * _epsilon(e.outputs) * abs(h.value)
+                telling = (abs(decrease) > rounding) | negation(isfinite(value))
+                rho = select(
+                    telling & kept, change / select(decrease != 0.0, decrease, 1.0), math.nan
+                )
+                next_damping = self.damping.update(damping, rho, typical, noisy=state.noisy)
+                _require_damping(self.damping, "update", k, next_damping)
+        rejected = negation(kept) & telling
+        next_damping = select(
+            rejected, self.damping.rejected(damping, state.rejections + 1), next_damping
+        )
+        event = LadderEvent("all", "update", "update rejected", cast(float, damping))
+        events.append((rejected, event))
+        params = trees.select(kept, params, state.params)
+        norm = select(kept, norm, 0.0)
+        update = None if kept is False else trees.select(kept, update, trees.zeros_like(update))
+        value = value if value is None else select(kept, value, h.value)
 
         average = self.averaging.update(state.average, params, k) if self.averaging else None
         numbers = {
@@ -302,23 +378,115 @@ class KFAC(Optimizer):
             "damping": damping,
             "gamma": trial.gamma,
             "alpha": choice.alpha,
-            "mu": choice.mu if state.update is not None else 0.0,
+            "mu": choice.mu if previous is not None else 0.0,
             "model_decrease": decrease,
             "rho": rho,
         }
         known = {"step": k, "batch_size": x.shape[0], "refreshed": trial.refreshed}
-        new = KFACState(
-            params,
-            average,
-            k,
-            moments,
-            trial.factors,
-            update,
-            next_damping,
-            trial.gamma,
-            multipliers,
+        new = replace(
+            state,
+            params=params,
+            average=average,
+            step=k,
+            moments=moments,
+            factors=trial.factors,
+            update=update,
+            damping=next_damping,
+            gamma=trial.gamma,
+            gamma_ratio=trial.gamma_ratio,
+            multipliers=multipliers,
+            units=units,
+            doubts=None,
         )
+        if self.guard is not None:
+            new = replace(
+                new,
+                previous=state.params,
+                previous_average=state.average,
+                objective=h.value,
+                error=e.standard_error,
+                measured=value,
+                rejected=rejected,
+            )
         return keep_good(state, new, doubts), report_of(numbers, events, **known)
+
+    def _judge(self, state: KFACState, h: Regularized, e: Evaluation) -> tuple[KFACState, bool]:
+        """What this evaluation tells of the last update, and whether to undo it.
+
+        The host waits for the evaluation, and learns with it what the last step found.
+        """
+        if self.guard is None:
+            return state, False
+        noisy, undone, rejected = state.noisy, False, bool(state.rejected)
+        if state.objective is not None and state.error is not None:
+            if state.measured is not None:
+                rounding = _ROUNDINGS * _epsilon(e.outputs) * (abs(h.value) + abs(state.measured))
+                noisy = not bool(abs(h.value - state.measured) <= rounding)
+            if not rejected:
+                errors = (state.error, e.standard_error)
+                undone = bool(self.guard.undoes(h.value, state.objective, errors, noisy=noisy))
+        state = replace(state, noisy=noisy)
+        if undone:
+            return state, True
+        if not rejected:
+            return replace(state, rejections=0, raised=max(1.0, state.raised / 2.0)), False
+        n = state.rejections + 1
+        require_hope(state.step + 1, n)
+        raised = 1.0 if self.damping.adapts else float(self.damping.rejected(state.raised, n))
+        return replace(state, rejections=n, raised=raised, trouble=state.step), False
+
+    def _undo(
+        self, state: KFACState, h: Regularized, batch_size: int
+    ) -> tuple[KFACState, StepReport]:
+        """A step that takes the last update back, and does no other."""
+        assert state.damping is not None
+        k, damping = state.step + 1, state.damping
+        new = replace(
+            state,
+            params=state.previous,
+            average=state.previous_average,
+            step=k,
+            update=None,
+            damping=self.damping.rejected(damping, state.rejections + 1),
+            previous=None,
+            previous_average=None,
+            objective=None,
+            error=None,
+            measured=None,
+            rejected=True,
+            doubts=None,
+        )
+        event = LadderEvent("all", "update", "update taken back", cast(float, damping))
+        numbers = {**h.numbers, "update_norm": 0.0, "damping": damping, "gamma": state.gamma}
+        return new, report_of(numbers, [(True, event)], step=k, batch_size=batch_size)
+
+    def _does_no_harm(self, value: Scalar, h: Regularized, e: Evaluation) -> Truth:
+        """Whether h on the step's own batch may become `value`."""
+        if self.guard is None:
+            return True
+        if self.step_rule.compares:
+            return value <= h.value
+        return value - h.value <= self.guard.errors * e.standard_error
+
+    def _measures(self, state: KFACState, k: int) -> bool:
+        settling = self.guard is not None and self.guard.measures(k, state.trouble)
+        return settling or self.damping.measures(k)
+
+    def _due(self, state: KFACState, moments: dict[str, Moments], k: int) -> tuple[str, ...]:
+        """The layers whose factors are renewed."""
+        everything = state.factors is None or state.gamma is None or self.gamma.searches(k)
+        if everything or state.rejections:
+            return tuple(moments)
+        return self.refresh.share(k, tuple(moments))
+
+    def _units(
+        self, state: KFACState, moments: dict[str, Moments], due: tuple[str, ...]
+    ) -> dict[str, Units]:
+        """The units that factors are in: those of the step that renewed them."""
+        if not self.relative or not due:
+            return state.units
+        found = self.curvature.units(moments, state.params)
+        return {**state.units, **{path: u for path, u in found.items() if path in due}}
 
     def _damping(self, state: KFACState, typical: Callable[[], Scalar], k: int) -> Scalar:
         """λ of step k."""
@@ -327,25 +495,18 @@ class KFAC(Optimizer):
             damping = self.damping.start(typical)
         damping = self.damping.at(k, damping)
         _require_damping(self.damping, "at", k, damping)
-        return damping
-
-    def _reduction(
-        self, change: Scalar, decrease: Scalar, damping: Scalar, typical: Callable[[], Scalar]
-    ) -> tuple[Scalar, Scalar]:
-        """ρ of a change of h where the model has `decrease`, and λ of the next step."""
-        gains = decrease != 0.0  # where there is nothing to gain, 0/0 says nothing about λ
-        rho = select(gains, change / select(gains, decrease, 1.0), math.nan)
-        return rho, select(gains, self.damping.update(damping, rho, typical), damping)
+        return damping * state.raised
 
     def _update_moments(
-        self, e: Evaluation, old: dict[str, Moments], k: int, doubts: Doubts
+        self, e: Evaluation, state: KFACState, k: int, doubts: Doubts
     ) -> tuple[dict[str, Moments], list[tuple[Truth, LadderEvent]]]:
         """Statistics of part of the mini-batch, put into the moving averages."""
+        old = state.moments
         if old and not self.statistics.due(k):
             return old, []
         fraction = value_at(self.statistics_fraction, k)
         require_fraction(f"KFAC statistics_fraction in step {k}", fraction)
-        part = _part(e, fraction, doubts)
+        part = _part(e, fraction, doubts, self.least_statistics)
         rng = Rng(self.seed).child("targets", k)
         new = self.curvature.estimate(part, self.fisher, rng, old or None)
         events = []
@@ -359,13 +520,36 @@ class KFAC(Optimizer):
                 doubts.require(good, partial(_no_moments, k, path, ", ".join(m)))
         if not old:
             return new, events
+        if self.guard is not None:
+            new, more = self._in_proportion(state, new)
+            events += more
         epsilon = self.moving_average.epsilon(self.statistics.count(k))
         return self.curvature.mix(old, new, epsilon), events
+
+    def _in_proportion(
+        self, state: KFACState, new: dict[str, Moments]
+    ) -> tuple[dict[str, Moments], list[tuple[Truth, LadderEvent]]]:
+        """Moments that rule no average: tr F̂_i of a batch counts as _PROPORTION times the average's.
+
+        So a lasting change is followed within a few dozen steps, however large it is.
+        """
+        before = self.curvature.block_traces(state.moments, state.params, state.units)
+        now = self.curvature.block_traces(new, state.params, state.units)
+        weights, events = {}, []
+        for path, x in now.items():
+            most, trace = _PROPORTION * scalar(before[path]), scalar(x)
+            outsized = (trace > most) & (most > 0.0)
+            weights[path] = select(outsized, most / select(outsized, trace, 1.0), 1.0)
+            event = LadderEvent(path, "moments", "moments out of proportion", 0.0)
+            events.append((outsized, event))
+        return self.curvature.weighted(state.moments, new, weights), events
 
     def _trials(
         self,
         state: KFACState,
         moments: dict[str, Moments],
+        units: dict[str, Units],
+        due: tuple[str, ...],
         h: Regularized,
         scale: Scale,
         damping: Scalar,
@@ -375,7 +559,10 @@ class KFAC(Optimizer):
         """A proposal for each candidate γ, with the factors it came from, when it is asked for."""
 
         def propose(factors: dict[str, Factors]) -> Tree:
-            if h.statistics is None:
+            if units:
+                solved = self.curvature.solve(factors, in_units(h.gradient, units))
+                solved = in_units(solved, units)
+            elif h.statistics is None:
                 solved = self.curvature.solve(factors, h.gradient)
             else:
                 solved = self.curvature.solve_mean(factors, h.statistics, scale, h.gradient)
@@ -383,14 +570,18 @@ class KFAC(Optimizer):
             return proposal if balance is None else balance.apply(state.multipliers, proposal)
 
         balance = self._balance
-        everything = state.factors is None or self.gamma.searches(k)
-        due = tuple(moments) if everything else self.refresh.share(k, tuple(moments))
         if state.factors is not None and state.gamma is not None and not due:
-            yield _Trial(state.gamma, state.factors, propose(state.factors), (), [])
+            yield _Trial(
+                state.gamma, state.gamma_ratio, state.factors, propose(state.factors), (), []
+            )
             return
         doubts.settle()  # factorising decides on the host, and waits for the device
-        part = {path: moments[path] for path in due}
-        candidates = self.gamma.candidates(k, state.gamma, float(damping) + self.l2)
+        part = self.curvature.in_units({path: moments[path] for path in due}, units)
+        root = math.sqrt(float(damping) + self.l2)
+        current = state.gamma
+        if self.gamma.follows and state.gamma_ratio is not None:
+            current = state.gamma_ratio * root
+        candidates = self.gamma.candidates(k, current, float(damping) + self.l2)
         _require_candidates(candidates, k)
         none_finite = True
         for gamma in candidates:
@@ -399,7 +590,7 @@ class KFAC(Optimizer):
             proposal = propose(factors)
             if all_finite(*trees.leaves(proposal)):
                 none_finite = False
-                yield _Trial(gamma, factors, proposal, due, events)
+                yield _Trial(gamma, gamma / root if root else None, factors, proposal, due, events)
         if none_finite:
             raise DivergenceError(
                 f"step {k}: no proposal is finite for gamma in {list(candidates)}; the parameters "
@@ -431,14 +622,17 @@ class KFAC(Optimizer):
         """The step rule's, where layers have proposals of their own."""
         return self.step_rule.balance if self.curvature.separable else None
 
-    def _typical_eigenvalue(self, moments: dict[str, Moments], params: Tree) -> Scalar:
+    def _typical_eigenvalue(
+        self, moments: dict[str, Moments], units: dict[str, Units], params: Tree, room: Scalar
+    ) -> Scalar:
         """Π_i (tr F̂_i / n_i)^(n_i / n), n = Σ_i n_i, over the layers' blocks of n_i parameters.
 
         Layers without curvature do not count; a thousandth of tr F̂ / n at least; 0 where nothing
-        is left.
+        is left. In the layers' own units, where F̂ has that of h, a hundredth of h is added: a
+        network that is sure of wrong answers has no F̂ that is worth the name.
         """
         sizes = {path: math.prod(p.shape) for path, p in trees.items(params)}
-        blocks = self.curvature.block_traces(moments, params)
+        blocks = self.curvature.block_traces(moments, params, units)
         if not blocks:
             sizes = {"all": sum(sizes.values())}
             blocks = {"all": self.curvature.matrix(moments, params).trace()}
@@ -452,7 +646,8 @@ class KFAC(Optimizer):
             typical = typical * (x / sizes[path]) ** (counted[path] / n)
         trace = sum(traces.values())
         least = 1e-3 * trace / n
-        return select(trace > 0.0, select(typical > least, typical, least), 0.0)
+        found = select(trace > 0.0, select(typical > least, typical, least), 0.0)
+        return found + _OF_LOSS * select(room > 0.0, room, 0.0) if units else found
 
     def _curvature_norm(self, moments: dict[str, Moments], v: Tree) -> Scalar:
         """vᵀ F̂ v."""
@@ -463,10 +658,15 @@ class KFAC(Optimizer):
 @dataclass(frozen=True, eq=False)
 class _Trial:
     gamma: float
+    gamma_ratio: float | None
     factors: dict[str, Factors]
     proposal: Tree
     refreshed: tuple[str, ...]
     events: list[LadderEvent]
+
+
+def _epsilon(x: Array) -> float:
+    return float(array_namespace(x).finfo(x.dtype).eps)
 
 
 def _require_damping(policy: DampingPolicy, method: str, k: int, damping: Scalar) -> None:

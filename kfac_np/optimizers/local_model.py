@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import final
 
 from kfac_np import trees
 from kfac_np.backend import Array, Rng, Scalar, scalar
+from kfac_np.curvature.base import Units
 from kfac_np.fisher import FisherType
 from kfac_np.objective import Evaluation
 from kfac_np.products import block_forms, tangent_forms
 from kfac_np.trees import Tree
 
-__all__ = ["LocalModel"]
+__all__ = ["LocalModel", "in_units"]
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class LocalModel:
-    """M(δ) = ½ δᵀ (F + damping · I) δ + ∇hᵀ δ + h, with the exact Fisher F.
+    """M(δ) = ½ δᵀ (F + λ diag(u)⁻² + η I) δ + ∇hᵀ δ + h, with the exact Fisher F.
 
     Attributes
     ----------
@@ -30,7 +31,11 @@ class LocalModel:
     gradient : tree of Array
         ∇h.
     damping : float
-        λ + η.
+        λ.
+    l2 : float
+        η.
+    units : dict
+        Path of a parameter to its units u; 1 where there are none.
     room : float
         h less the least value that it can have.
     previous : tree or None
@@ -57,19 +62,24 @@ class LocalModel:
     damping: Scalar
     room: Scalar = math.inf
     previous: Tree | None = None
+    l2: float = 0.0
+    units: Mapping[str, Units] = field(default_factory=dict)
 
     def bend_and_slope(self, vectors: Sequence[Tree]) -> tuple[list[list[Scalar]], list[Scalar]]:
-        """Matrix of v_iᵀ (F + damping · I) v_j, and vector of ∇hᵀ v_i."""
+        """Matrix of v_iᵀ (F + λ diag(u)⁻² + η I) v_j, and vector of ∇hᵀ v_i."""
         tangents = [
             self._previous_tangent if v is self.previous else self.evaluation.jvp(v)
             for v in vectors
         ]
         fisher, m = tangent_forms(self.evaluation, tangents), len(vectors)
         bend: list[list[Scalar]] = [[0.0] * m for _ in vectors]
-        for i, u in enumerate(vectors):
+        relative = [in_units(v, self.units, -1.0) for v in vectors]
+        for i in range(m):
             for j in range(i, m):
-                inner = scalar(trees.inner(u, vectors[j]))
-                bend[i][j] = bend[j][i] = scalar(fisher[i, j]) + self.damping * inner
+                damping = self.damping * scalar(trees.inner(relative[i], relative[j]))
+                if self.l2:
+                    damping = damping + self.l2 * scalar(trees.inner(vectors[i], vectors[j]))
+                bend[i][j] = bend[j][i] = scalar(fisher[i, j]) + damping
         return bend, [scalar(trees.inner(v, self.gradient)) for v in vectors]
 
     @cached_property
@@ -85,7 +95,7 @@ class LocalModel:
     def of_each_layer(
         self, v: Tree, fisher: FisherType, rng: Rng
     ) -> dict[str, tuple[Scalar, Scalar]]:
-        """v_iᵀ (F_ii + damping · I) v_i and ∇h_iᵀ v_i of each parameter, by its path.
+        """v_iᵀ (F_ii + λ diag(u_i)⁻² + η I) v_i and ∇h_iᵀ v_i of each parameter, by its path.
 
         The block F_ii is formed from the vectors of `fisher`: unbiased for `MonteCarlo`, exact for
         `Exact`.
@@ -93,7 +103,31 @@ class LocalModel:
         forms = block_forms(self.evaluation, v, fisher, rng)
         gradients = dict(trees.items(self.gradient))
         found = {}
+        relative = dict(trees.items(in_units(v, self.units, -1.0)))
         for path, own in trees.items(v):
-            bend = forms[path] + self.damping * scalar(trees.squared_norm(own))
+            bend = forms[path] + self.damping * scalar(trees.squared_norm(relative[path]))
+            if self.l2:
+                bend = bend + self.l2 * scalar(trees.squared_norm(own))
             found[path] = (bend, scalar(trees.inner(gradients[path], own)))
         return found
+
+
+def in_units(v: Tree, units: Mapping[str, Units], power: float = 1.0) -> Tree:
+    """u^power ∘ v, for each parameter that has units.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> in_units((np.ones((2, 2)),), {"0": (np.asarray([[2.0], [4.0]]), np.asarray([[0.5, 1.0]]))})
+    (array([[1., 2.],
+           [2., 4.]]),)
+    """
+    if not units:
+        return v
+
+    def leaf(path: str, x: Array) -> Array:
+        for u in units.get(path, ()):
+            x = x * u**power
+        return x
+
+    return trees.map_named(leaf, v)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -38,11 +39,15 @@ def published(objective: Objective, **changes: Any) -> KFAC:
     kfac = KFAC(
         objective,
         step_rule=QuadraticModel(bounded=False, least_examples=1),
-        damping=LevenbergMarquardt(initial=150.0, floor=0.0),
+        damping=LevenbergMarquardt(initial=150.0, decay=19 / 20, floor=0.0, ceiling=math.inf),
         gamma=GammaSearch(),
         averaging=IterateAverage(),
         refresh=Refresh(),
         statistics_fraction=1 / 8,
+        least_statistics=1,
+        l2=1e-5,
+        relative=False,
+        guard=None,
     )
     return replace(kfac, **changes)
 
@@ -87,6 +92,8 @@ def practical(
         damping=ConstantDamping(damping),
         gamma=CoupledGamma(),
         statistics_fraction=1.0,
+        l2=1e-5,
+        relative=False,
     )
     return replace(kfac, **changes)
 
