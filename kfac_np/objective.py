@@ -85,7 +85,7 @@ class Objective:
             Non-negative weights of the examples.
         rng : Rng, optional
             Random numbers for layers that draw some in training (Dropout); without it they draw
-            none. The same `rng` evaluates the same function.
+            none. Each evaluation draws on: give the same `Rng.child` again for the same function.
         doubts : Doubts, optional
             Takes the conditions on values that a device working ahead cannot tell yet, for the
             caller to settle; without it they are settled here.
@@ -95,9 +95,10 @@ class Objective:
         InputError
             Wrong shape, dtype or device, an empty batch, or non-finite values.
         """
-        z, cache = self._forward(params, x, t, weights, rng, doubts)
+        stream = None if rng is None else Rng.of(rng).spawn()  # kept, to draw the same again
+        z, cache = self._forward(params, x, t, weights, stream, doubts)
         scale = _scale(z, weights, self.network.couples_examples)
-        return Evaluation(self, params, x, cache, z, t, scale, rng)
+        return Evaluation(self, params, x, cache, z, t, scale, stream)
 
     def value(
         self,
@@ -129,7 +130,8 @@ class Objective:
         doubts: Doubts | None = None,
     ) -> Scalar:
         """`value`, which stays on a device that works ahead; `doubts` as in `evaluate`."""
-        z, _ = self._forward(params, x, t, weights, rng, doubts)
+        stream = None if rng is None else Rng.of(rng).spawn()
+        z, _ = self._forward(params, x, t, weights, stream, doubts)
         return _mean_value(self.loss, z, t, _scale(z, weights, self.network.couples_examples))
 
     def evaluation(self, params: Tree, x: Array) -> Objective:
@@ -169,7 +171,7 @@ class Objective:
         if rng is None:
             z, cache = self.network.forward(params, x)
         else:
-            z, cache = self.network.forward_random(params, x, rng)
+            z, cache = self.network.forward_random(params, x, rng.child())
         if z.ndim < 2:
             raise ShapeError(f"network: expected outputs (N, ..., C), got shape {z.shape}")
         if works_ahead(z) and _checks_late(self.loss):
@@ -272,7 +274,8 @@ class Evaluation:
         x, t = self.inputs[rows, ...], self.targets[rows, ...]
         if self.scale.coupled:
             w = None if weights is None else weights[rows]
-            return self.objective.evaluate(self.params, x, t, w, self.rng)
+            rng = None if self.rng is None else self.rng.child()  # the same masks
+            return self.objective.evaluate(self.params, x, t, w, rng)
         return Evaluation(
             self.objective,
             self.params,

@@ -69,7 +69,8 @@ def fisher_product(e: Evaluation, v: Tree, fisher: FisherType, rng: Rng | None =
     fisher : FisherType
         Exact, MonteCarlo or Empirical.
     rng : Rng, optional
-        For MonteCarlo.
+        For MonteCarlo. Each call draws on: for products with one and the same matrix give the same
+        `Rng.child` each time, or none.
 
     Returns
     -------
@@ -206,7 +207,8 @@ def block_forms(
         In the structure of the parameters.
     fisher : FisherType
     rng : Rng, optional
-        For MonteCarlo.
+        For MonteCarlo. Each call draws on: for products with one and the same matrix give the same
+        `Rng.child` each time, or none.
 
     Returns
     -------

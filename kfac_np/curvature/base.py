@@ -127,7 +127,8 @@ class Curvature(ABC):
         e : Evaluation
         fisher : FisherType
         rng : Rng
-            For a Fisher type that samples.
+            For a Fisher type that samples. Each estimate draws on: give the same `Rng.child`
+            again for the same targets.
         old : dict, optional
             The moments so far, for a curvature that measures along directions it has from them
             (`EKFAC`). They are not averaged here: see `mix`.

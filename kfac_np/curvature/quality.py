@@ -159,7 +159,7 @@ def quality(
     >>> [q.path for q in found.layers], found.layers[1].relative_error < 1e-5
     (['0', '2'], True)
     """
-    rng = rng or Rng(0)
+    rng = Rng.of(rng or 0).spawn()
     if moments is None:
         moments = curvature.estimate(e, fisher or Exact(), rng.child("fisher"))
     if vectors is None:

@@ -33,7 +33,7 @@ from kfac_np.curvature import (
     LadderEvent,
     Moments,
 )
-from kfac_np.errors import ConfigError, DivergenceError, InputError
+from kfac_np.errors import ConfigError, DivergenceError, InputError, plain_fields
 from kfac_np.fisher import FisherType, MonteCarlo
 from kfac_np.objective import Evaluation, Objective
 from kfac_np.optimizers.averaging import IterateAverage, MovingAverage
@@ -205,6 +205,7 @@ class KFAC(Optimizer):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_part("KFAC objective", self.objective, Objective)
         require_part("KFAC curvature", self.curvature, Curvature)
         require_part("KFAC fisher", self.fisher, FisherType)
@@ -283,7 +284,7 @@ class KFAC(Optimizer):
         rho, decrease, next_damping = None, choice.decrease, damping
         if self.damping.measures(k):
             decrease = model.decrease(update) if decrease is None else decrease
-            value = self.objective.mean_value(params, x, t, weights, noise, doubts)
+            value = self.objective.mean_value(params, x, t, weights, noise.child(), doubts)
             value = value + l2_term(params, self.l2)
             good = isfinite(value)  # or it is not a place to go to, and λ was too small
             change = select(good, value - h.value, math.nan)
