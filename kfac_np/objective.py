@@ -14,6 +14,7 @@ from kfac_np.backend import (
     Rng,
     Scalar,
     array_namespace,
+    quiet,
     require_array,
     require_finite,
     require_float,
@@ -64,6 +65,7 @@ class Objective:
             if not isinstance(value, kind):
                 raise InputError(f"Objective: expected a {kind.__name__} as {name}, got {value!r}")
 
+    @quiet
     def evaluate(
         self,
         params: Tree,
@@ -120,6 +122,7 @@ class Objective:
         """
         return float(self.mean_value(params, x, t, weights, rng))
 
+    @quiet
     def mean_value(
         self,
         params: Tree,
@@ -134,6 +137,7 @@ class Objective:
         z, _ = self._forward(params, x, t, weights, stream, doubts)
         return _mean_value(self.loss, z, t, _scale(z, weights, self.network.couples_examples))
 
+    @quiet
     def evaluation(self, params: Tree, x: Array) -> Objective:
         """The objective as it is used after training.
 
@@ -247,6 +251,7 @@ class Evaluation:
         return float(self.mean_value)
 
     @cached_property
+    @quiet
     def mean_value(self) -> Scalar:
         """`value`, which stays on a device that works ahead."""
         return _mean_value(self.objective.loss, self.outputs, self.targets, self.scale)
@@ -287,6 +292,7 @@ class Evaluation:
             self.rng,
         )
 
+    @quiet
     def backward(self, vectors: Array) -> Tree:
         """Statistics for vectors of the outputs' shape, or (K, *outputs.shape); not divided."""
         z = self.outputs
@@ -298,6 +304,7 @@ class Evaluation:
         network = self.objective.network
         return network.backward(self.params, self.cache, vectors, wrt_input=False)[1]
 
+    @quiet
     def jvp(self, dparams: Tree) -> Array:
         """J_n v for each term: how the outputs move along `dparams`, shape of the outputs."""
         self.require_tangent(dparams)
@@ -308,6 +315,7 @@ class Evaluation:
         """Raise `ShapeError` unless `dparams` has the structure and shapes of the parameters."""
         trees.map_named(_require_same_shape, self.params, dparams)
 
+    @quiet
     def output_gradient(self) -> Array:
         """w_n ∂ℓ/∂z for each term, shape of the outputs; not divided by M."""
         g = self.objective.loss.gradient(self.outputs, self.targets)
@@ -321,6 +329,7 @@ class Evaluation:
         xp = array_namespace(w)
         return v * xp.reshape(w, (self.scale.examples, *(1,) * (self.outputs.ndim - 1)))
 
+    @quiet
     def mean_gradient(self, statistics: Tree) -> Tree:
         """Gradient tree from statistics: summed over examples, divided by M."""
         factor = 1.0 / self.scale.terms

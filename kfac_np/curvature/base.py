@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kfac_np import trees
-from kfac_np.backend import Array, Rng
+from kfac_np.backend import Array, Rng, quiet, quiet_methods
 from kfac_np.curvature.ladder import Ladder, LadderEvent
+from kfac_np.errors import require_instance
 from kfac_np.fisher import FisherType
 from kfac_np.layers import Layer
 from kfac_np.matrices import Matrix, TreeMatrix
@@ -113,6 +114,12 @@ class Curvature(ABC):
     array([[2.]])
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        quiet_methods(cls, "estimate", "mix", "matrix", "block_traces", "factorise")
+        quiet_methods(cls, "solve", "solve_mean")
+
+    @quiet
     def estimate(
         self,
         e: Evaluation,
@@ -140,6 +147,7 @@ class Curvature(ABC):
         """
         return accumulate(e, fisher, rng, self.input_moments, self.moments)
 
+    @quiet
     def mix(
         self, old: dict[str, Moments], new: dict[str, Moments], epsilon: float
     ) -> dict[str, Moments]:
@@ -273,6 +281,8 @@ def accumulate(
     >>> accumulate(e, Exact(budget_bytes=1), Rng(0), lambda *_: {}, counting)
     {'': {'chunks': array([3.])}}
     """
+    require_instance("estimate: e", e, Evaluation)
+    require_instance("estimate: fisher", fisher, FisherType)
     first: dict[str, Moments] = {}
     total: dict[str, Moments] = {}
     for statistics in fisher.statistics(e, rng):

@@ -6,7 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import Any, final
 
-from kfac_np.backend import Array, Backend, Doubts, Rng, array_namespace, require_array, truth
+from kfac_np.backend import (
+    Array,
+    Backend,
+    Doubts,
+    Rng,
+    array_namespace,
+    require_array,
+    require_indices,
+)
 from kfac_np.errors import InputError, ShapeError, plain_fields, require_callable, require_sizes
 from kfac_np.layers.base import Layer
 from kfac_np.layers.initializers import Initializer
@@ -82,15 +90,7 @@ class Embedding(Layer):
         self._require_whole(x)
         if math.prod(x.shape) == 0:
             return
-        xp = array_namespace(x)
-        low, high = xp.astype(xp.min(x), xp.int64), xp.astype(xp.max(x), xp.int64)
-        doubts.require(
-            truth((low >= 0) & (high < self.size)),
-            lambda: InputError(
-                f"x: {self!r} expected whole numbers 0..{self.size - 1}, "
-                f"got {int(low)}..{int(high)}"
-            ),
-        )
+        require_indices(f"x: {self!r} expected whole numbers", x, self.size, doubts)
 
     def input_dtype(self, like: Array) -> Any:
         return array_namespace(like).int64
