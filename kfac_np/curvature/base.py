@@ -116,8 +116,8 @@ class Curvature(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        quiet_methods(cls, "estimate", "mix", "matrix", "block_traces", "factorise")
-        quiet_methods(cls, "solve", "solve_mean")
+        quiet_methods(cls, "estimate", "mix", "matrix", "block_traces")
+        quiet_methods(cls, "factorise", "solve", "solve_mean")
 
     @quiet
     def estimate(
@@ -184,6 +184,7 @@ class Curvature(ABC):
     def matrix(self, moments: dict[str, Moments], params: Tree) -> TreeMatrix:
         """The undamped approximation as a matrix that acts on trees like `params`."""
 
+    @quiet
     def block_traces(self, moments: dict[str, Moments], params: Tree) -> dict[str, Array]:
         """Those of `matrix`: the trace of each parameter's block, empty where there are none.
 
