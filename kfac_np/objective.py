@@ -23,7 +23,7 @@ from kfac_np.backend import (
     truth,
     works_ahead,
 )
-from kfac_np.errors import InputError, ShapeError
+from kfac_np.errors import InputError, ShapeError, is_whole
 from kfac_np.layers import Layer
 from kfac_np.losses import Loss
 from kfac_np.statistics import Scale
@@ -270,8 +270,8 @@ class Evaluation:
         What was forwarded is cut; a network whose examples influence each other is forwarded
         again, since their batch statistics are others.
         """
-        if not 1 <= n <= self.scale.examples:
-            raise InputError(f"n: expected 1..{self.scale.examples} examples, got {n}")
+        if not is_whole(n) or not 1 <= n <= self.scale.examples:
+            raise InputError(f"n: expected 1..{self.scale.examples} examples, got {n!r}")
         if n == self.scale.examples:
             return self
         rows = slice(0, n)

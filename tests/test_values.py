@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kfac_np.backend import get_backend
+from kfac_np.backend import Rng, get_backend, tf32
 from kfac_np.curvature import (
     EKFAC,
     BlockDiagonal,
@@ -43,6 +43,7 @@ from kfac_np.layers import (
     Tanh,
     Tied,
 )
+from kfac_np.layers.initializers import sparse
 from kfac_np.losses import SquaredError
 from kfac_np.objective import Objective
 from kfac_np.optimizers import (
@@ -215,6 +216,10 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: quality(BlockDiagonal(), evaluation()), "quality: e: expected an Evaluation, got"),
     (lambda: BlockDiagonal().estimate(MonteCarlo(1), evaluation(), 0), "estimate: e: expected an"),
     (lambda: BlockDiagonal().estimate(evaluation(), 1, 0), "estimate: fisher: expected a Fisher"),
+    (lambda: evaluation().take("1"), r"n: expected 1\.\.2 examples, got '1'"),
+    (lambda: evaluation().take(True), r"n: expected 1\.\.2 examples, got True"),
+    (lambda: sparse(Rng(0), 3, 2, get_backend(), connections=0.5), "sparse: expected connections"),
+    (lambda: tf32(get_backend(), "no").__enter__(), "tf32 enabled: expected a bool, got 'no'"),
     (lambda: OBJECTIVE.evaluate(*single()), "x: expected dtype float32 .*; backend.asarray gives"),
 ]
 
