@@ -5,6 +5,11 @@ A message is one line that names the layer or argument, what was expected, and w
 
 from __future__ import annotations
 
+import dataclasses
+import numbers
+import operator
+from typing import Any, TypeGuard
+
 __all__ = [
     "CheckpointError",
     "ConfigError",
@@ -16,6 +21,9 @@ __all__ = [
     "KfacError",
     "ShapeError",
     "TargetError",
+    "is_number",
+    "is_whole",
+    "plain_fields",
     "require_callable",
     "require_count",
     "require_in",
@@ -137,6 +145,59 @@ class CheckpointError(KfacError):
     """
 
 
+def is_whole(value: object) -> TypeGuard[int]:
+    """Tell whether `value` is an integer, of Python or of NumPy; no bool.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> is_whole(3), is_whole(np.uint8(3)), is_whole(3.0), is_whole(True)
+    (True, True, False, False)
+    """
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Tell whether `value` is a real number, of Python or of NumPy; no bool.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> is_number(0.5), is_number(np.float32(0.5)), is_number("0.5"), is_number(True)
+    (True, True, False, False)
+    """
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def plain_fields(settings: Any) -> None:
+    """Make NumPy's numbers Python's own, and lists tuples, in the fields of a frozen dataclass.
+
+    To be called first in `__post_init__`. Settings are then equal, printed and saved alike
+    wherever they came from, and a `float64` rate does not turn `float32` parameters into doubles.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kfac_np.layers import Conv
+    >>> Conv(np.int64(3), 8, [5, np.int8(5)])
+    Conv(3, 8, (5, 5))
+    """
+    for field in dataclasses.fields(settings):
+        object.__setattr__(settings, field.name, _plain(getattr(settings, field.name)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    if is_whole(value):
+        return operator.index(value)
+    if is_number(value):
+        return float(value)  # NumPy's double is a float to Python, too, but not a plain one
+    if getattr(value, "shape", None) == () and str(getattr(value, "dtype", "")) == "bool":
+        return bool(value)
+    return value
+
+
 def require_instance(what: str, value: object, kind: type, *, optional: bool = False) -> None:
     """Raise `InputError` unless `value` is a `kind` (or None, if that may be).
 
@@ -160,7 +221,7 @@ def require_count(what: str, value: object) -> None:
     Traceback (most recent call last):
     kfac_np.errors.InputError: MonteCarlo: expected samples >= 1, got 0
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not is_whole(value) or value < 1:
         raise InputError(f"{what} >= 1, got {value!r}")
 
 
@@ -174,7 +235,7 @@ def require_sizes(name: str, **sizes: object) -> None:
     kfac_np.errors.InputError: Dense: expected d_out to be a positive integer, got 0
     """
     for option, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        if not is_whole(size) or size < 1:
             raise InputError(f"{name}: expected {option} to be a positive integer, got {size!r}")
 
 
@@ -200,6 +261,5 @@ def require_in(what: str, value: object, low: float, high: float, interval: str)
     Traceback (most recent call last):
     kfac_np.errors.InputError: Dropout rate: expected a number in [0, 1), got '0.5'
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not low <= value < high:  # type: ignore[operator]
+    if not is_number(value) or not low <= value < high:
         raise InputError(f"{what}: expected a number in {interval}, got {value!r}")

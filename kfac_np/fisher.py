@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, Rng, array_namespace
-from kfac_np.errors import require_count
+from kfac_np.errors import plain_fields, require_count
 from kfac_np.objective import Evaluation
 from kfac_np.trees import Tree
 
@@ -38,7 +38,10 @@ class FisherType(ABC):
 
     @abstractmethod
     def vectors(self, e: Evaluation, rng: Rng) -> Iterator[Array]:
-        """Yield arrays (K, N, [S,] C), K summed over all chunks; √weights are included."""
+        """Yield arrays (K, N, [S,] C), K summed over all chunks; √weights are included.
+
+        Where v is sampled, each call draws on from `rng` (or the children of its `Rng.spawn`).
+        """
 
     def statistics(self, e: Evaluation, rng: Rng) -> Iterator[Tree]:
         """Carry each chunk back: trees of statistics, whose second moments add up."""
@@ -74,6 +77,7 @@ class Exact(FisherType):
     budget_bytes: int = 2**28
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_count("Exact: expected budget_bytes", self.budget_bytes)
 
     def vectors(self, e: Evaluation, rng: Rng) -> Iterator[Array]:
@@ -114,12 +118,13 @@ class MonteCarlo(FisherType):
     samples: int = 1
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_count("MonteCarlo: expected samples", self.samples)
 
     def vectors(self, e: Evaluation, rng: Rng) -> Iterator[Array]:
-        loss, z = e.objective.loss, e.outputs
+        loss, z, streams = e.objective.loss, e.outputs, Rng.of(rng).spawn()
         for k in range(self.samples):
-            v = loss.sample_gradient(rng.child(k), z)
+            v = loss.sample_gradient(streams.child(k), z)
             v = v * self.samples**-0.5 if self.samples > 1 else v
             yield e.weighted(v, 0.5)[None, ...]
 

@@ -14,6 +14,7 @@ from kfac_np.backend import (
     Rng,
     Scalar,
     array_namespace,
+    quiet,
     require_array,
     require_finite,
     require_float,
@@ -23,7 +24,7 @@ from kfac_np.backend import (
     truth,
     works_ahead,
 )
-from kfac_np.errors import InputError, ShapeError
+from kfac_np.errors import InputError, ShapeError, is_whole
 from kfac_np.layers import Layer
 from kfac_np.losses import Loss
 from kfac_np.statistics import Scale
@@ -65,6 +66,7 @@ class Objective:
             if not isinstance(value, kind):
                 raise InputError(f"Objective: expected a {kind.__name__} as {name}, got {value!r}")
 
+    @quiet
     def evaluate(
         self,
         params: Tree,
@@ -86,7 +88,7 @@ class Objective:
             Non-negative weights of the examples.
         rng : Rng, optional
             Random numbers for layers that draw some in training (Dropout); without it they draw
-            none. The same `rng` evaluates the same function.
+            none. Each evaluation draws on: give the same `Rng.child` again for the same function.
         doubts : Doubts, optional
             Takes the conditions on values that a device working ahead cannot tell yet, for the
             caller to settle; without it they are settled here.
@@ -96,9 +98,10 @@ class Objective:
         InputError
             Wrong shape, dtype or device, an empty batch, or non-finite values.
         """
-        z, cache = self._forward(params, x, t, weights, rng, doubts)
+        stream = None if rng is None else Rng.of(rng).spawn()  # kept, to draw the same again
+        z, cache = self._forward(params, x, t, weights, stream, doubts)
         scale = _scale(z, weights, self.network.couples_examples)
-        return Evaluation(self, params, x, cache, z, t, scale, rng)
+        return Evaluation(self, params, x, cache, z, t, scale, stream)
 
     def value(
         self,
@@ -120,6 +123,7 @@ class Objective:
         """
         return float(self.mean_value(params, x, t, weights, rng))
 
+    @quiet
     def mean_value(
         self,
         params: Tree,
@@ -130,9 +134,11 @@ class Objective:
         doubts: Doubts | None = None,
     ) -> Scalar:
         """`value`, which stays on a device that works ahead; `doubts` as in `evaluate`."""
-        z, _ = self._forward(params, x, t, weights, rng, doubts)
+        stream = None if rng is None else Rng.of(rng).spawn()
+        z, _ = self._forward(params, x, t, weights, stream, doubts)
         return _mean_value(self.loss, z, t, _scale(z, weights, self.network.couples_examples))
 
+    @quiet
     def evaluation(self, params: Tree, x: Array) -> Objective:
         """The objective as it is used after training.
 
@@ -170,7 +176,7 @@ class Objective:
         if rng is None:
             z, cache = self.network.forward(params, x)
         else:
-            z, cache = self.network.forward_random(params, x, rng)
+            z, cache = self.network.forward_random(params, x, rng.child())
         if z.ndim < 2:
             raise ShapeError(f"network: expected outputs (N, ..., C), got shape {z.shape}")
         if works_ahead(z) and _checks_late(self.loss):
@@ -246,6 +252,7 @@ class Evaluation:
         return float(self.mean_value)
 
     @cached_property
+    @quiet
     def mean_value(self) -> Scalar:
         """`value`, which stays on a device that works ahead."""
         return _mean_value(self.objective.loss, self.outputs, self.targets, self.scale)
@@ -275,8 +282,8 @@ class Evaluation:
         What was forwarded is cut; a network whose examples influence each other is forwarded
         again, since their batch statistics are others.
         """
-        if not 1 <= n <= self.scale.examples:
-            raise InputError(f"n: expected 1..{self.scale.examples} examples, got {n}")
+        if not is_whole(n) or not 1 <= n <= self.scale.examples:
+            raise InputError(f"n: expected 1..{self.scale.examples} examples, got {n!r}")
         if n == self.scale.examples:
             return self
         rows = slice(0, n)
@@ -284,7 +291,8 @@ class Evaluation:
         x, t = self.inputs[rows, ...], self.targets[rows, ...]
         if self.scale.coupled:
             w = None if weights is None else weights[rows]
-            return self.objective.evaluate(self.params, x, t, w, self.rng)
+            rng = None if self.rng is None else self.rng.child()  # the same masks
+            return self.objective.evaluate(self.params, x, t, w, rng)
         return Evaluation(
             self.objective,
             self.params,
@@ -296,6 +304,7 @@ class Evaluation:
             self.rng,
         )
 
+    @quiet
     def backward(self, vectors: Array) -> Tree:
         """Statistics for vectors of the outputs' shape, or (K, *outputs.shape); not divided."""
         z = self.outputs
@@ -307,6 +316,7 @@ class Evaluation:
         network = self.objective.network
         return network.backward(self.params, self.cache, vectors, wrt_input=False)[1]
 
+    @quiet
     def jvp(self, dparams: Tree) -> Array:
         """J_n v for each term: how the outputs move along `dparams`, shape of the outputs."""
         self.require_tangent(dparams)
@@ -317,6 +327,7 @@ class Evaluation:
         """Raise `ShapeError` unless `dparams` has the structure and shapes of the parameters."""
         trees.map_named(_require_same_shape, self.params, dparams)
 
+    @quiet
     def output_gradient(self) -> Array:
         """w_n ∂ℓ/∂z for each term, shape of the outputs; not divided by M."""
         g = self.objective.loss.gradient(self.outputs, self.targets)
@@ -330,6 +341,7 @@ class Evaluation:
         xp = array_namespace(w)
         return v * xp.reshape(w, (self.scale.examples, *(1,) * (self.outputs.ndim - 1)))
 
+    @quiet
     def mean_gradient(self, statistics: Tree) -> Tree:
         """Gradient tree from statistics: summed over examples, divided by M."""
         factor = 1.0 / self.scale.terms

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kfac_np import trees
-from kfac_np.backend import Array, Rng, Scalar, array_namespace, scalar
+from kfac_np.backend import Array, Rng, Scalar, array_namespace, quiet, scalar
 from kfac_np.errors import CurvatureError, InputError
 from kfac_np.fisher import Exact, FisherType, InputOnly
 from kfac_np.objective import Evaluation
@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 
+@quiet
 def ggn_product(e: Evaluation, v: Tree) -> Tree:
     """(1/M) Σ_n w_n J_nᵀ (∂²ℓ/∂z²) J_n v: one jvp, a small product, one backward pass.
 
@@ -59,6 +60,7 @@ def ggn_product(e: Evaluation, v: Tree) -> Tree:
     return e.mean_gradient(e.backward(e.weighted(u)))
 
 
+@quiet
 def fisher_product(e: Evaluation, v: Tree, fisher: FisherType, rng: Rng | None = None) -> Tree:
     """F v = (1/M) Σ_n J_nᵀ B_n J_n v for any Fisher type.
 
@@ -69,7 +71,8 @@ def fisher_product(e: Evaluation, v: Tree, fisher: FisherType, rng: Rng | None =
     fisher : FisherType
         Exact, MonteCarlo or Empirical.
     rng : Rng, optional
-        For MonteCarlo.
+        For MonteCarlo. Each call draws on: for products with one and the same matrix give the same
+        `Rng.child` each time, or none.
 
     Returns
     -------
@@ -109,6 +112,7 @@ def fisher_product(e: Evaluation, v: Tree, fisher: FisherType, rng: Rng | None =
     return e.mean_gradient(e.backward(total))
 
 
+@quiet
 def quadratic_forms(e: Evaluation, vectors: Sequence[Tree]) -> Array:
     """Gram matrix u_iᵀ F u_j with the exact Fisher, without a backward pass.
 
@@ -151,6 +155,7 @@ def quadratic_forms(e: Evaluation, vectors: Sequence[Tree]) -> Array:
     return tangent_forms(e, [e.jvp(v) for v in vectors])
 
 
+@quiet
 def tangent_forms(e: Evaluation, tangents: Sequence[Array]) -> Array:
     """`quadratic_forms` of vectors whose tangents J u (`Evaluation.jvp`) are known.
 
@@ -191,6 +196,7 @@ def tangent_forms(e: Evaluation, tangents: Sequence[Array]) -> Array:
     return (0.5 / e.scale.terms) * (gram + gram.T)
 
 
+@quiet
 def block_forms(
     e: Evaluation, v: Tree, fisher: FisherType, rng: Rng | None = None
 ) -> dict[str, Scalar]:
@@ -206,7 +212,8 @@ def block_forms(
         In the structure of the parameters.
     fisher : FisherType
     rng : Rng, optional
-        For MonteCarlo.
+        For MonteCarlo. Each call draws on: for products with one and the same matrix give the same
+        `Rng.child` each time, or none.
 
     Returns
     -------
@@ -248,6 +255,7 @@ def block_forms(
     return total
 
 
+@quiet
 def hessian_product(e: Evaluation, v: Tree) -> Tree:
     """∇²L(θ) v: the GGN product plus (1/M) Σ_n w_n (∂ℓ/∂z)·(∂²z v).
 

@@ -73,7 +73,7 @@ def test_the_page_on_convolutions_is_true():
         ("cache.product(dparams.T)", "0.0 * cache.product(dparams.T)", "adjointness"),
         ("return cache.take(rows)", "return cache.take(slice(2, 4))", "take"),
         ("(params * g if", "(g if", "adjointness"),
-        ('rng.child("jitter").normal', "rng.normal", "random_numbers"),
+        ("noise = rng.normal", "noise = Rng(id(rng)).normal", "random_numbers"),
         ("return True", "return False", "coupling"),
         ("return Shift(mean), x - mean", "return self, x - mean", "evaluation"),
         ("return self.trials * logistic(z) - t", "return logistic(z) - t", "gradient"),

@@ -10,6 +10,7 @@ from kfac_np.backend.checks import (
     require_array,
     require_finite,
     require_float,
+    require_indices,
     require_same_place,
 )
 from kfac_np.backend.fused import (
@@ -35,6 +36,7 @@ from kfac_np.backend.patches import (
     unfold,
 )
 from kfac_np.backend.precision import tf32
+from kfac_np.backend.quiet import quiet, quiet_methods
 from kfac_np.backend.random import Rng
 from kfac_np.backend.scalars import (
     Doubts,
@@ -83,10 +85,13 @@ __all__ = [
     "pad",
     "patch_budget",
     "prefetch",
+    "quiet",
+    "quiet_methods",
     "rectify",
     "require_array",
     "require_finite",
     "require_float",
+    "require_indices",
     "require_same_place",
     "scalar",
     "second_moment",

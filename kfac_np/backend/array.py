@@ -9,6 +9,7 @@ from typing import Any, Protocol, final
 import array_api_compat
 import numpy as np
 
+from kfac_np.backend.quiet import quiet
 from kfac_np.errors import ConfigError
 
 __all__ = ["Array", "Backend", "array_namespace", "get_backend", "to_numpy"]
@@ -145,8 +146,11 @@ class Backend:
         """Name of the library behind the namespace: numpy, cupy, torch, ..."""
         return str(self.xp.__name__).rpartition(".")[2]
 
+    @quiet
     def asarray(self, values: Any, dtype: Any = None) -> Array:
         """Put host values on the device; floats get the backend's dtype, others keep theirs.
+
+        What is too large for single precision becomes Inf, which whatever takes it refuses.
 
         Parameters
         ----------
@@ -216,13 +220,14 @@ _MODULES = {
 }
 
 
-def get_backend(name: str = "numpy", dtype: str = "float32", device: Any = None) -> Backend:
+def get_backend(name: str = "numpy", dtype: Any = "float32", device: Any = None) -> Backend:
     """Resolve a backend by name.
 
     Parameters
     ----------
     name : {"numpy", "cupy", "torch", "array_api_strict"}
     dtype : {"float32", "float64"}
+        Or what NumPy or the library has for them.
     device : object, optional
         A device of that library; its default device when omitted.
 
@@ -243,9 +248,11 @@ def get_backend(name: str = "numpy", dtype: str = "float32", device: Any = None)
     Traceback (most recent call last):
     kfac_np.errors.ConfigError: backend: expected one of numpy, cupy, torch, ...; got 'fortran'
     """
-    if name not in _MODULES:
+    if not isinstance(name, str) or name not in _MODULES:
         raise ConfigError(f"backend: expected one of {', '.join(_MODULES)}; got {name!r}")
-    if dtype not in ("float32", "float64"):
+    # A name, a class of NumPy, or what calls itself by a name: torch.float32
+    kind = getattr(dtype, "__name__", str(dtype)).rpartition(".")[2]
+    if kind not in ("float32", "float64"):
         raise ConfigError(f"dtype: expected float32 or float64, got {dtype!r}")
     try:
         xp = importlib.import_module(_MODULES[name])
@@ -253,7 +260,7 @@ def get_backend(name: str = "numpy", dtype: str = "float32", device: Any = None)
         extra = " (pip install 'kfac_np[cuda12x]' or 'kfac_np[cuda13x]')" if name == "cupy" else ""
         raise ConfigError(f"backend {name!r} is not installed{extra}: {error}") from error
     try:
-        sample = xp.zeros(1, dtype=getattr(xp, dtype), device=device)
+        sample = xp.zeros(1, dtype=getattr(xp, kind), device=device)
     except Exception as error:  # every library refuses in its own way
         raise ConfigError(f"device: {name} cannot make arrays on {device!r} ({error})") from error
     return Backend(xp, array_api_compat.device(sample), sample.dtype)

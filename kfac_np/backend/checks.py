@@ -9,10 +9,17 @@ import array_api_compat
 import numpy as np
 
 from kfac_np.backend.array import Array, array_namespace
-from kfac_np.backend.scalars import Doubts, are_finite
+from kfac_np.backend.scalars import Doubts, are_finite, truth
 from kfac_np.errors import InputError
 
-__all__ = ["all_finite", "require_array", "require_finite", "require_float", "require_same_place"]
+__all__ = [
+    "all_finite",
+    "require_array",
+    "require_finite",
+    "require_float",
+    "require_indices",
+    "require_same_place",
+]
 
 
 def all_finite(*arrays: Array) -> bool:
@@ -86,6 +93,30 @@ def require_finite(name: str, x: Array, doubts: Doubts | None = None) -> None:
         own.settle()
 
 
+def require_indices(
+    what: str, x: Array, size: int, doubts: Doubts, error: type[InputError] = InputError
+) -> None:
+    """Raise `error` unless all integers of `x` are 0..size-1: here, or where `doubts` are settled.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> require_indices("x: expected words", np.asarray([0, -1]).astype(np.uint64), 9, Doubts())
+    Traceback (most recent call last):
+    kfac_np.errors.InputError: x: expected words 0..8, got -1..0 (uint64 as int64)
+    """
+    xp = array_namespace(x)
+    # As they will be used to count with: what is beyond int64 is negative then. The size may be
+    # beyond what the integers' own type holds.
+    signed = xp.astype(x, xp.int64, copy=False)
+    low, high = xp.min(signed), xp.max(signed)
+    note = " (uint64 as int64)" if "uint64" in str(x.dtype) else ""
+    doubts.require(
+        truth((low >= 0) & (high < size)),
+        lambda: error(f"{what} 0..{size - 1}, got {int(low)}..{int(high)}{note}"),
+    )
+
+
 def require_same_place(name: str, x: Array, like: Array, like_name: str = "parameters") -> None:
     """Raise `InputError` unless `x` and `like` share library, device and (if floating) dtype.
 
@@ -96,7 +127,7 @@ def require_same_place(name: str, x: Array, like: Array, like_name: str = "param
     >>> import numpy as np
     >>> require_same_place("x", np.ones(2), np.ones(2, dtype=np.float32))
     Traceback (most recent call last):
-    kfac_np.errors.InputError: x: expected dtype float32 as the parameters have, got float64
+    kfac_np.errors.InputError: x: expected dtype float32 as the parameters have, got float64; ...
     """
     require_array(name, x)
     xp, other = array_namespace(x), array_namespace(like)
@@ -110,5 +141,6 @@ def require_same_place(name: str, x: Array, like: Array, like_name: str = "param
         raise InputError(f"{name}: expected device {there} as the {like_name} have, got {here}")
     if xp.isdtype(x.dtype, "real floating") and x.dtype != like.dtype:
         raise InputError(
-            f"{name}: expected dtype {like.dtype} as the {like_name} have, got {x.dtype}"
+            f"{name}: expected dtype {like.dtype} as the {like_name} have, got {x.dtype}; "
+            "backend.asarray gives floats the backend's dtype"
         )

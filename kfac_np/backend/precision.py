@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import array_api_compat
 
 from kfac_np.backend.array import Backend
-from kfac_np.errors import ConfigError
+from kfac_np.errors import ConfigError, require_instance
 
 __all__ = ["tf32"]
 
@@ -49,6 +49,7 @@ def tf32(backend: Backend, enabled: bool = True) -> Iterator[None]:
     Traceback (most recent call last):
     kfac_np.errors.ConfigError: tf32: expected a backend of cupy, got numpy
     """
+    require_instance("tf32 enabled", enabled, bool)
     if not array_api_compat.is_cupy_namespace(backend.xp):
         if enabled:
             raise ConfigError(f"tf32: expected a backend of cupy, got {backend.name}")

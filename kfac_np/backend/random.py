@@ -10,7 +10,7 @@ import numpy as np
 
 from kfac_np.backend.array import Array, Backend
 from kfac_np.backend.fused import bernoulli
-from kfac_np.errors import InputError
+from kfac_np.errors import InputError, is_whole
 
 __all__ = ["Rng"]
 
@@ -18,6 +18,11 @@ __all__ = ["Rng"]
 @final
 class Rng:
     """A stream of random numbers determined by a seed and a path of integer or string keys.
+
+    A stream goes on, as NumPy's generators do: whatever is given one (`Layer.init`,
+    `Objective.evaluate`, `Curvature.estimate`, `Matrix.sample`, ...) takes its next numbers, and
+    called again takes others. To draw the same again give the same `child` again, which starts
+    from its beginning each time.
 
     Draws are made by NumPy (PCG64) on the host and then moved to the device, so that runs on
     different backends see the same numbers. Training uses one stream a step,
@@ -41,17 +46,42 @@ class Rng:
     >>> a, b = Rng(0).child("targets", 7), Rng(0, "targets", 7)
     >>> bool((a.permutation(5) == b.permutation(5)).all())
     True
+    >>> from kfac_np.backend import get_backend
+    >>> from kfac_np.layers import Dense
+    >>> rng = Rng(0)
+    >>> first, second = (Dense(2, 1).init(rng, get_backend()) for _ in range(2))
+    >>> bool((first == second).all())
+    False
     """
 
     def __init__(self, seed: int, *keys: int | str) -> None:
         given: list[Any] = [seed, *(k for k in keys if not isinstance(k, str))]
         for number in given:
-            if isinstance(number, bool) or not isinstance(number, int | np.integer):
+            if not is_whole(number):
                 raise InputError(f"Rng: expected whole numbers or names, got {number!r}")
         self.seed = int(seed)
         self.keys = keys
+        self._spawned = 0
         if negative := [k for k in (self.seed, *keys) if not isinstance(k, str) and k < 0]:
             raise InputError(f"Rng: expected a non-negative seed and keys, got {negative[0]}")
+
+    @classmethod
+    def of(cls, rng: Rng | int) -> Rng:
+        """The stream itself, or that of a seed: what `init` takes for an `Rng`.
+
+        Examples
+        --------
+        >>> Rng.of(3).seed
+        3
+        >>> Rng.of("3")
+        Traceback (most recent call last):
+        kfac_np.errors.InputError: rng: expected an Rng or a seed, got '3'
+        """
+        if isinstance(rng, Rng):
+            return rng
+        if not is_whole(rng):
+            raise InputError(f"rng: expected an Rng or a seed, got {rng!r}")
+        return cls(rng)
 
     @cached_property
     def _generator(self) -> np.random.Generator:
@@ -68,6 +98,22 @@ class Rng:
         (1, 'a')
         """
         return Rng(self.seed, *self.keys, *keys)
+
+    def spawn(self) -> Rng:
+        """Return a stream whose children nobody had before: another at each call.
+
+        For what draws from children of the stream it is given, and is to draw others when it is
+        given the stream again. The first has the children of the stream itself, so that a stream
+        that is used once, as those of the optimisers are, is its own.
+
+        Examples
+        --------
+        >>> rng = Rng(3)
+        >>> [rng.spawn().child("a").keys for _ in range(2)]
+        [('a',), ('spawn', 1, 'a')]
+        """
+        turn, self._spawned = self._spawned, self._spawned + 1
+        return self.child("spawn", turn) if turn else self.child()
 
     def normal(self, shape: tuple[int, ...], backend: Backend) -> Array:
         """Draw standard normal numbers.

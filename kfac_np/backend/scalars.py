@@ -37,6 +37,8 @@ Scalar = float | Array
 Truth = bool | Array
 """A condition, or a 0-d boolean array on a device that works ahead."""
 
+_NUMBERS, _TRUTHS = (int, float, np.number), (bool, np.bool_)  # of the host
+
 
 def works_ahead(x: Array) -> bool:
     """Tell whether calls on `x` return before the work is done, so that reading numbers waits.
@@ -103,7 +105,7 @@ def negation(condition: Truth) -> Truth:
     >>> negation(True)
     False
     """
-    return not condition if isinstance(condition, bool) else ~condition
+    return not condition if isinstance(condition, _TRUTHS) else ~condition
 
 
 def isfinite(x: Scalar) -> Truth:
@@ -114,7 +116,7 @@ def isfinite(x: Scalar) -> Truth:
     >>> isfinite(math.inf)
     False
     """
-    return math.isfinite(x) if isinstance(x, int | float) else array_namespace(x).isfinite(x)
+    return math.isfinite(x) if isinstance(x, _NUMBERS) else array_namespace(x).isfinite(x)
 
 
 def sqrt(x: Scalar) -> Scalar:
@@ -125,7 +127,7 @@ def sqrt(x: Scalar) -> Scalar:
     >>> sqrt(4.0)
     2.0
     """
-    return math.sqrt(x) if isinstance(x, int | float) else array_namespace(x).sqrt(x)
+    return math.sqrt(x) if isinstance(x, _NUMBERS) else array_namespace(x).sqrt(x)
 
 
 def select(condition: Truth, yes: Scalar, no: Scalar) -> Scalar:
@@ -136,13 +138,13 @@ def select(condition: Truth, yes: Scalar, no: Scalar) -> Scalar:
     >>> select(2.0 > 1.0, 0.5, 3.0)
     0.5
     """
-    if isinstance(condition, bool):
+    if isinstance(condition, _TRUTHS):
         return yes if condition else no
     xp = array_namespace(condition)
     dtype = _float64(condition)
 
     def array(x: Scalar) -> Array:
-        if isinstance(x, int | float):
+        if isinstance(x, _NUMBERS):
             return xp.full((), x, dtype=dtype, device=condition.device)
         return x
 
@@ -175,7 +177,7 @@ class Doubts:
 
     def require(self, condition: Truth, error: Callable[[], Exception]) -> None:
         """Raise `error()` unless the condition holds: now if it is known, or in `settle`."""
-        if not isinstance(condition, bool):
+        if not isinstance(condition, _TRUTHS):
             self._open.append((condition, error))
             self._sent = None
         elif not condition:

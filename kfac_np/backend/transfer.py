@@ -12,7 +12,7 @@ import array_api_compat
 import numpy as np
 
 from kfac_np.backend.array import Array, Backend, to_numpy
-from kfac_np.errors import InputError
+from kfac_np.errors import InputError, is_whole
 
 __all__ = ["Later", "later", "prefetch"]
 
@@ -138,7 +138,7 @@ def prefetch(batches: Iterable[Sequence[Any]], backend: Backend, ahead: int = 2)
     >>> [x.shape for x, t in prefetch(pairs, get_backend())]
     [(2, 3), (2, 3), (2, 3), (2, 3)]
     """
-    if isinstance(ahead, bool) or not isinstance(ahead, int) or ahead < 1:
+    if not is_whole(ahead) or ahead < 1:
         raise InputError(f"prefetch ahead: expected a whole number >= 1, got {ahead!r}")
     if array_api_compat.is_cupy_namespace(backend.xp):
         return _prefetch_to_cupy(batches, backend, ahead)

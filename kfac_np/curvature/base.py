@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kfac_np import trees
-from kfac_np.backend import Array, Rng, Scalar, array_namespace
+from kfac_np.backend import Array, Rng, Scalar, array_namespace, quiet, quiet_methods
 from kfac_np.curvature.ladder import Ladder, LadderEvent
+from kfac_np.errors import require_instance
 from kfac_np.fisher import FisherType
 from kfac_np.layers import Layer
 from kfac_np.matrices import Matrix, TreeMatrix
@@ -129,6 +130,12 @@ class Curvature(ABC):
     array([[2.]])
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        quiet_methods(cls, "estimate", "mix", "matrix", "block_traces")
+        quiet_methods(cls, "factorise", "solve", "solve_mean")
+
+    @quiet
     def estimate(
         self,
         e: Evaluation,
@@ -143,7 +150,8 @@ class Curvature(ABC):
         e : Evaluation
         fisher : FisherType
         rng : Rng
-            For a Fisher type that samples.
+            For a Fisher type that samples. Each estimate draws on: give the same `Rng.child`
+            again for the same targets.
         old : dict, optional
             The moments so far, for a curvature that measures along directions it has from them
             (`EKFAC`). They are not averaged here: see `mix`.
@@ -155,6 +163,7 @@ class Curvature(ABC):
         """
         return accumulate(e, fisher, rng, self.input_moments, self.moments)
 
+    @quiet
     def mix(
         self, old: dict[str, Moments], new: dict[str, Moments], epsilon: float
     ) -> dict[str, Moments]:
@@ -215,6 +224,7 @@ class Curvature(ABC):
     def matrix(self, moments: dict[str, Moments], params: Tree) -> TreeMatrix:
         """The undamped approximation as a matrix that acts on trees like `params`."""
 
+    @quiet
     def block_traces(
         self, moments: dict[str, Moments], params: Tree, units: Mapping[str, Units] | None = None
     ) -> dict[str, Array]:
@@ -331,6 +341,8 @@ def accumulate(
     >>> accumulate(e, Exact(budget_bytes=1), Rng(0), lambda *_: {}, counting)
     {'': {'chunks': array([3.])}}
     """
+    require_instance("estimate: e", e, Evaluation)
+    require_instance("estimate: fisher", fisher, FisherType)
     first: dict[str, Moments] = {}
     total: dict[str, Moments] = {}
     for statistics in fisher.statistics(e, rng):

@@ -18,7 +18,14 @@ from kfac_np.curvature.kfac import KFACBlock
 from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping
 from kfac_np.curvature.sharing import Sharing, expand
 from kfac_np.curvature.units import UnitBlock
-from kfac_np.errors import ConfigError, CurvatureError, require_callable, require_instance
+from kfac_np.errors import (
+    ConfigError,
+    CurvatureError,
+    is_whole,
+    plain_fields,
+    require_callable,
+    require_instance,
+)
 from kfac_np.fisher import FisherType
 from kfac_np.layers import Layer
 from kfac_np.matrices import BlockDiagonalMatrix, KroneckerSpectral, Matrix, StackedMatrix
@@ -97,10 +104,11 @@ class EKFAC(Curvature):
     basis_interval: int = 20
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_callable("EKFAC sharing", self.sharing)
         require_instance("EKFAC elementwise", self.elementwise, Block)
         n = self.basis_interval
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        if not is_whole(n) or n < 1:
             raise ConfigError(f"EKFAC basis_interval: expected a whole number > 0, got {n!r}")
 
     @property
@@ -156,10 +164,11 @@ class EKFAC(Curvature):
 
             found = accumulate(e, fisher, rng, self.input_moments, all_moments)
         else:
-            plain = super().estimate(e, fisher, rng)
+            rng = rng.spawn()  # of which both passes take the same vectors
+            plain = super().estimate(e, fisher, rng.child())
             bases = {path: first_basis(path, m) for path, m in plain.items() if "G" in m}
             again = partial(_squares, bases)
-            found = _joined(plain, accumulate(e, fisher, rng, lambda *_: {}, again))
+            found = _joined(plain, accumulate(e, fisher, rng.child(), lambda *_: {}, again))
         return {
             path: _with_basis(m, bases[path]) if path in bases else m for path, m in found.items()
         }

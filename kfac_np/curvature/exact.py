@@ -12,7 +12,7 @@ from kfac_np.backend import Array, array_namespace, second_moment
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments
 from kfac_np.curvature.diagonal import require_vectors
 from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping
-from kfac_np.errors import CurvatureError
+from kfac_np.errors import CurvatureError, plain_fields, require_sizes
 from kfac_np.matrices import DenseMatrix, FlattenedMatrix
 from kfac_np.statistics import AffineStatistics, Scale, Statistics, term_gradients
 from kfac_np.trees import Tree
@@ -96,6 +96,10 @@ class FullMatrix(Curvature):
     """
 
     max_parameters: int = 20_000
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        require_sizes("FullMatrix", max_parameters=self.max_parameters)
 
     def input_moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
         return {}

@@ -18,7 +18,7 @@ from kfac_np.curvature.tridiagonal_moments import (
     cross_input_moment,
     rows_each,
 )
-from kfac_np.errors import CurvatureError
+from kfac_np.errors import CurvatureError, plain_fields, require_instance, require_sizes
 from kfac_np.layers import Layer
 from kfac_np.matrices import DenseMatrix, FlattenedMatrix
 from kfac_np.matrices.kronecker import kron
@@ -68,6 +68,11 @@ class FullKronecker(Curvature):
 
     block: KFACBlock = KFACBlock()
     max_parameters: int = 20_000
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        require_instance("FullKronecker block", self.block, KFACBlock)
+        require_sizes("FullKronecker", max_parameters=self.max_parameters)
 
     def block_of(self, path: str) -> Block:
         return self.block

@@ -22,6 +22,7 @@ from kfac_np.curvature.units import UnitBlock, rescaled, scales
 from kfac_np.errors import (
     CurvatureError,
     FactorizationError,
+    plain_fields,
     require_callable,
     require_instance,
 )
@@ -87,6 +88,7 @@ class KFACBlock(Block):
     elementwise: Block = UnitBlock()
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_callable("KFACBlock sharing", self.sharing)
         require_callable("KFACBlock rule", self.rule)
         require_instance("KFACBlock exact_damping", self.exact_damping, bool)

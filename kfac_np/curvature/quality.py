@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np import trees
-from kfac_np.backend import Array, Backend, Rng, all_finite, array_namespace
+from kfac_np.backend import Array, Backend, Rng, all_finite, array_namespace, quiet
 from kfac_np.curvature.base import Block, Curvature, Moments
 from kfac_np.curvature.kfac import KFACBlock
-from kfac_np.errors import InputError
+from kfac_np.errors import InputError, require_instance
 from kfac_np.fisher import Exact, FisherType
 from kfac_np.matrices import TreeMatrix
 from kfac_np.matrices.base import resolved_eigh
@@ -101,6 +101,7 @@ class Quality:
         )
 
 
+@quiet
 def quality(
     e: Evaluation,
     curvature: Curvature,
@@ -159,7 +160,9 @@ def quality(
     >>> [q.path for q in found.layers], found.layers[1].relative_error < 1e-5
     (['0', '2'], True)
     """
-    rng = rng or Rng(0)
+    require_instance("quality: e", e, Evaluation)
+    require_instance("quality: curvature", curvature, Curvature)
+    rng = Rng.of(rng or 0).spawn()
     if moments is None:
         moments = curvature.estimate(e, fisher or Exact(), rng.child("fisher"))
     if vectors is None:

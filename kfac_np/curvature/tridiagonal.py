@@ -26,7 +26,7 @@ from kfac_np.curvature.tridiagonal_moments import (
     cross_input_moment,
     rows_each,
 )
-from kfac_np.errors import CurvatureError
+from kfac_np.errors import CurvatureError, plain_fields, require_instance
 from kfac_np.fisher import FisherType
 from kfac_np.layers import Layer
 from kfac_np.matrices import ChainMatrix, Link, Matrix
@@ -104,6 +104,8 @@ class BlockTridiagonal(Curvature):
     chains: tuple[tuple[str, ...], ...] | None = None
 
     def __post_init__(self) -> None:
+        plain_fields(self)
+        require_instance("BlockTridiagonal split", self.split, bool)
         if not isinstance(self.block, KFACBlock) or self.block.exact_damping:
             raise CurvatureError(
                 "BlockTridiagonal block: expected a KFACBlock with factored damping, got "

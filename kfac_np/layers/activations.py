@@ -20,7 +20,7 @@ from kfac_np.backend import (
     softplus,
     tanh_pull,
 )
-from kfac_np.errors import require_in
+from kfac_np.errors import plain_fields, require_in
 from kfac_np.layers.base import Layer
 from kfac_np.trees import Tree
 
@@ -223,6 +223,7 @@ class LeakyReLU(Activation):
     slope: float = 0.01
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_in("LeakyReLU slope", self.slope, 0.0, math.nextafter(1.0, 2.0), "[0, 1]")
 
     def value(self, x: Array) -> Array:

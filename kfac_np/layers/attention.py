@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, Backend, Rng, append_ones, array_namespace, softmax
-from kfac_np.errors import InputError, ShapeError, require_sizes
+from kfac_np.errors import (
+    InputError,
+    ShapeError,
+    plain_fields,
+    require_callable,
+    require_instance,
+    require_sizes,
+)
 from kfac_np.layers.base import Layer
 from kfac_np.layers.dense import affine_statistics, on_last_axis
 from kfac_np.layers.initializers import Initializer, glorot
@@ -65,7 +72,11 @@ class MultiHeadAttention(Layer):
     initializer: Initializer = glorot
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_sizes("MultiHeadAttention", d_model=self.d_model, heads=self.heads)
+        require_instance("MultiHeadAttention bias", self.bias, bool)
+        require_instance("MultiHeadAttention causal", self.causal, bool)
+        require_callable("MultiHeadAttention initializer", self.initializer)
         if self.d_model % self.heads:
             raise InputError(
                 f"MultiHeadAttention: expected heads to divide d_model, got {self.heads} heads "
@@ -77,10 +88,10 @@ class MultiHeadAttention(Layer):
         causal = ", causal=True" if self.causal else ""
         return f"MultiHeadAttention({self.d_model}, {self.heads}{bias}{causal})"
 
-    def init(self, rng: Rng, backend: Backend) -> Tree:
-        shape, draw = (self.d_model, self.d_model), self.initializer
+    def init(self, rng: Rng | int, backend: Backend) -> Tree:
+        shape, draw, streams = (self.d_model, self.d_model), self.initializer, Rng.of(rng).spawn()
         return {
-            name: draw_matrix(self, draw, rng.child(name), shape, backend, bias=self.bias)
+            name: draw_matrix(self, draw, streams.child(name), shape, backend, bias=self.bias)
             for name in PROJECTIONS
         }
 

@@ -36,7 +36,10 @@ class Layer(ABC):
 
     @abstractmethod
     def init(self, rng: Rng, backend: Backend) -> Tree:
-        """Draw initial parameters; `()` for a layer without any."""
+        """Draw initial parameters; `()` for a layer without any.
+
+        The layers of this library take a seed for `rng`, too.
+        """
 
     @abstractmethod
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -55,7 +58,8 @@ class Layer(ABC):
     def forward_random(self, params: Tree, x: Array, rng: Rng) -> tuple[Array, Tree]:
         """`forward` in training, with random numbers for the layers that draw some (Dropout).
 
-        The same `rng` draws the same numbers. Other layers do not look at it.
+        Other layers do not look at `rng`. What draws from children of it takes those of
+        `Rng.spawn`, so that the next pass draws others.
         """
         return self.forward(params, x)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from kfac_np.backend import Array, array_namespace
-from kfac_np.errors import ShapeError
+from kfac_np.errors import ShapeError, plain_fields, require_instance
 from kfac_np.layers.base import Layer
 from kfac_np.layers.normalise import mean_over, normalise
 from kfac_np.layers.normalization_base import MeanNormalization, Normalization
@@ -139,6 +139,8 @@ class FixedNorm(Normalization):
     affine: bool = True
 
     def __post_init__(self) -> None:
+        plain_fields(self)
+        require_instance("FixedNorm affine", self.affine, bool)
         if self.mean.ndim != 1 or self.mean.shape != self.rate.shape:
             raise ShapeError(
                 "FixedNorm: expected mean and rate of one shape (channels,), got "

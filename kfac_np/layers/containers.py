@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -22,7 +22,7 @@ class Sequential(Layer):
     Parameters
     ----------
     *layers : Layer
-        At least one.
+        At least one; a list or a tuple of them will do, too.
 
     Examples
     --------
@@ -37,7 +37,9 @@ class Sequential(Layer):
 
     layers: tuple[Layer, ...]
 
-    def __init__(self, *layers: Layer) -> None:
+    def __init__(self, *layers: Layer | Sequence[Layer]) -> None:
+        if len(layers) == 1 and isinstance(layers[0], list | tuple):
+            layers = tuple(layers[0])
         if not layers:
             raise InputError("Sequential: expected at least one layer, got none")
         for i, layer in enumerate(layers):
@@ -48,8 +50,9 @@ class Sequential(Layer):
     def __repr__(self) -> str:
         return f"Sequential({', '.join(map(repr, self.layers))})"
 
-    def init(self, rng: Rng, backend: Backend) -> Tree:
-        return tuple(layer.init(rng.child(i), backend) for i, layer in enumerate(self.layers))
+    def init(self, rng: Rng | int, backend: Backend) -> Tree:
+        streams = Rng.of(rng).spawn()
+        return tuple(layer.init(streams.child(i), backend) for i, layer in enumerate(self.layers))
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         for i, layer in enumerate(self.layers):
@@ -70,8 +73,9 @@ class Sequential(Layer):
         return self._chain(params, x, lambda i, p, h: self.layers[i].forward(p, h))
 
     def forward_random(self, params: Tree, x: Array, rng: Rng) -> tuple[Array, Tree]:
+        streams = rng.spawn()
         return self._chain(
-            params, x, lambda i, p, h: self.layers[i].forward_random(p, h, rng.child(i))
+            params, x, lambda i, p, h: self.layers[i].forward_random(p, h, streams.child(i))
         )
 
     def evaluation(self, params: Tree, x: Array) -> tuple[Layer, Array]:
@@ -193,10 +197,12 @@ class Residual(Layer):
         shortcut = "" if self.shortcut is None else f", shortcut={self.shortcut!r}"
         return f"Residual(inner={self.inner!r}{shortcut})"
 
-    def init(self, rng: Rng, backend: Backend) -> Tree:
+    def init(self, rng: Rng | int, backend: Backend) -> Tree:
+        rng = Rng.of(rng)
         if self.shortcut is None:
             return self.inner.init(rng, backend)
-        children = rng.child("inner"), rng.child("shortcut")
+        streams = rng.spawn()
+        children = streams.child("inner"), streams.child("shortcut")
         return tuple(
             branch.init(child, backend)
             for branch, child in zip((self.inner, self.shortcut), children, strict=True)
@@ -220,8 +226,9 @@ class Residual(Layer):
         return self._sum(params, x, lambda layer, key, p: layer.forward(p, x))
 
     def forward_random(self, params: Tree, x: Array, rng: Rng) -> tuple[Array, Tree]:
+        streams = rng.spawn()
         return self._sum(
-            params, x, lambda layer, key, p: layer.forward_random(p, x, rng.child(key))
+            params, x, lambda layer, key, p: layer.forward_random(p, x, streams.child(key))
         )
 
     def evaluation(self, params: Tree, x: Array) -> tuple[Layer, Array]:

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, final
 
 from kfac_np.backend import Array, Backend, Rng, array_namespace
-from kfac_np.errors import InputError, ShapeError
+from kfac_np.errors import InputError, ShapeError, is_whole, plain_fields
 from kfac_np.layers.base import Layer
 from kfac_np.layers.convolution import Conv
 from kfac_np.layers.initializers import Initializer, he
@@ -76,6 +76,7 @@ class ConvTranspose(Layer):
     budget_bytes: int | None = None
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         name, axes = "ConvTranspose", len(self.kernel) if isinstance(self.kernel, tuple) else 0
         check_axes(name, self.kernel, stride=self.stride, dilation=self.dilation)
         check_channels(name, self)
@@ -83,7 +84,7 @@ class ConvTranspose(Layer):
         check_budget(name, self.budget_bytes)
         given: Any = self.output_padding
         extra = given if isinstance(given, tuple) else (given,) * axes
-        whole = all(isinstance(o, int) and not isinstance(o, bool) for o in extra)
+        whole = all(map(is_whole, extra))
         stride = per_axis(self.stride, axes)
         if not (
             whole
@@ -123,7 +124,7 @@ class ConvTranspose(Layer):
             budget_bytes=self.budget_bytes,
         )
 
-    def init(self, rng: Rng, backend: Backend) -> Array:
+    def init(self, rng: Rng | int, backend: Backend) -> Array:
         return self._conv.init(rng, backend)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:

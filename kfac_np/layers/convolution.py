@@ -20,7 +20,7 @@ from kfac_np.backend import (
     patch_budget,
     transposed_product,
 )
-from kfac_np.errors import ShapeError
+from kfac_np.errors import ShapeError, plain_fields
 from kfac_np.layers.base import Layer
 from kfac_np.layers.initializers import Initializer, he
 from kfac_np.layers.spatial import (
@@ -104,6 +104,7 @@ class Conv(Layer):
     budget_bytes: int | None = None
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_axes("Conv", self.kernel, stride=self.stride, dilation=self.dilation)
         check_channels("Conv", self)
         check_padding("Conv", self.padding, len(self.kernel), ("same", "valid"))
@@ -126,7 +127,7 @@ class Conv(Layer):
             return replace(free, padding=tuple((p // 2, p - p // 2) for p in total))
         return replace(free, padding=padding_pairs(self.padding, axes))
 
-    def init(self, rng: Rng, backend: Backend) -> Array:
+    def init(self, rng: Rng | int, backend: Backend) -> Array:
         return init_kernel(self, rng, backend)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:

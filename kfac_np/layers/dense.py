@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, Backend, Rng, append_ones, array_namespace
-from kfac_np.errors import ShapeError, require_callable, require_instance, require_sizes
+from kfac_np.errors import (
+    ShapeError,
+    plain_fields,
+    require_callable,
+    require_instance,
+    require_sizes,
+)
 from kfac_np.layers.base import Layer
 from kfac_np.layers.initializers import Initializer, glorot
 from kfac_np.layers.parameters import draw_matrix, require_parameters
@@ -47,6 +53,7 @@ class Dense(Layer):
     initializer: Initializer = glorot
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_sizes("Dense", d_in=self.d_in, d_out=self.d_out)
         require_instance("Dense bias", self.bias, bool)
         require_callable("Dense initializer", self.initializer)
@@ -54,7 +61,7 @@ class Dense(Layer):
     def __repr__(self) -> str:
         return f"Dense({self.d_in}, {self.d_out}{'' if self.bias else ', bias=False'})"
 
-    def init(self, rng: Rng, backend: Backend) -> Array:
+    def init(self, rng: Rng | int, backend: Backend) -> Array:
         shape = (self.d_out, self.d_in)
         return draw_matrix(self, self.initializer, rng, shape, backend, bias=self.bias)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, Backend, Rng, array_namespace
-from kfac_np.errors import require_in
+from kfac_np.errors import plain_fields, require_in
 from kfac_np.layers.base import Layer
 from kfac_np.trees import Tree
 
@@ -46,6 +46,7 @@ class Dropout(Layer):
     rate: float
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_in("Dropout rate", self.rate, 0.0, 1.0, "[0, 1)")
 
     def __repr__(self) -> str:
@@ -64,8 +65,7 @@ class Dropout(Layer):
         if self.rate == 0.0:
             return x, ()
         xp = array_namespace(x)
-        # A child: the stream that is handed in is not used up, and draws the same again.
-        kept = rng.child("mask").uniform(x.shape, Backend.of(x)) >= self.rate
+        kept = rng.spawn().child("mask").uniform(x.shape, Backend.of(x)) >= self.rate
         mask = xp.astype(kept, x.dtype) * (1.0 / (1.0 - self.rate))
         return x * mask, mask
 

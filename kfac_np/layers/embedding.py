@@ -6,8 +6,16 @@ import math
 from dataclasses import dataclass
 from typing import Any, final
 
-from kfac_np.backend import Array, Backend, Doubts, Rng, array_namespace, require_array, truth
-from kfac_np.errors import InputError, ShapeError, require_sizes
+from kfac_np.backend import (
+    Array,
+    Backend,
+    Doubts,
+    Rng,
+    array_namespace,
+    require_array,
+    require_indices,
+)
+from kfac_np.errors import InputError, ShapeError, plain_fields, require_callable, require_sizes
 from kfac_np.layers.base import Layer
 from kfac_np.layers.initializers import Initializer
 from kfac_np.layers.parameters import draw_matrix, require_parameters
@@ -60,12 +68,14 @@ class Embedding(Layer):
     initializer: Initializer = standard_normal
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_sizes("Embedding", size=self.size, d_out=self.d_out)
+        require_callable("Embedding initializer", self.initializer)
 
     def __repr__(self) -> str:
         return f"Embedding({self.size}, {self.d_out})"
 
-    def init(self, rng: Rng, backend: Backend) -> Array:
+    def init(self, rng: Rng | int, backend: Backend) -> Array:
         shape = (self.d_out, self.size)
         return draw_matrix(self, self.initializer, rng, shape, backend, bias=False)
 
@@ -80,15 +90,7 @@ class Embedding(Layer):
         self._require_whole(x)
         if math.prod(x.shape) == 0:
             return
-        xp = array_namespace(x)
-        low, high = xp.astype(xp.min(x), xp.int64), xp.astype(xp.max(x), xp.int64)
-        doubts.require(
-            truth((low >= 0) & (high < self.size)),
-            lambda: InputError(
-                f"x: {self!r} expected whole numbers 0..{self.size - 1}, "
-                f"got {int(low)}..{int(high)}"
-            ),
-        )
+        require_indices(f"x: {self!r} expected whole numbers", x, self.size, doubts)
 
     def input_dtype(self, like: Array) -> Any:
         return array_namespace(like).int64

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, Backend, array_namespace
-from kfac_np.errors import ShapeError
+from kfac_np.errors import ShapeError, plain_fields
 from kfac_np.layers.base import Layer
 from kfac_np.layers.pooling import LinearPool, Pool
-from kfac_np.layers.spatial import check_axes, require_channels
+from kfac_np.layers.spatial import check_axes, per_axis, require_channels
 from kfac_np.trees import Tree
 
 __all__ = ["AdaptiveAveragePool", "GlobalAveragePool", "GlobalMaxPool"]
@@ -29,8 +29,8 @@ class AdaptiveAveragePool(LinearPool):
 
     Parameters
     ----------
-    output : tuple of int
-        Number of bins along each spatial axis.
+    output : int or tuple of int
+        Number of bins along each spatial axis, or one number for all of them.
 
     Examples
     --------
@@ -39,27 +39,35 @@ class AdaptiveAveragePool(LinearPool):
     array([1.5, 4. ])
     """
 
-    output: tuple[int, ...]
+    output: int | tuple[int, ...]
 
     def __post_init__(self) -> None:
-        check_axes("AdaptiveAveragePool", self.output, argument="output")
+        plain_fields(self)
+        check_axes("AdaptiveAveragePool", self.output, argument="output", free=True)
 
     def __repr__(self) -> str:
         return f"AdaptiveAveragePool({self.output})"
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        require_channels(self, len(self.output), None, shape)
-        return (*self.output, shape[-1])
+        bins = self._along_each(shape)
+        require_channels(self, len(bins), None, shape)
+        return (*bins, shape[-1])
 
     def _tangent(self, cache: Tree, dx: Array) -> Array:
-        for axis, (n, bins) in enumerate(zip(cache[:-1], self.output, strict=True), start=1):
+        each = zip(cache[:-1], self._along_each(cache), strict=True)
+        for axis, (n, bins) in enumerate(each, start=1):
             dx = _on_axis(_bins(n, bins, dx), dx, axis)
         return dx
 
     def _linear_transpose(self, shape: tuple[int, ...], g: Array) -> Array:
-        for axis, (n, bins) in enumerate(zip(shape[:-1], self.output, strict=True), start=1):
+        each = zip(shape[:-1], self._along_each(shape), strict=True)
+        for axis, (n, bins) in enumerate(each, start=1):
             g = _on_axis(_bins(n, bins, g).T, g, axis)
         return g
+
+    def _along_each(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Bins along each spatial axis of an example of `shape`."""
+        return per_axis(self.output, max(len(shape) - 1, 1))
 
 
 @final

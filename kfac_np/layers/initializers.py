@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kfac_np.backend import Array, Backend, Rng, array_namespace
+from kfac_np.errors import require_sizes
 
 __all__ = ["Initializer", "fan_in_normal", "glorot", "he", "sparse"]
 
@@ -75,6 +76,7 @@ def sparse(
     >>> np.count_nonzero(W, axis=1)
     array([15, 15, 15])
     """
+    require_sizes("sparse", connections=connections)
     xp = backend.xp
     # Rank random numbers in each row: a unit keeps its first `connections` inputs.
     order = xp.argsort(rng.uniform((fan_out, fan_in), backend), axis=1, stable=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from kfac_np.backend import Array, array_namespace
 
 __all__ = ["mean_over", "normalise", "normalise_bend", "normalise_jvp"]
@@ -13,7 +15,8 @@ def normalise(
     """x̂ = r (x - mean x), r = (mean (x - mean x)² + ε)^(-½); without the mean unless `centred`.
 
     The mean is subtracted before squares are taken, and what rounding left of it subtracted
-    once more, so that single precision holds wherever the mean is.
+    once more, so that single precision holds wherever the mean is. Squares are taken of numbers in
+    a larger unit, so that they overflow with far larger ones; where they do, x̂ is NaN.
 
     Returns
     -------
@@ -33,8 +36,25 @@ def normalise(
     if centred:
         x = x - mean_over(x, axes)
         x = x - mean_over(x, axes)
-    rate = 1.0 / xp.sqrt(mean_over(x * x, axes) + epsilon)
+    unit = _unit(x, epsilon)
+    square = x * unit
+    square *= square
+    square = mean_over(square, axes)
+    rate = unit / xp.sqrt(square + epsilon * unit * unit)
+    rate = xp.where(xp.isfinite(square), rate, xp.nan)  # rather than 0
     return rate * x, rate
+
+
+def _unit(x: Array, epsilon: float) -> float:
+    """A power of two to multiply by before squares are taken: no digit depends on it.
+
+    It is 2⁻⁴⁰ in single precision and 2⁻³²⁰ in double, or as small as leaves squares that count
+    beside ε above the smallest number.
+    """
+    info = array_namespace(x).finfo(x.dtype)
+    largest, digits = math.log2(float(info.max)), 1 - math.log2(float(info.eps))
+    least = 0.5 * (2 - largest + digits - math.log2(epsilon))
+    return 2.0 ** min(0, math.ceil(max(-5 / 16 * largest, least)))
 
 
 def normalise_jvp(

@@ -11,7 +11,14 @@ from abc import abstractmethod
 from typing import Any
 
 from kfac_np.backend import Array, Backend, Rng, array_namespace
-from kfac_np.errors import InputError, ShapeError, require_sizes
+from kfac_np.errors import (
+    InputError,
+    ShapeError,
+    is_number,
+    plain_fields,
+    require_instance,
+    require_sizes,
+)
 from kfac_np.layers.base import Layer
 from kfac_np.layers.normalise import normalise, normalise_bend, normalise_jvp
 from kfac_np.statistics import ElementwiseStatistics
@@ -176,10 +183,12 @@ class MeanNormalization(Normalization):
         return (self.size,)
 
     def _check(self, name: str, **sizes: int) -> None:
+        """Check the settings of a layer with these sizes; to be called in `__post_init__`."""
         require_sizes(name, **sizes)
+        plain_fields(self)
+        require_instance(f"{name} affine", self.affine, bool)
         # Smaller ones round to 0 in single precision, and then a constant is divided by 0.
-        number = isinstance(self.epsilon, int | float) and not isinstance(self.epsilon, bool)
-        if not number or not 1e-30 <= self.epsilon < math.inf:
+        if not is_number(self.epsilon) or not 1e-30 <= self.epsilon < math.inf:
             raise InputError(
                 f"{name}: expected epsilon to be a finite number >= 1e-30, got {self.epsilon!r}"
             )

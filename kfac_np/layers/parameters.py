@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kfac_np.backend import Array, Backend, Rng
-from kfac_np.errors import ShapeError
+from kfac_np.errors import InputError, ShapeError
 from kfac_np.layers.initializers import Initializer
 
 __all__ = ["draw_matrix", "require_parameters"]
@@ -14,7 +14,7 @@ __all__ = ["draw_matrix", "require_parameters"]
 def draw_matrix(
     layer: object,
     initializer: Initializer,
-    rng: Rng,
+    rng: Rng | int,
     shape: tuple[int, int],
     backend: Backend,
     *,
@@ -30,7 +30,9 @@ def draw_matrix(
     (2, 4)
     """
     d_out, d_in = shape
-    weights = initializer(rng, d_in, d_out, backend)
+    if d_out * d_in >= 2**60:  # more bytes than any machine addresses
+        raise InputError(f"{layer!r}: expected fewer than 2^60 parameters, got {d_out} · {d_in}")
+    weights = initializer(Rng.of(rng), d_in, d_out, backend)
     if weights.shape != shape:
         raise ShapeError(
             f"{layer!r}: expected the initializer to return shape {shape}, "

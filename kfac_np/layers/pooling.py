@@ -13,7 +13,7 @@ from typing import Any, final
 
 from kfac_np.backend import Array, Backend, Geometry, Rng, array_namespace, pad
 from kfac_np.backend.pooling import max_pool, max_pool_tangent, max_pool_transpose
-from kfac_np.errors import InputError, ShapeError
+from kfac_np.errors import InputError, ShapeError, is_whole, plain_fields
 from kfac_np.layers.base import Layer
 from kfac_np.layers.spatial import (
     Padding,
@@ -95,8 +95,8 @@ class MaxPool(Pool):
 
     Parameters
     ----------
-    window : tuple of int
-        One entry for each spatial axis.
+    window : int or tuple of int
+        One entry for each spatial axis, or one number for all of them.
     stride : int or tuple of int, optional
         The window itself when omitted: windows side by side.
     padding : int, tuple of int, or tuple of pairs
@@ -112,16 +112,19 @@ class MaxPool(Pool):
     array([3., 2.])
     >>> pool.backward((), cache, np.ones((1, 2, 1)))[0][0, :, 0]
     array([0., 1., 1., 0., 0.])
+    >>> MaxPool(2).output_shape((28, 28, 3))
+    (14, 14, 3)
     """
 
-    window: tuple[int, ...]
+    window: int | tuple[int, ...]
     stride: int | tuple[int, ...] | None = None
     padding: Padding = 0
 
     def __post_init__(self) -> None:
-        _check_windows("MaxPool", self.window, self.stride, self.padding)
-        pairs = padding_pairs(self.padding, len(self.window))
-        if any(max(p) >= k for p, k in zip(pairs, self.window, strict=True)):
+        _check_windows(self)
+        window = _per_axis(self.window)
+        pairs = padding_pairs(self.padding, len(window))
+        if any(max(p) >= k for p, k in zip(pairs, window, strict=True)):
             raise InputError(
                 f"MaxPool: expected padding of less than the window {self.window}, got "
                 f"{self.padding!r}: a window that sees padding only has no largest pixel"
@@ -131,28 +134,24 @@ class MaxPool(Pool):
         return _represent(self, self.window, stride=None, padding=0)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return _windowed_shape(self, self._geometry, shape)
+        return _windowed_shape(self, _geometry(self, shape), shape)
 
     def forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:
         self.output_shape(x.shape[1:])
-        y, winners = max_pool(x, self._geometry)
+        y, winners = max_pool(x, _geometry(self, x.shape[1:]))
         return y, (winners, x.shape[1:])
 
     def take(self, cache: Tree, rows: slice) -> Tree:
         winners, shape = cache
         return tuple(winner[rows, ...] for winner in winners), shape
 
-    @property
-    def _geometry(self) -> Geometry:
-        return _geometry(self.window, self.stride, self.padding)
-
     def _transpose(self, cache: Tree, g: Array) -> Array:
         winners, shape = cache
-        return max_pool_transpose(g, winners, self._geometry, tuple(shape[:-1]))
+        return max_pool_transpose(g, winners, _geometry(self, shape), tuple(shape[:-1]))
 
     def _tangent(self, cache: Tree, dx: Array) -> Array:
-        winners, _ = cache
-        return max_pool_tangent(dx, winners, self._geometry)
+        winners, shape = cache
+        return max_pool_tangent(dx, winners, _geometry(self, shape))
 
 
 @final
@@ -164,8 +163,8 @@ class AveragePool(LinearPool):
 
     Parameters
     ----------
-    window : tuple of int
-        One entry for each spatial axis.
+    window : int or tuple of int
+        One entry for each spatial axis, or one number for all of them.
     stride : int or tuple of int, optional
         The window itself when omitted: windows side by side.
     padding : int, tuple of int, or tuple of pairs
@@ -178,25 +177,21 @@ class AveragePool(LinearPool):
     array([1., 3., 2.])
     """
 
-    window: tuple[int, ...]
+    window: int | tuple[int, ...]
     stride: int | tuple[int, ...] | None = None
     padding: Padding = 0
 
     def __post_init__(self) -> None:
-        _check_windows("AveragePool", self.window, self.stride, self.padding)
+        _check_windows(self)
 
     def __repr__(self) -> str:
         return _represent(self, self.window, stride=None, padding=0)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return _windowed_shape(self, self._geometry, shape)
-
-    @property
-    def _geometry(self) -> Geometry:
-        return _geometry(self.window, self.stride, self.padding)
+        return _windowed_shape(self, _geometry(self, shape), shape)
 
     def _tangent(self, cache: Tree, dx: Array) -> Array:
-        geometry = self._geometry
+        geometry = _geometry(self, tuple(cache))
         out = geometry.output_size(tuple(cache)[:-1])
         y = pad(dx, geometry.padding)
         for axis, slices in _taps(geometry, out):  # one axis after another: k + k taps, not k · k
@@ -205,7 +200,7 @@ class AveragePool(LinearPool):
         return y * (1.0 / geometry.taps)
 
     def _linear_transpose(self, shape: tuple[int, ...], g: Array) -> Array:
-        xp, geometry = array_namespace(g), self._geometry
+        xp, geometry = array_namespace(g), _geometry(self, shape)
         size = shape[:-1]
         padded = geometry.padded_size(size)
         g = g * (1.0 / geometry.taps)
@@ -218,21 +213,31 @@ class AveragePool(LinearPool):
         return _crop(g, geometry)
 
 
-def _check_windows(name: str, window: Any, stride: Any, padding: Any) -> None:
-    check_axes(name, window, argument="window", stride=1 if stride is None else stride)
-    check_padding(name, padding, len(window), ())
+def _check_windows(pool: MaxPool | AveragePool) -> None:
+    plain_fields(pool)
+    tuples = [v for v in (pool.window, pool.stride, pool.padding) if isinstance(v, tuple)]
+    if is_whole(pool.window) and tuples:  # these say how many axes there are
+        object.__setattr__(pool, "window", per_axis(pool.window, len(tuples[0])))
+    name, stride = type(pool).__name__, 1 if pool.stride is None else pool.stride
+    check_axes(name, pool.window, argument="window", free=True, stride=stride)
+    check_padding(name, pool.padding, len(_per_axis(pool.window)), ())
 
 
-def _represent(layer: object, window: tuple[int, ...], **defaults: Any) -> str:
+def _per_axis(window: int | tuple[int, ...]) -> tuple[int, ...]:
+    """The window along each axis; along one for all."""
+    return window if isinstance(window, tuple) else (window,)
+
+
+def _represent(layer: object, window: int | tuple[int, ...], **defaults: Any) -> str:
     return f"{type(layer).__name__}({', '.join([repr(window), *options(layer, **defaults)])})"
 
 
-def _geometry(
-    window: tuple[int, ...], stride: int | tuple[int, ...] | None, padding: Padding
-) -> Geometry:
-    axes = len(window)
-    steps = window if stride is None else per_axis(stride, axes)
-    return Geometry(window, steps, (1,) * axes, padding_pairs(padding, axes))
+def _geometry(pool: MaxPool | AveragePool, shape: tuple[int, ...]) -> Geometry:
+    """Windows on an example of `shape`."""
+    axes = len(pool.window) if isinstance(pool.window, tuple) else max(len(shape) - 1, 1)
+    window = per_axis(pool.window, axes)
+    steps = window if pool.stride is None else per_axis(pool.stride, axes)
+    return Geometry(window, steps, (1,) * axes, padding_pairs(pool.padding, axes))
 
 
 def _windowed_shape(layer: Layer, geometry: Geometry, shape: tuple[int, ...]) -> tuple[int, ...]:

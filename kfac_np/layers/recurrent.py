@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, Backend, Rng, array_namespace
-from kfac_np.errors import InputError, ShapeError, require_sizes
+from kfac_np.errors import InputError, ShapeError, plain_fields, require_sizes
 from kfac_np.layers.base import Layer
 from kfac_np.layers.uses import merge_trees, require_uncoupled, sum_trees
 from kfac_np.trees import Tree
@@ -48,6 +48,7 @@ class Recurrent(Layer):
     d_state: int
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         if not isinstance(self.cell, Layer):
             raise InputError(f"Recurrent: expected a Layer as cell, got {type(self.cell).__name__}")
         require_sizes("Recurrent", d_state=self.d_state)
@@ -56,8 +57,8 @@ class Recurrent(Layer):
     def __repr__(self) -> str:
         return f"Recurrent({self.cell!r}, {self.d_state})"
 
-    def init(self, rng: Rng, backend: Backend) -> Tree:
-        return self.cell.init(rng, backend)
+    def init(self, rng: Rng | int, backend: Backend) -> Tree:
+        return self.cell.init(Rng.of(rng), backend)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if len(shape) != 2 or 0 in shape:
@@ -78,6 +79,7 @@ class Recurrent(Layer):
         return self._over_time(x, lambda s, z: self.cell.forward(params, z))
 
     def forward_random(self, params: Tree, x: Array, rng: Rng) -> tuple[Array, Tree]:
+        rng = rng.spawn()
         return self._over_time(x, lambda s, z: self.cell.forward_random(params, z, rng.child(s)))
 
     def _over_time(

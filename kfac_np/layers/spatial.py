@@ -9,6 +9,7 @@ from kfac_np.backend import Array, Backend, Rng
 from kfac_np.errors import (
     InputError,
     ShapeError,
+    is_whole,
     require_callable,
     require_instance,
     require_sizes,
@@ -50,7 +51,7 @@ def per_axis(value: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
     >>> per_axis(2, 3), per_axis((1, 2), 2)
     ((2, 2, 2), (1, 2))
     """
-    return (value,) * axes if isinstance(value, int) else tuple(value)
+    return (value,) * axes if is_whole(value) else tuple(value)  # type: ignore[arg-type]
 
 
 def padding_pairs(padding: Padding, axes: int) -> tuple[tuple[int, int], ...]:
@@ -63,37 +64,43 @@ def padding_pairs(padding: Padding, axes: int) -> tuple[tuple[int, int], ...]:
     """
     if padding == "valid":
         return ((0, 0),) * axes
-    if isinstance(padding, int):
+    if is_whole(padding):
         return ((padding, padding),) * axes
     pairs: Any = padding
-    return tuple((p, p) if isinstance(p, int) else (p[0], p[1]) for p in pairs)
+    return tuple((p, p) if is_whole(p) else (p[0], p[1]) for p in pairs)
 
 
-def check_axes(name: str, kernel: Any, *, argument: str = "kernel", **options: Any) -> None:
-    """Raise `InputError` unless a kernel is a tuple of sizes, and each option has one for each."""
-    if not isinstance(kernel, tuple) or not kernel or not all(map(_is_positive, kernel)):
+def check_axes(
+    name: str, kernel: Any, *, argument: str = "kernel", free: bool = False, **options: Any
+) -> None:
+    """Raise `InputError` unless a kernel is a tuple of sizes, and each option has one for each.
+
+    A kernel that is `free` may be one size for all spatial axes, however many there are.
+    """
+    sizes = (kernel,) if free and is_whole(kernel) else kernel
+    if not isinstance(sizes, tuple) or not sizes or not all(map(_is_positive, sizes)):
         raise InputError(
-            f"{name}: expected {argument} to be a tuple of positive integers, one for each spatial "
-            f"axis, got {kernel!r}"
+            f"{name}: expected {argument} to be {'a positive integer, or ' if free else ''}a tuple "
+            f"of positive integers, one for each spatial axis, got {kernel!r}"
         )
     for option, value in options.items():
-        each = (value,) * len(kernel) if _is_whole(value) else value
+        each = (value,) * len(sizes) if is_whole(value) else value
         if not (
-            isinstance(each, tuple) and len(each) == len(kernel) and all(map(_is_positive, each))
+            isinstance(each, tuple) and len(each) == len(sizes) and all(map(_is_positive, each))
         ):
             raise InputError(
-                f"{name}: expected {option} to be a positive integer, or {len(kernel)} of them, "
+                f"{name}: expected {option} to be a positive integer, or {len(sizes)} of them, "
                 f"got {value!r}"
             )
 
 
 def check_padding(name: str, padding: Any, axes: int, names: tuple[str, ...]) -> None:
     """Raise `InputError` unless padding is of one of the forms of `Padding`."""
-    if _is_whole(padding) or (isinstance(padding, str) and padding in names):
+    if is_whole(padding) or (isinstance(padding, str) and padding in names):
         return
     if isinstance(padding, tuple) and len(padding) == axes:
         pairs = [p if isinstance(p, tuple) else (p, p) for p in padding]
-        if all(len(p) == 2 and all(map(_is_whole, p)) for p in pairs):
+        if all(len(p) == 2 and all(map(is_whole, p)) for p in pairs):
             return
     named = "".join(f", {n!r}" for n in names)
     raise InputError(
@@ -146,13 +153,14 @@ def require_kernel(layer: Kernel, params: Any) -> None:
     require_parameters(layer, params, kernel_shape(layer))
 
 
-def init_kernel(layer: Kernel, rng: Rng, backend: Backend) -> Array:
+def init_kernel(layer: Kernel, rng: Rng | int, backend: Backend) -> Array:
     """Draw W̄, group by group; the bias starts at zero."""
     *_, d_out, d_in = kernel_shape(layer)
     shape, draw, bias = (d_out, d_in - layer.bias), layer.initializer, layer.bias
     if layer.groups == 1:
         return draw_matrix(layer, draw, rng, shape, backend, bias=bias)
-    children = [rng.child(i) for i in range(layer.groups)]
+    streams = Rng.of(rng).spawn()
+    children = [streams.child(i) for i in range(layer.groups)]
     return backend.xp.stack(
         [draw_matrix(layer, draw, child, shape, backend, bias=bias) for child in children]
     )
@@ -164,9 +172,5 @@ def options(layer: object, **defaults: Any) -> list[str]:
     return [f"{name}={value!r}" for name, value, default in values if value != default]
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _is_positive(value: object) -> bool:
-    return _is_whole(value) and value > 0  # type: ignore[operator]
+    return is_whole(value) and value > 0

@@ -8,7 +8,7 @@ from typing import Any, final
 
 from kfac_np import trees
 from kfac_np.backend import Array, Backend, Doubts, Rng
-from kfac_np.errors import InputError, ShapeError
+from kfac_np.errors import InputError, ShapeError, is_whole, plain_fields
 from kfac_np.layers.base import Layer
 from kfac_np.layers.uses import merge_trees, require_uncoupled, sum_trees
 from kfac_np.trees import Tree
@@ -48,10 +48,11 @@ class Tied(Layer):
     order: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         layers, order = self.layers, self.order
         if not isinstance(layers, tuple) or not all(isinstance(layer, Layer) for layer in layers):
             raise InputError(f"Tied: expected a tuple of layers, got {layers!r}")
-        whole = isinstance(order, tuple) and all(type(i) is int for i in order)
+        whole = isinstance(order, tuple) and all(map(is_whole, order))
         if not whole or any(not 0 <= i < len(layers) for i in order):
             raise InputError(f"Tied: expected order to be of 0..{len(layers) - 1}, got {order!r}")
         if not layers or set(order) != set(range(len(layers))):
@@ -65,8 +66,9 @@ class Tied(Layer):
     def __repr__(self) -> str:
         return f"Tied({self.layers!r}, order={self.order})"
 
-    def init(self, rng: Rng, backend: Backend) -> Tree:
-        return tuple(layer.init(rng.child(i), backend) for i, layer in enumerate(self.layers))
+    def init(self, rng: Rng | int, backend: Backend) -> Tree:
+        streams = Rng.of(rng).spawn()
+        return tuple(layer.init(streams.child(i), backend) for i, layer in enumerate(self.layers))
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         for use, i in enumerate(self.order):
@@ -87,8 +89,9 @@ class Tied(Layer):
         return self._chain(params, x, lambda use, layer, p, h: layer.forward(p, h))
 
     def forward_random(self, params: Tree, x: Array, rng: Rng) -> tuple[Array, Tree]:
+        streams = rng.spawn()
         return self._chain(
-            params, x, lambda use, layer, p, h: layer.forward_random(p, h, rng.child(use))
+            params, x, lambda use, layer, p, h: layer.forward_random(p, h, streams.child(use))
         )
 
     def evaluation(self, params: Tree, x: Array) -> tuple[Layer, Array]:

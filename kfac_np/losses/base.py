@@ -69,7 +69,7 @@ class Loss(ABC):
 
     @abstractmethod
     def sample_targets(self, rng: Rng, z: Array) -> Array:
-        """Draw t̃ ~ p(· | z), in a form that `gradient` takes."""
+        """Draw t̃ ~ p(· | z), in a form that `gradient` takes; each call draws on from `rng`."""
 
     def sample_gradient(self, rng: Rng, z: Array) -> Array:
         """∂ℓ/∂z at targets drawn from p(· | z), shape (N, [S,] C).

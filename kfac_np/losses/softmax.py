@@ -13,6 +13,7 @@ from kfac_np.backend import (
     array_namespace,
     logsumexp,
     require_finite,
+    require_indices,
     require_same_place,
     softmax,
     truth,
@@ -60,14 +61,8 @@ class SoftmaxCrossEntropy(Loss):
                 raise TargetError(
                     f"{name}: expected class numbers of shape {z.shape[:-1]}, got {t.shape}"
                 )
-            last = z.shape[-1] - 1  # may be beyond what the dtype of t holds
-            low, high = xp.astype(xp.min(t), xp.int64), xp.astype(xp.max(t), xp.int64)
-            doubts.require(
-                truth((low >= 0) & (high <= last)),
-                lambda: TargetError(
-                    f"{name}: expected class numbers 0..{last}, got {int(low)}..{int(high)}"
-                ),
-            )
+            what = f"{name}: expected class numbers"
+            require_indices(what, t, z.shape[-1], doubts, TargetError)
         elif xp.isdtype(t.dtype, "real floating"):
             if t.shape != z.shape:
                 raise TargetError(f"{name}: expected distributions {z.shape}, got {t.shape}")

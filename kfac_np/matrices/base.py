@@ -79,7 +79,7 @@ class Matrix(ABC):
         return self.spectral().logdet(damping)
 
     def sample(self, rng: Rng, damping: float = 0.0, *, inverse: bool = False) -> Array:
-        """Draw from N(0, C + damping · I), or from N(0, (C + damping · I)⁻¹).
+        """Draw from N(0, C + damping · I), or from N(0, (C + damping · I)⁻¹), on from `rng`.
 
         Returns
         -------

@@ -7,7 +7,7 @@ from typing import ClassVar, final
 
 from kfac_np import trees
 from kfac_np.backend import Array, Doubts, Rng, array_namespace
-from kfac_np.errors import ConfigError
+from kfac_np.errors import ConfigError, plain_fields
 from kfac_np.objective import Objective
 from kfac_np.optimizers.averaging import IterateAverage
 from kfac_np.optimizers.base import (
@@ -96,6 +96,7 @@ class Adam(Optimizer):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_part("Adam objective", self.objective, Objective)
         require_part("Adam averaging", self.averaging, IterateAverage, optional=True)
         require_rate("Adam rate", self.rate)

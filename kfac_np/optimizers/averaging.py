@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np import trees
-from kfac_np.errors import ConfigError
-from kfac_np.optimizers.schedules import require_number, require_positive
+from kfac_np.errors import ConfigError, plain_fields
+from kfac_np.optimizers.schedules import require_flag, require_number, require_positive
 from kfac_np.trees import Tree
 
 __all__ = ["IterateAverage", "MovingAverage"]
@@ -47,6 +47,8 @@ class IterateAverage:
     power: float = 0.0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
+        require_flag("IterateAverage warm_up", self.warm_up)
         require_positive("IterateAverage power", self.power, zero=True)
         require_number("IterateAverage decay", self.decay)
         if not 0.0 <= self.decay < 1.0:
@@ -77,6 +79,7 @@ class MovingAverage:
     decay: float = 0.95
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_number("MovingAverage decay", self.decay)
         if not 0.0 <= self.decay < 1.0:
             raise ConfigError(f"MovingAverage decay: expected 0 <= decay < 1, got {self.decay!r}")

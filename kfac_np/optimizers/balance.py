@@ -7,7 +7,7 @@ from typing import final
 
 from kfac_np import trees
 from kfac_np.backend import Rng, Scalar, isfinite, select
-from kfac_np.errors import ConfigError
+from kfac_np.errors import ConfigError, plain_fields
 from kfac_np.fisher import FisherType, InputOnly, MonteCarlo
 from kfac_np.optimizers.local_model import LocalModel
 from kfac_np.optimizers.schedules import require_number, require_whole
@@ -73,6 +73,7 @@ class Balance:
     fisher: FisherType = MonteCarlo(1)
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_whole("Balance interval", self.interval)
         require_whole("Balance first", self.first)
         require_number("Balance memory", self.memory)

@@ -16,6 +16,7 @@ from kfac_np.backend import (
     all_finite,
     are_finite,
     isfinite,
+    quiet_methods,
     require_float,
     require_same_place,
     scalar,
@@ -97,6 +98,10 @@ class Optimizer(ABC):
 
     objective: Objective
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        quiet_methods(cls, "init", "step")
+
     @abstractmethod
     def init(self, params: Tree) -> Any:
         """The state before the first step.
@@ -157,7 +162,21 @@ class Optimizer(ABC):
         return {name: getattr(state, name) for name in names}
 
     def state_from_tree(self, tree: dict[str, Any]) -> Any:
-        """The state that `state_to_tree` took apart; training goes on from it bit for bit."""
+        """The state that `state_to_tree` took apart; training goes on from it bit for bit.
+
+        Raises
+        ------
+        InputError
+            Entries are missing, or not of a state of this optimiser.
+        """
+        fields = [f for f in dataclasses.fields(self.state_type) if f.name != "doubts"]
+        needed = {f.name for f in fields if f.default is dataclasses.MISSING}
+        if not (isinstance(tree, dict) and needed <= set(tree) <= {f.name for f in fields}):
+            came = list(tree) if isinstance(tree, dict) else tree
+            raise InputError(
+                f"state: expected a tree with {', '.join(f.name for f in fields)}, from "
+                f"{type(self).__name__}.state_to_tree, got {came!r:.80}"
+            )
         return self.state_type(**tree)
 
 
@@ -192,10 +211,11 @@ def check_params(params: Tree) -> None:
     if not named:
         raise InputError("params: expected at least one array, got none")
     for path, p in named:
-        require_float(f"parameter {path}", p)
-        require_same_place(f"parameter {path}", p, named[0][1])
+        name = f"parameter {path}" if path else "params"
+        require_float(name, p)
+        require_same_place(name, p, named[0][1])
         if not all_finite(p):
-            raise InputError(f"parameter {path}: expected finite values, got NaN or Inf")
+            raise InputError(f"{name}: expected finite values, got NaN or Inf")
 
 
 @final

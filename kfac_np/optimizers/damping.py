@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from kfac_np.backend import Scalar, select
-from kfac_np.errors import ConfigError
+from kfac_np.errors import ConfigError, plain_fields
 from kfac_np.optimizers.schedules import (
     Schedule,
     require_flag,
@@ -97,6 +97,7 @@ class ConstantDamping(DampingPolicy):
     value: float | Schedule = 1e-3
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_rate("ConstantDamping value", self.value, zero=True)
 
     def at(self, k: int, current: Scalar | None) -> Scalar:
@@ -181,6 +182,7 @@ class LevenbergMarquardt(DampingPolicy):
     ceiling: float = 1e8
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         if self.initial is not None:
             require_positive("LevenbergMarquardt initial", self.initial)
         require_positive("LevenbergMarquardt floor", self.floor, zero=True)
@@ -196,7 +198,7 @@ class LevenbergMarquardt(DampingPolicy):
         if not 0.0 < self.decay < 1.0:
             raise ConfigError(f"LevenbergMarquardt decay: expected (0, 1), got {self.decay!r}")
         initial = self.minimum if self.initial is None else self.initial
-        if not 0.0 <= self.minimum <= initial <= self.maximum:
+        if not 0.0 <= self.minimum <= initial <= self.maximum or math.isinf(self.minimum):
             raise ConfigError(
                 "LevenbergMarquardt: expected 0 <= minimum <= initial <= maximum, got "
                 f"{self.minimum!r}, {self.initial!r}, {self.maximum!r}"
@@ -335,10 +337,11 @@ class GammaSearch(GammaPolicy):
     follows: bool = False
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_whole("GammaSearch interval", self.interval)
         for name in ("decay", "minimum", "maximum"):
             require_number(f"GammaSearch {name}", getattr(self, name))
-        if not 0.0 <= self.minimum <= self.maximum:
+        if not 0.0 <= self.minimum <= self.maximum or math.isinf(self.minimum):
             raise ConfigError(
                 f"GammaSearch: expected 0 <= minimum <= maximum, got {self.minimum!r} and "
                 f"{self.maximum!r}"

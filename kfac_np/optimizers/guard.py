@@ -66,7 +66,7 @@ class Guard:
         Examples
         --------
         >>> guard = Guard()
-        >>> guard.undoes(2.0, 1.0, (0.3, 0.4), noisy=True), guard.undoes(2.0, 1.0, (0, 0), noisy=False)
+        >>> [guard.undoes(2.0, 1.0, (0.3, 0.4), noisy=noisy) for noisy in (True, False)]
         (False, True)
         """
         room: Scalar = 0.0

@@ -34,7 +34,7 @@ from kfac_np.curvature import (
     Moments,
 )
 from kfac_np.curvature.base import Units
-from kfac_np.errors import ConfigError, DivergenceError, InputError
+from kfac_np.errors import ConfigError, DivergenceError, InputError, plain_fields
 from kfac_np.fisher import FisherType, MonteCarlo
 from kfac_np.objective import Evaluation, Objective
 from kfac_np.optimizers.averaging import IterateAverage, MovingAverage
@@ -254,6 +254,7 @@ class KFAC(Optimizer):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_part("KFAC objective", self.objective, Objective)
         require_part("KFAC curvature", self.curvature, Curvature)
         require_part("KFAC fisher", self.fisher, FisherType)
@@ -347,7 +348,7 @@ class KFAC(Optimizer):
         rho, decrease, next_damping = None, choice.decrease, damping
         value, kept, telling = None, finite, True
         if self._measures(state, k):
-            value = self.objective.mean_value(params, x, t, weights, noise, doubts)
+            value = self.objective.mean_value(params, x, t, weights, noise.child(), doubts)
             value = value + l2_term(params, self.l2)
             kept = kept & isfinite(value) & self._does_no_harm(value, h, e)
             if self.damping.adapts or self.damping.measures(k):
@@ -529,7 +530,7 @@ class KFAC(Optimizer):
     def _in_proportion(
         self, state: KFACState, new: dict[str, Moments]
     ) -> tuple[dict[str, Moments], list[tuple[Truth, LadderEvent]]]:
-        """Moments that rule no average: tr F̂_i of a batch counts as _PROPORTION times the average's.
+        """Moments that rule no average: a batch counts as _PROPORTION times the average at most.
 
         So a lasting change is followed within a few dozen steps, however large it is.
         """

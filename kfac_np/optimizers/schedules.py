@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from kfac_np.errors import ConfigError
+from kfac_np.errors import ConfigError, is_number, is_whole, plain_fields
 
 __all__ = [
     "Constant",
@@ -39,12 +39,21 @@ class Schedule(ABC):
 def value_at(value: float | Schedule, k: int) -> float:
     """Evaluate a number or a schedule at step k.
 
+    Raises
+    ------
+    ConfigError
+        The schedule gave something other than a finite number >= 0.
+
     Examples
     --------
     >>> value_at(0.1, 5), value_at(Constant(0.2), 5)
     (0.1, 0.2)
     """
-    return value(k) if isinstance(value, Schedule) else float(value)
+    if not isinstance(value, Schedule):
+        return float(value)
+    number = value(k)
+    require_positive(f"{type(value).__name__} in step {k}", number, zero=True)
+    return float(number)
 
 
 def require_flag(name: str, value: object) -> None:
@@ -69,7 +78,7 @@ def require_number(name: str, value: object) -> None:
     Traceback (most recent call last):
     kfac_np.errors.ConfigError: decay: expected a number, got None
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         raise ConfigError(f"{name}: expected a number, got {value!r}")
 
 
@@ -82,8 +91,7 @@ def require_positive(name: str, value: float, *, zero: bool = False) -> None:
     Traceback (most recent call last):
     kfac_np.errors.ConfigError: rate: expected a number > 0, got -1.0
     """
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or value < 0 or (value == 0 and not zero):
+    if not is_number(value) or not (0 < value < math.inf or (zero and value == 0)):
         raise ConfigError(f"{name}: expected a number {'>=' if zero else '>'} 0, got {value!r}")
 
 
@@ -96,7 +104,7 @@ def require_whole(name: str, value: int, *, zero: bool = False) -> None:
     Traceback (most recent call last):
     kfac_np.errors.ConfigError: interval: expected a whole number > 0, got 2.5
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < (0 if zero else 1):
+    if not is_whole(value) or value < (0 if zero else 1):
         raise ConfigError(
             f"{name}: expected a whole number {'>=' if zero else '>'} 0, got {value!r}"
         )
@@ -134,6 +142,7 @@ class Constant(Schedule):
     value: float
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_positive("Constant value", self.value, zero=True)
 
     def __call__(self, k: int) -> float:
@@ -144,6 +153,8 @@ class Constant(Schedule):
 @dataclass(frozen=True)
 class Exponential(Schedule):
     """initial · decay^((k - 1) / every), never below `minimum`.
+
+    A decay above 1 grows; inf beyond the largest float.
 
     Examples
     --------
@@ -157,13 +168,17 @@ class Exponential(Schedule):
     minimum: float = 0.0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_positive("Exponential initial", self.initial)
         require_positive("Exponential decay", self.decay)
         require_positive("Exponential every", self.every)
         require_positive("Exponential minimum", self.minimum, zero=True)
 
     def __call__(self, k: int) -> float:
-        return max(self.initial * self.decay ** ((k - 1) / self.every), self.minimum)
+        try:
+            return max(self.initial * self.decay ** ((k - 1) / self.every), self.minimum)
+        except OverflowError:
+            return math.inf
 
 
 @final
@@ -181,6 +196,7 @@ class Inverse(Schedule):
     halving: float
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_positive("Inverse initial", self.initial)
         require_positive("Inverse halving", self.halving)
 
@@ -206,6 +222,7 @@ class Cosine(Schedule):
     final: float = 0.0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_positive("Cosine initial", self.initial)
         require_positive("Cosine steps", self.steps)
         require_positive("Cosine final", self.final, zero=True)
@@ -236,6 +253,12 @@ class Piecewise(Schedule):
     boundaries: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        plain_fields(self)
+        for name in ("values", "boundaries"):
+            if not isinstance(given := getattr(self, name), tuple):
+                raise ConfigError(f"Piecewise {name}: expected a tuple, got {given!r}")
+        for boundary in self.boundaries:
+            require_number("Piecewise boundaries", boundary)
         if len(self.values) != len(self.boundaries) + 1:
             raise ConfigError(
                 f"Piecewise: expected one value more than boundaries, got {len(self.values)} "
@@ -278,10 +301,10 @@ class Refresh:
     spread: bool = False
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_whole("Refresh interval", self.interval)
         require_whole("Refresh first", self.first)
-        if not isinstance(self.spread, bool):
-            raise ConfigError(f"Refresh spread: expected a bool, got {self.spread!r}")
+        require_flag("Refresh spread", self.spread)
 
     def due(self, k: int) -> bool:
         """Tell whether step k is one of them."""

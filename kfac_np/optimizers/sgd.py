@@ -7,7 +7,7 @@ from typing import ClassVar, final
 
 from kfac_np import trees
 from kfac_np.backend import Array, Doubts, Rng
-from kfac_np.errors import ConfigError
+from kfac_np.errors import ConfigError, plain_fields
 from kfac_np.objective import Objective
 from kfac_np.optimizers.averaging import IterateAverage
 from kfac_np.optimizers.base import (
@@ -22,6 +22,7 @@ from kfac_np.optimizers.base import (
 from kfac_np.optimizers.reports import StepReport, report_of
 from kfac_np.optimizers.schedules import (
     Schedule,
+    require_flag,
     require_number,
     require_positive,
     require_rate,
@@ -98,12 +99,14 @@ class SGD(Optimizer):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_part("SGD objective", self.objective, Objective)
         require_part("SGD averaging", self.averaging, IterateAverage, optional=True)
         require_rate("SGD rate", self.rate)
         require_number("SGD momentum", self.momentum)
         if not 0.0 <= self.momentum < 1.0:
             raise ConfigError(f"SGD momentum: expected 0 <= momentum < 1, got {self.momentum!r}")
+        require_flag("SGD nesterov", self.nesterov)
         require_positive("SGD l2", self.l2, zero=True)
         require_whole("SGD seed", self.seed, zero=True)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Doubts, Scalar, array_namespace, isfinite, select, sqrt
-from kfac_np.errors import ConfigError, DivergenceError
+from kfac_np.errors import ConfigError, DivergenceError, plain_fields
 from kfac_np.optimizers.balance import Balance
 from kfac_np.optimizers.local_model import LocalModel
 from kfac_np.optimizers.schedules import (
@@ -165,6 +165,7 @@ class QuadraticModel(StepRule):
     least_examples: int = 256
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_fraction("QuadraticModel fraction", self.fraction)
         require_whole("QuadraticModel least_examples", self.least_examples)
         require_flag("QuadraticModel bounded", self.bounded)
@@ -261,6 +262,7 @@ class FixedRate(StepRule):
     fraction: float = 1.0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_rate("FixedRate rate", self.rate)
         if not isinstance(self.momentum, Schedule):
             require_number("FixedRate momentum", self.momentum)

@@ -284,7 +284,7 @@ def test_weights_used_several_times_are_not_coupled(backend: Backend):
     assert coupled(estimate(BlockTridiagonal(split=True), e)) == []
 
 
-@pytest.mark.parametrize("wrong", [("02",), "02", [("0", "2")], (("0", 2),), (["0", "2"],)])
+@pytest.mark.parametrize("wrong", [("02",), "02", (("0", 2),), [["0", 2]]])
 def test_chains_are_tuples_of_paths(wrong: Any):
     match = r"BlockTridiagonal chains: expected a tuple of tuples of paths, got "
     with pytest.raises(CurvatureError, match=match):

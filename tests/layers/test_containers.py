@@ -20,8 +20,8 @@ def test_parameters_are_a_tuple_with_an_entry_a_layer(backend: Backend, rng: Rng
 
 def test_layers_draw_from_streams_of_their_own(backend: Backend, rng: Rng):
     # Lengthening a network leaves the parameters of its first layers as they were.
-    short = Sequential(Dense(3, 3), Dense(3, 3)).init(rng, backend)
-    long = Sequential(Dense(3, 3), Dense(3, 3), Dense(3, 3)).init(rng, backend)
+    short = Sequential(Dense(3, 3), Dense(3, 3)).init(rng.child(), backend)
+    long = Sequential(Dense(3, 3), Dense(3, 3), Dense(3, 3)).init(rng.child(), backend)
     xp = backend.xp
     assert all(bool(xp.all(a == b)) for a, b in zip(short, long[:2], strict=True))
     assert not bool(xp.any(long[0][:, :3] == long[1][:, :3]))

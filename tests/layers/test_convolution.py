@@ -289,7 +289,6 @@ def test_a_kernel_of_one_pixel_is_a_dense_layer(backend: Backend):
         ({"kernel": ()}, "kernel to be a tuple of positive integers"),
         ({"kernel": (3, 0)}, "kernel to be a tuple of positive integers"),
         ({"kernel": (3, 2.0)}, "kernel to be a tuple of positive integers"),
-        ({"kernel": [3, 3]}, "kernel to be a tuple of positive integers"),
         ({"stride": 0}, "stride to be a positive integer, or 2 of them"),
         ({"stride": (1, 2, 3)}, "stride to be a positive integer, or 2 of them"),
         ({"stride": True}, "stride to be a positive integer"),

@@ -128,7 +128,7 @@ def test_moments_that_are_not_finite_keep_the_last_inverse(backend: Backend):
 # ---------------------------------------------------------------------------------------- inputs
 
 
-@pytest.mark.parametrize("kind", ["int32", "int64", "uint8"])
+@pytest.mark.parametrize("kind", ["int32", "int64", "uint8", "uint64"])
 def test_all_kinds_of_integers(kind: str, backend: Backend):
     params = EMBEDDED.init(Rng(0), backend)
     x = backend.asarray(INDICES.astype(kind))
@@ -138,7 +138,14 @@ def test_all_kinds_of_integers(kind: str, backend: Backend):
 
 
 @pytest.mark.parametrize(
-    ("indices", "came"), [([[0, -1]], "-1..0"), ([[5, 1]], "1..5"), ([[0], [7]], "0..7")]
+    ("indices", "came"),
+    [
+        ([[0, -1]], "-1..0"),
+        ([[5, 1]], "1..5"),
+        ([[0], [7]], "0..7"),
+        (np.uint64([[0, 2**64 - 1]]), "-1..0 (uint64 as int64)"),
+        (np.uint64([[2**63, 1]]), f"{-(2**63)}..1 (uint64 as int64)"),
+    ],
 )
 def test_numbers_out_of_range(indices, came: str, backend: Backend):
     network = Sequential(Sequential(Embedding(SIZE, D)), Tanh())

@@ -122,6 +122,25 @@ def test_single_precision_far_from_zero(layer: Layer, backend: Backend):
     assert error < 1e-4  # of outputs of size 4; means of squares minus squares of means give 0.1
 
 
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("make", [LayerNorm, RMSNorm, GroupNorm, BatchNorm])
+def test_inputs_whose_squares_overflow(make: type, precision: str, backend: Backend):
+    """x̂ does not depend on the unit of x; where even the squares' unit is too small, it is NaN."""
+    sizes = (2, 4) if make is GroupNorm else (4,)
+    layer, exact = make(*sizes, affine=False), make(*sizes, epsilon=1e-30, affine=False)
+    place = Backend(backend.xp, backend.device, getattr(backend.xp, precision))
+    single = precision == "float32"
+    x = np.random.default_rng(3).standard_normal((5, 3, 4))
+    expected, (_, rate) = exact.forward((), x)
+    for size in (1e20, 1e25) if single else (1e160, 1e200):
+        y, (_, other) = layer.forward((), place.asarray(size * x))
+        assert_close(y, expected, 1e-5 if single else 1e-13)
+        assert_close(size * place.xp.astype(other, backend.dtype), rate, 1e-5 if single else 1e-13)
+    with np.errstate(all="ignore"):
+        y, _ = layer.forward((), place.asarray((1e36 if single else 1e300) * x))
+    assert np.isnan(to_numpy(y)).all()
+
+
 def test_statistics_of_many_examples_in_single_precision():
     """Means of means: adding 200 000 numbers one to the other would lose four digits."""
     b = Backend.of(np.zeros(1, dtype=np.float32))

@@ -106,9 +106,11 @@ def test_every_pixel_is_in_a_bin(n, bins):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"window": 2}, "expected window to be a tuple of positive integers"),
-        ({"window": ()}, "expected window to be a tuple of positive integers"),
-        ({"window": (2, 0)}, "expected window to be a tuple of positive integers"),
+        ({"window": 0}, "expected window to be a positive integer, or a tuple of positive"),
+        ({"window": ()}, "expected window to be a positive integer, or a tuple of positive"),
+        ({"window": (2, 0)}, "expected window to be a positive integer, or a tuple of positive"),
+        ({"window": 2, "stride": (1, 0)}, "expected stride to be a positive integer, or 2 of"),
+        ({"window": 2, "stride": (1, 1), "padding": (1,)}, "expected padding to be an integer"),
         ({"window": (2,), "stride": 0}, "expected stride to be a positive integer"),
         ({"window": (2,), "stride": (1, 1)}, "expected stride to be a positive integer"),
         ({"window": (2,), "padding": "same"}, "expected padding to be an integer"),
@@ -118,6 +120,25 @@ def test_every_pixel_is_in_a_bin(n, bins):
 def test_wrong_windows(kind, options, message):
     with pytest.raises(InputError, match=f"{kind.__name__}: {message}"):
         kind(**options)
+
+
+@pytest.mark.parametrize("kind", [*WINDOWED, AdaptiveAveragePool])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_one_number_is_a_window_for_every_axis(kind, axes: int, backend: Backend):
+    x = backend.asarray(np.random.default_rng(0).standard_normal((2, *(6, 4, 5)[:axes], 3)))
+    one, each = kind(2), kind((2,) * axes)
+    (y, cache), (expected, same) = one.forward((), x), each.forward((), x)
+    assert_close(y, expected, 0.0)
+    assert one.output_shape(x.shape[1:]) == each.output_shape(x.shape[1:])
+    assert_close(one.backward((), cache, y)[0], each.backward((), same, y)[0], 0.0)
+    assert_close(one.jvp((), cache, x, ()), each.jvp((), same, x, ()), 0.0)
+    with pytest.raises(ShapeError, match=r"Pool\(2\): expected inputs \(N, 1 spatial axes, C\)"):
+        one.output_shape((3,))
+
+
+def test_a_window_for_every_axis_that_another_option_counts():
+    assert MaxPool(2, stride=[2, 1]) == MaxPool((2, 2), stride=(2, 1))
+    assert AveragePool(3, padding=((1, 1), (0, 0))) == AveragePool((3, 3), padding=((1, 1), (0, 0)))
 
 
 def test_a_window_of_padding_only_has_no_largest_pixel():
@@ -140,7 +161,7 @@ def test_nothing_to_pool(pool, shape, backend: Backend):
         pool.forward((), backend.zeros((2, *shape)))
 
 
-@pytest.mark.parametrize("shape", [3, (), (0, 2), (-1, -1), (2, -2), (2.0,), [2]])
+@pytest.mark.parametrize("shape", [3, (), (0, 2), (-1, -1), (2, -2), (2.0,)])
 def test_shapes_that_are_none(shape):
     with pytest.raises(InputError, match="Reshape: expected a tuple of positive integers"):
         Reshape(shape)

@@ -121,6 +121,15 @@ def test_class_numbers_out_of_range(classes, range_: str, backend: Backend):
     assert message == f"SoftmaxCrossEntropy targets: expected class numbers 0..2, got {range_}"
 
 
+@pytest.mark.parametrize("bad", [2**64 - 1, 2**63, 3])
+def test_class_numbers_without_a_sign(bad: int, backend: Backend):
+    """-1 stored unsigned is the largest number of all."""
+    kind, message = refused(SOFTMAX, backend, np.asarray([2, bad], dtype=np.uint64))
+    assert kind is TargetError
+    assert message.startswith("SoftmaxCrossEntropy targets: expected class numbers 0..2, got ")
+    SOFTMAX.check(backend.asarray(OUTPUTS), backend.asarray(np.asarray([2, 0], dtype=np.uint64)))
+
+
 @pytest.mark.parametrize("shape", [(3,), (2, 1), (2, 3), ()])
 def test_class_numbers_of_the_wrong_shape(shape, backend: Backend):
     kind, message = refused(SOFTMAX, backend, np.zeros(shape, dtype=int))

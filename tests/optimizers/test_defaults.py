@@ -164,7 +164,7 @@ def test_fractions_beyond_one_are_refused_when_they_come() -> None:
         kfac.step(kfac.init(c.params(NUMPY)), *c.batch_on(NUMPY, 1))
 
 
-@pytest.mark.parametrize("early", [5, [5], None])
+@pytest.mark.parametrize("early", [5, "5", None])
 def test_early_steps_are_a_tuple(early: Any) -> None:
     with pytest.raises(ConfigError, match="GammaSearch early: expected a tuple of steps"):
         GammaSearch(early=early)

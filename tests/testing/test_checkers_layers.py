@@ -208,9 +208,9 @@ class StaysCoupledAfterTraining(SubtractsTheBatchMean):
         return self, self.forward(params, x)[0]
 
 
-class UsesUpItsStream(Wrapped):
+class DrawsFromElsewhere(Wrapped):
     def forward_random(self, params, x, rng):
-        return DENSE.forward(params, x + rng.normal(x.shape, BACKEND))
+        return DENSE.forward(params, x + Rng(id(rng)).normal(x.shape, BACKEND))
 
 
 class TakesEverything(Wrapped):
@@ -280,7 +280,7 @@ MISTAKES = [
     (CutsWhatIsCoupled(), "take", "the cache of examples that influence each other was cut"),
     (IsAnotherOneAfterTraining(), "evaluation", "what evaluation returns and the outputs differ"),
     (StaysCoupledAfterTraining(), "evaluation", "influence each other"),
-    (UsesUpItsStream(), "random_numbers", "by a stream and by the same stream again differ"),
+    (DrawsFromElsewhere(), "random_numbers", "by a stream and by an equal one differ"),
     (TakesEverything(), "take", "the cut cache has the shapes {'': (4, 4)}, but the cache"),
     (NoneIsOne(), "absent_tangents", "jvp with dx = None and with dx = 0 differ by"),
     (AlwaysTheInputDerivative(), "absent_tangents", "returned an input derivative"),

@@ -10,7 +10,7 @@ from typing import TypeAlias, final
 import numpy as np
 
 from kfac_np.backend import Rng
-from kfac_np.errors import InputError, require_count
+from kfac_np.errors import InputError, is_whole, plain_fields, require_count
 from kfac_np.training.data.dataset import Labels
 
 __all__ = ["BatchSchedule", "BatchState", "ConstantBatch", "GrowingBatch", "MiniBatches"]
@@ -42,8 +42,9 @@ class BatchState:
     position: int = 0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         for name, value in (("epoch", self.epoch), ("position", self.position)):
-            if not isinstance(value, int) or value < 0:
+            if not is_whole(value) or value < 0:
                 raise InputError(f"BatchState: expected {name} >= 0, got {value!r}")
 
 
@@ -85,9 +86,10 @@ class MiniBatches:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.n, int) or self.n < 1:
+        plain_fields(self)
+        if not is_whole(self.n) or self.n < 1:
             raise InputError(f"MiniBatches: expected n >= 1 examples, got {self.n!r}")
-        if not isinstance(self.seed, int) or self.seed < 0:
+        if not is_whole(self.seed) or self.seed < 0:
             raise InputError(f"MiniBatches: expected seed >= 0, got {self.seed!r}")
 
     def next(self, state: BatchState, size: int) -> tuple[BatchState, Labels]:
@@ -156,6 +158,7 @@ class ConstantBatch:
     size: int
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_count("ConstantBatch: expected size", self.size)
 
     def __call__(self, k: int, n: int) -> int:
@@ -195,6 +198,7 @@ class GrowingBatch:
     most: int | None = None
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         most = self.first if self.most is None else self.most
         for name, value in (("first", self.first), ("full_at", self.full_at), ("most", most)):
             require_count(f"GrowingBatch: expected {name}", value)
