@@ -78,6 +78,11 @@ class Block(ABC):
         """Moments of diag(u) F diag(u), the block of θ̃."""
         raise NotImplementedError
 
+    def trace(self, moments: Moments, shape: tuple[int, ...], units: Units | None) -> Array:
+        """That of `matrix`, or of diag(u) F diag(u). Override it where it is had for less."""
+        m = moments if units is None else self.in_units(moments, units)
+        return self.matrix(m, shape).trace()
+
     @abstractmethod
     def factorise(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
@@ -228,7 +233,7 @@ class Curvature(ABC):
     def block_traces(
         self, moments: dict[str, Moments], params: Tree, units: Mapping[str, Units] | None = None
     ) -> dict[str, Array]:
-        """Those of `matrix`, in units: the trace of each parameter's block, empty if there are none.
+        """Those of `matrix`, in units: the trace of each parameter's block; empty without blocks.
 
         Override it where they are had for less than the matrix.
         """

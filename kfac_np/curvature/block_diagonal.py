@@ -91,6 +91,14 @@ class BlockDiagonal(Curvature):
 
         return BlockDiagonalMatrix(trees.map_named(leaf, params))
 
+    def block_traces(
+        self, moments: dict[str, Moments], params: Tree, units: Mapping[str, Units] | None = None
+    ) -> dict[str, Array]:
+        return {
+            path: self.block_of(path).trace(moments[path], p.shape, (units or {}).get(path))
+            for path, p in trees.items(params)
+        }
+
     def units(self, moments: dict[str, Moments], params: Tree) -> dict[str, Units]:
         found = {
             path: self.block_of(path).units(moments[path], p) for path, p in trees.items(params)

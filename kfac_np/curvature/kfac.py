@@ -18,7 +18,7 @@ from kfac_np.curvature.base import Block, Factors, Moments, Units
 from kfac_np.curvature.damping import DampingRule, pi_trace
 from kfac_np.curvature.ladder import Ladder
 from kfac_np.curvature.sharing import Sharing, expand
-from kfac_np.curvature.units import UnitBlock, rescaled, scales
+from kfac_np.curvature.units import UnitBlock, rescaled, scales, together
 from kfac_np.errors import (
     CurvatureError,
     FactorizationError,
@@ -187,6 +187,10 @@ class KFACBlock(Block):
 
         E[s_i²] = w̄_iᵀ A w̄_i. A scale of 0 (a feature that never occurs, a unit that was initialised
         with zeros) counts as the largest of its layer.
+
+        Inputs whose scales are within a factor of `COMMENSURATE` of their geometric mean are one
+        quantity, as pixels and hidden units are, and small ones are small for a reason. They have
+        one unit together, their root mean square; only others have one each.
         """
         if "G" not in moments:
             return self.elementwise.units(moments, parameter)
@@ -198,6 +202,7 @@ class KFACBlock(Block):
         outputs = terms if one_hot else xp.sum((w @ a) * w, axis=-1)
         # what cancels to less than this is rounding, or as good as nothing
         outputs = xp.maximum(outputs, 1e-6 * terms)
+        inputs = together(inputs) if not one_hot else inputs
         s, x = xp.sqrt(scales(outputs)), xp.sqrt(scales(inputs))
         return s[..., :, None], 1.0 / x[..., None, :]
 
@@ -207,6 +212,16 @@ class KFACBlock(Block):
         a, u = moments["A"], units[1][..., 0, :]
         a = a * u * u if a.ndim == 1 else rescaled(a, u)
         return {"A": a, "G": rescaled(moments["G"], units[0][..., 0])}
+
+    def trace(self, moments: Moments, shape: tuple[int, ...], units: Units | None) -> Array:
+        if "G" not in moments:
+            return self.elementwise.trace(moments, shape, units)
+        xp = array_namespace(moments["G"])
+        a, g = moments["A"], xp.linalg.diagonal(moments["G"])
+        a = a if a.ndim == 1 else xp.linalg.diagonal(a)
+        if units is not None:
+            g, a = g * units[0][..., 0] ** 2, a * units[1][..., 0, :] ** 2
+        return xp.sum(xp.sum(g, axis=-1) * xp.sum(a, axis=-1))
 
     def factorise(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None

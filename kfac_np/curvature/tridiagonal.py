@@ -216,8 +216,7 @@ class BlockTridiagonal(Curvature):
     def block_traces(
         self, moments: dict[str, Moments], params: Tree, units: Mapping[str, Units] | None = None
     ) -> dict[str, Array]:
-        own = BlockDiagonal(self.block).in_units(moments, units or {})
-        return {path: block.trace() for path, block in self._blocks(own, params).items()}
+        return BlockDiagonal(self.block).block_traces(moments, params, units)
 
     def _blocks(self, moments: dict[str, Moments], params: Tree) -> dict[str, Matrix]:
         return {

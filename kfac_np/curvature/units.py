@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
@@ -19,7 +20,10 @@ from kfac_np.statistics import (
     term_gradients,
 )
 
-__all__ = ["UnitBlock", "rescaled", "scales"]
+__all__ = ["COMMENSURATE", "UnitBlock", "rescaled", "scales", "together"]
+
+COMMENSURATE = 10.0
+"""How far the largest scale of one quantity is from the geometric mean of all, at most."""
 
 
 @final
@@ -102,6 +106,30 @@ def scales(squares: Array) -> Array:
     known = xp.isfinite(squares) & (squares > float(info.smallest_normal) / float(info.eps))
     largest = xp.max(xp.where(known, squares, xp.zeros_like(squares)), axis=-1, keepdims=True)
     return xp.where(known, squares, xp.where(largest > 0.0, largest, xp.ones_like(largest)))
+
+
+def together(squares: Array) -> Array:
+    """Mean squares of inputs, or their mean for all of them, where they are commensurate.
+
+    Parameters
+    ----------
+    squares : Array, shape (..., n)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> together(np.asarray([1.0, 9.0])), together(np.asarray([1.0, 1.0, 1e8]))
+    (array([5., 5.]), array([1.e+00, 1.e+00, 1.e+08]))
+    """
+    xp = array_namespace(squares)
+    known = xp.isfinite(squares) & (squares > 0.0)
+    one, zero = xp.ones_like(squares), xp.zeros_like(squares)
+    logarithms = xp.where(known, xp.log(xp.where(known, squares, one)), zero)
+    count = xp.sum(xp.where(known, one, zero), axis=-1, keepdims=True)
+    middle = xp.sum(logarithms, axis=-1, keepdims=True) / xp.maximum(count, one[..., :1])
+    near = xp.max(logarithms, axis=-1, keepdims=True) - middle <= 2.0 * math.log(COMMENSURATE)
+    mean = xp.mean(xp.where(known, squares, zero), axis=-1, keepdims=True)
+    return xp.where(near, mean * one, squares)
 
 
 def rescaled(m: Array, u: Array) -> Array:

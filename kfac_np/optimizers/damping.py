@@ -76,7 +76,9 @@ class DampingPolicy(ABC):
         differ, so that the batch of the step does not speak for the others.
         """
 
-    def rejected(self, current: Scalar, times: int) -> Scalar:
+    def rejected(
+        self, current: Scalar, times: int, eigenvalue: Callable[[], Scalar] | None = None
+    ) -> Scalar:
         """λ after an update was taken back, the last of so many in a row: 4^times as much."""
         return current * 4.0**times
 
@@ -233,6 +235,15 @@ class LevenbergMarquardt(DampingPolicy):
         new = select(new > least, new, least)
         most = self.ceiling * typical
         return self._within(select(new < most, new, select(most > 0.0, most, new)))
+
+    def rejected(
+        self, current: Scalar, times: int, eigenvalue: Callable[[], Scalar] | None = None
+    ) -> Scalar:
+        raised = super().rejected(current, times)
+        if eigenvalue is None or math.isinf(self.ceiling):
+            return raised
+        most = self.ceiling * eigenvalue()
+        return select(raised < most, raised, select(most > current, most, current))
 
     def _within(self, current: Scalar) -> Scalar:
         current = select(current > self.minimum, current, self.minimum)

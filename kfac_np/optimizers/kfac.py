@@ -83,7 +83,7 @@ __all__ = ["KFAC", "KFACState"]
 
 _PROPORTION = 30.0  # of a batch's moments to their average, beyond which the batch counts for less
 _ROUNDINGS = 10.0  # of h, below which a change says nothing
-_OF_LOSS = 0.01  # of the loss, that a typical eigenvalue in a layer's own units is at least
+_OF_LOSS = 0.001  # of the loss, that a typical eigenvalue in a layer's own units is at least
 
 
 @final
@@ -363,7 +363,7 @@ class KFAC(Optimizer):
                 _require_damping(self.damping, "update", k, next_damping)
         rejected = negation(kept) & telling
         next_damping = select(
-            rejected, self.damping.rejected(damping, state.rejections + 1), next_damping
+            rejected, self.damping.rejected(damping, state.rejections + 1, typical), next_damping
         )
         event = LadderEvent("all", "update", "update rejected", cast(float, damping))
         events.append((rejected, event))
@@ -521,7 +521,7 @@ class KFAC(Optimizer):
                 doubts.require(good, partial(_no_moments, k, path, ", ".join(m)))
         if not old:
             return new, events
-        if self.guard is not None:
+        if state.units and state.objective is not None:
             new, more = self._in_proportion(state, new)
             events += more
         epsilon = self.moving_average.epsilon(self.statistics.count(k))
@@ -532,13 +532,16 @@ class KFAC(Optimizer):
     ) -> tuple[dict[str, Moments], list[tuple[Truth, LadderEvent]]]:
         """Moments that rule no average: a batch counts as _PROPORTION times the average at most.
 
-        So a lasting change is followed within a few dozen steps, however large it is.
+        So a lasting change is followed within a few dozen steps, however large it is. Next to the
+        loss, tr F̂_i may be tiny for a while, of a network that is sure of itself, and then grow.
         """
         before = self.curvature.block_traces(state.moments, state.params, state.units)
         now = self.curvature.block_traces(new, state.params, state.units)
+        sizes = {path: math.prod(p.shape) for path, p in trees.items(state.params)}
         weights, events = {}, []
-        for path, x in now.items():
-            most, trace = _PROPORTION * scalar(before[path]), scalar(x)
+        for path in state.units:
+            known = scalar(before[path]) + _OF_LOSS * sizes[path] * state.objective
+            trace, most = scalar(now[path]), _PROPORTION * known
             outsized = (trace > most) & (most > 0.0)
             weights[path] = select(outsized, most / select(outsized, trace, 1.0), 1.0)
             event = LadderEvent(path, "moments", "moments out of proportion", 0.0)
@@ -629,7 +632,7 @@ class KFAC(Optimizer):
         """Π_i (tr F̂_i / n_i)^(n_i / n), n = Σ_i n_i, over the layers' blocks of n_i parameters.
 
         Layers without curvature do not count; a thousandth of tr F̂ / n at least; 0 where nothing
-        is left. In the layers' own units, where F̂ has that of h, a hundredth of h is added: a
+        is left. In the layers' own units, where F̂ has that of h, a thousandth of h is added: a
         network that is sure of wrong answers has no F̂ that is worth the name.
         """
         sizes = {path: math.prod(p.shape) for path, p in trees.items(params)}
