@@ -124,7 +124,7 @@ def factors(flags: argparse.Namespace) -> int:
     >>> from kfac_np.cli.arguments import make_parser
     >>> factors(make_parser().parse_args(["factors", "no/such/run"]))
     Traceback (most recent call last):
-    kfac_np.errors.ConfigError: no/such/run: expected a run directory, found no config.toml in it
+    kfac_np.errors.ConfigError: no/such/run: expected a run directory, found no such directory
     """
     directory = Path(flags.directory)
     config = read_config(directory)

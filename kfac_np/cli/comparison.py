@@ -48,6 +48,10 @@ def compare(flags: argparse.Namespace) -> int:
     """
     only_resuming(flags)
     if flags.resume:
+        if not Path(flags.resume).is_dir():
+            raise ConfigError(
+                f"{flags.resume}: expected the directory of a comparison, found no such directory"
+            )
         table = read_table(Path(flags.resume) / CONFIG)
         if "compare" not in table:
             raise ConfigError(
