@@ -57,6 +57,8 @@ def test_recipes_run():
     names = run(ADDING)
     assert {"QuadraticDense", "Binomial", "TraceBlock", "pi_largest", "row_squares"} <= set(names)
     assert {"CausalConv", "Temperature", "Jitter", "CentreBatch"} <= set(names)
+    checks = {"check_layer", "check_loss", "check_block", "check_curvature", "describe"}
+    assert checks <= set(names)
 
 
 def test_the_page_on_convolutions_is_true():
@@ -79,6 +81,10 @@ def test_the_page_on_convolutions_is_true():
         ("return self.trials * logistic(z) - t", "return logistic(z) - t", "gradient"),
         ("return self.trials * s", "return s", "hessian"),
         ("draws, z.dtype", "draws[1:, ...], z.dtype", "sampled_targets"),
+        ("if s.num_vectors == 0", "if s.num_vectors < 0", "without_vectors"),
+        ("(u.shape[1] * scale.terms)", "u.shape[1]", "means"),
+        ('if not all_finite(moments["mean"])', "if previous", "degenerate"),
+        ('factors["inverse"] * v', 'factors["inverse"] * v**2', "solve"),
     ],
 )
 def test_recipes_with_a_mistake_are_caught(right: str, wrong: str, law: str):
