@@ -163,6 +163,7 @@ assert differ["K-FAC"] < 1e-8
 # The full natural gradient is unchanged by any change of coordinates, in the limit of small steps.
 # K-FAC keeps the changes that matter most in practice: any invertible affine map of a layer's
 # inputs and of its outputs. Choice of units, centring, whitening, tanh or logistic: all the same.
+# (Not every relative of K-FAC does: EKFAC, whose eigenvalues fit better, does not keep units.)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ def draw_figures(flags: argparse.Namespace) -> int:
     >>> from kfac_np.cli.arguments import make_parser
     >>> draw_figures(make_parser().parse_args(["figures", "fischer"]))
     Traceback (most recent call last):
-    kfac_np.errors.ConfigError: figures: expected fisher, inverse, ... or all, got 'fischer'; did you ...
+    kfac_np.errors.ConfigError: figures: expected fisher, inverse, ... or all, got 'fischer'; ...
     """
     known = list(figures.figures())
     wanted = known if "all" in flags.names else list(dict.fromkeys(flags.names))
