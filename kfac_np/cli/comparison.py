@@ -11,7 +11,7 @@ from typing import Any
 
 from kfac_np.backend import to_numpy
 from kfac_np.cli.arguments import table_from
-from kfac_np.cli.commands import extended, make_room, only_resuming, show
+from kfac_np.cli.commands import extended, make_room, only_resuming, show, title_of
 from kfac_np.cli.progress import announce_restart, interruptible, observing, require_extras
 from kfac_np.cli.threads import with_threads
 from kfac_np.errors import ConfigError, DivergenceError, FactorizationError, KfacError
@@ -159,10 +159,11 @@ def _compare(
             break
     write_text(directory / SUMMARY, to_json(summaries, indent=2) + "\n")
     curves = [c for label in summaries for c in plots.read_curves(directory / label, label)]
-    plots.plot_curves(directory / "curves.png", curves)
+    title = "; ".join(dict.fromkeys(map(title_of, configs.values())))
+    plots.plot_curves(directory / "curves.png", curves, title=title)
     if pictures:
         shape = next(iter(datasets.values())).image_shape
-        plots.plot_images(directory / "reconstructions.png", pictures, shape)
+        plots.plot_images(directory / "reconstructions.png", pictures, shape, title)
     show(summaries)
     print(f"Everything is in {directory}")
     return code
