@@ -16,6 +16,7 @@ from kfac_np.cli.progress import announce_restart, interruptible, observing, req
 from kfac_np.cli.threads import with_threads
 from kfac_np.errors import ConfigError, DivergenceError, FactorizationError, KfacError
 from kfac_np.training import plots
+from kfac_np.training.annotations import did_you_mean
 from kfac_np.training.config import Config, from_table, read_table, to_table, toml, write
 from kfac_np.training.data import Dataset
 from kfac_np.training.experiment import Experiment
@@ -121,7 +122,10 @@ def configs_of(table: Mapping[str, Any], names: str | None = None) -> dict[str, 
             f"{escaping[0]!r}"
         )
     if unused := sorted(own.keys() - labels):
-        raise ConfigError(f"compare: expected settings of {', '.join(labels)}; got {unused[0]!r}")
+        raise ConfigError(
+            f"compare: expected settings of {', '.join(labels)}; got {unused[0]!r}"
+            f"{did_you_mean(unused[0], labels)}"
+        )
     common = {k: v for k, v in table.items() if k != "compare"}
     if not {"steps", "seconds"} & set(common.get("run", {})):
         common = merge(common, {"run": {"seconds": _DEFAULT_SECONDS}})

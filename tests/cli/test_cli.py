@@ -460,6 +460,7 @@ def test_factors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             ["compare", "--set", "compare.x.seed=0", "--optimizers", "sgd"],
             "compare: expected settings",
         ),
+        (["compare", "--set", "compare.sdg.seed=0", "--optimizers", "sgd"], "did you mean 'sgd'?"),
         (["compare", "--set", "compare=3"], "compare: expected a table for each optimiser"),
         (["factors", "/no"], "/no: expected a run directory"),
         (["describe", "--sizes", "0"], "model sizes"),
