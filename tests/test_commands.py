@@ -111,6 +111,9 @@ def python(words: list[str]) -> None:
     if words[0] == "-m":
         assert importlib.util.find_spec(words[1]) is not None
         named = [word for word in words[2:] if "/" in word]
+    elif words[:2] == ["benchmarks/bench.py", "tables"]:
+        python(["benchmarks/tables.py", *words[2:]])
+        named = []
     elif words[0].startswith("benchmarks/"):
         arguments(words[0])(words[1:])
         named = []

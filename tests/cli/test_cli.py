@@ -410,7 +410,7 @@ def test_factors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], "the following arguments are required: COMMAND"),
         (["fly"], "COMMAND: expected train, compare, describe, factors, figures or doctor, got"),
-        (["trian"], "got 'trian'; did you mean 'train'? (kfac-np --help tells more)"),
+        (["factor"], "got 'factor'; did you mean 'factors'? (kfac-np --help tells more)"),
         (
             ["train", "--sedonds", "3"],
             "unrecognized arguments: --sedonds 3; did you mean '--seconds'? (kfac-np train --help",
