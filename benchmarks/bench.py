@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import tables
 from benchmarks.measure import Round, Settings
-from benchmarks.registry import choose, left_out
+from benchmarks.registry import choose, left_out, pair
 from benchmarks.report import conditions, heading, libraries, table, write_json, write_text
 from benchmarks.special import SPECIAL, components, growth, growth_csv, growth_picture, startup
 from benchmarks.workloads import CUDA_DEFAULT, DEFAULT, WORKLOADS, select, tiny
@@ -87,7 +88,7 @@ def run_special(name: str, settings: Settings, wanted: list[str], args: Any) -> 
     return found
 
 
-def arguments() -> argparse.Namespace:
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Of the command line."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -109,7 +110,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--contenders", default="", help="comma-separated; all by default")
     parser.add_argument(
         "--python",
-        type=_pair,
+        type=pair,
         action="append",
         default=[],
         metavar="NAME=PATH",
@@ -117,18 +118,12 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="tiny networks: only whether it runs")
     parser.add_argument("--out", type=Path, help="JSON file")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
+    select([name for name in args.workloads if name not in SPECIAL])  # ends here if one is unknown
     if args.out is None and not args.quick:
         results = Path(__file__).parent / "results"
         args.out = results / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{args.backend}-{args.dtype}.json"
     return args
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, sign, path = text.partition("=")
-    if not sign:
-        raise argparse.ArgumentTypeError(f"expected NAME=PATH, got {text!r}")
-    return name, path
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ import numpy as np
 from benchmarks.measure import Settings
 from benchmarks.problems import loss, problem
 from benchmarks.processes import ContenderError, Process, environment
-from benchmarks.registry import OURS, Contender, choose, interpreter, left_out
+from benchmarks.registry import OURS, Contender, choose, interpreter, left_out, pair
 from benchmarks.workloads import Workload, select, tiny
 
 
@@ -85,30 +86,41 @@ def compare(workload: Workload, names: list[str], steps: list[int], settings: Se
     return good
 
 
-def main() -> int:
-    """Compare."""
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workloads", nargs="+")
     parser.add_argument("--contenders", default="")
-    parser.add_argument("--steps", default="1,5,20")
+    parser.add_argument("--steps", type=numbers, default="1,5,20")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--exact", action="store_true")
     parser.add_argument("--small", action="store_true", help="tiny networks")
-    parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH")
-    args = parser.parse_args()
-    pythons = dict(pair.split("=", 1) for pair in args.python)
-    settings = Settings(threads=args.threads, pythons=pythons)
+    parser.add_argument("--python", type=pair, action="append", default=[], metavar="NAME=PATH")
+    args = parser.parse_args(words)
+    args.chosen = select(args.workloads)
+    return args
+
+
+def main() -> int:
+    """Compare."""
+    args = arguments()
+    settings = Settings(threads=args.threads, pythons=dict(args.python))
     names = [n for n in args.contenders.split(",") if n]
     if args.exact:
         settings = replace(settings, dtype="float64", options={"statistics": "exact"})
         names = names or ["kfac_np", "kfac-jax"]
     good = True
-    for workload in select(args.workloads):
+    for workload in args.chosen:
         chosen = tiny(workload) if args.exact or args.small else workload
         if args.exact:
             chosen = replace(chosen, refresh=1)
-        good &= compare(chosen, names, [int(k) for k in args.steps.split(",")], settings)
+        good &= compare(chosen, names, args.steps, settings)
     return 0 if good else 1
+
+
+def numbers(text: str) -> list[int]:
+    """Of steps, separated by commas."""
+    return [int(number) for number in text.split(",")]
 
 
 if __name__ == "__main__":

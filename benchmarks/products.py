@@ -15,7 +15,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -69,22 +69,29 @@ def milliseconds(product: Product, times: int) -> float:
     return statistics.median(found)
 
 
-def main() -> None:
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("workloads", nargs="+")
     parser.add_argument("--times", type=int, default=15)
-    arguments = parser.parse_args()
-    if arguments.times < 1:
-        parser.error(f"--times: expected at least 1, got {arguments.times}")
-    chosen = select(arguments.workloads)
-    for w in chosen:
+    args = parser.parse_args(words)
+    if args.times < 1:
+        parser.error(f"--times: expected at least 1, got {args.times}")
+    args.chosen = select(args.workloads)
+    for w in args.chosen:
         if w.network.channels:
             parser.error(f"{w.name}: expected a network of dense layers")
-    for w in chosen:
+    return args
+
+
+def main() -> None:
+    """Time the products of each workload, and print them."""
+    args = arguments()
+    for w in args.chosen:
         spent: dict[str, float] = {}
         for i, layer in enumerate(w.network.affine()):
             for part, product in products(w, layer, i == 0):
-                spent[part] = spent.get(part, 0.0) + milliseconds(product, arguments.times)
+                spent[part] = spent.get(part, 0.0) + milliseconds(product, args.times)
         print(f"{w.name}: products alone {sum(spent.values()):.1f} ms")
         for part, ms in spent.items():
             gflop = w.operations()[part] / 1e9

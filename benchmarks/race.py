@@ -5,12 +5,12 @@
         'kfac={}' 'sgd={"optimizer": {"rate": 0.03}}' 'adam={}'
 
 Each contender is NAME=TABLE, a table as `kfac-np --config` takes it, in JSON; its optimiser is that
-of the name unless the table says otherwise. All of a seed start from the same parameters and take
-turns, the one that has had least time next. Only steps are counted, no evaluations: in processor
-seconds, which with one BLAS thread are those of the clock on an idle machine, and which other load
-disturbs less; or, with `--clock wall`, by the clock, as several threads need it. Evaluated are the
-averaged parameters where the optimiser keeps an average, on the first training examples and on the
-whole test set.
+of the name unless the table says otherwise. What `--common` has is in all of them. All of a seed
+start from the same parameters and take turns, the one that has had least time next. Only steps are
+counted, no evaluations: in processor seconds, which with one BLAS thread are those of the clock on
+an idle machine, and which other load disturbs less; or, with `--clock wall`, by the clock, as
+several threads need it. Evaluated are the averaged parameters where the optimiser keeps an average,
+on the first training examples and on the whole test set.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import csv
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,7 +80,6 @@ class Runner:
 
 def race(
     tables: dict[str, dict],
-    common: dict,
     dataset: Dataset,
     seed: int,
     seconds: float,
@@ -90,11 +89,8 @@ def race(
 ) -> list[Runner]:
     """All contenders with one seed, taking turns."""
     runners = []
-    for name, own in tables.items():
-        optimizer = {"name": name, **own.get("optimizer", {})}
-        table = {**common, "seed": seed, **own, "optimizer": optimizer}
-        run = {"steps": 10**9, **own.get("run", {})}
-        experiment = Experiment.of(from_table({**table, "run": run}), dataset)
+    for name, table in tables.items():
+        experiment = Experiment.of(from_table({"seed": seed, **table}), dataset)
         steps = train(experiment.optimizer, experiment.supply, experiment.start())
         runners.append(Runner(name, seed, experiment, steps, clock=CLOCKS[clock]))
 
@@ -140,7 +136,7 @@ def table_of(runners: list[Runner], levels: list[tuple[str, float]]) -> str:
     return "\n".join([*lines, f"| loss, {what} at the end | {' | '.join(ends)} |"])
 
 
-def picture(runners: list[Runner], path: Path) -> None:
+def picture(runners: list[Runner], path: Path, title: str) -> None:
     """Loss and test accuracy (or loss) against steps and seconds, a line for each seed."""
     import matplotlib
 
@@ -173,40 +169,87 @@ def picture(runners: list[Runner], path: Path) -> None:
             if column.endswith("loss"):
                 axis.set_yscale("log")
     axes[0][0].legend()
+    figure.suptitle(title)
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
-    """Race, print a table, write the numbers and a picture."""
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Of the command line; `tables` has the complete table of each contender but for its seed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("contenders", nargs="+", metavar="NAME=JSON")
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--model", default="convnet")
+    parser.add_argument("--common", type=table_in, default={}, metavar="JSON", help="for all")
     parser.add_argument("--seconds", type=float, default=200.0)
     parser.add_argument("--every", type=float, default=10.0)
-    parser.add_argument("--seeds", default="0")
-    parser.add_argument("--loss", default="")
-    parser.add_argument("--accuracy", default="")
+    parser.add_argument("--seeds", type=list_of(int), default="0")
+    parser.add_argument("--loss", type=list_of(float), default="")
+    parser.add_argument("--accuracy", type=list_of(float), default="")
     parser.add_argument("--examples", type=int, default=5000, help="training examples evaluated")
     parser.add_argument("--clock", choices=CLOCKS, default="processor")
     parser.add_argument("--goal", type=float, help="a loss at which a contender is through")
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     if not (args.seconds > 0.0 and args.every > 0.0):
         parser.error("--seconds and --every: expected numbers > 0")
-    tables = {name: json.loads(text) for name, text in (c.split("=", 1) for c in args.contenders)}
+    args.tables = {}
+    for text in args.contenders:
+        name, _, own = text.partition("=")
+        try:
+            args.tables[name] = complete(name, table_in(own), args)
+            from_table(args.tables[name])
+        except (argparse.ArgumentTypeError, KfacError) as error:
+            parser.error(f"{name}: {error}")
+    return args
+
+
+def complete(name: str, own: dict, args: argparse.Namespace) -> dict:
+    """The table of a contender: its own over what all have."""
     common = {"data": {"name": args.data}, "model": {"name": args.model}}
-    tables = {
-        name: {"run": {"evaluation_examples": args.examples}, **own} for name, own in tables.items()
-    }
-    dataset = load(args.data)
+    for key, value in args.common.items():
+        common[key] = {**common.get(key, {}), **value} if isinstance(value, dict) else value
+    run = {"steps": 10**9, "evaluation_examples": args.examples, **own.get("run", {})}
+    optimizer = {"name": name, **own.get("optimizer", {})}
+    return {**common, **own, "run": run, "optimizer": optimizer}
+
+
+def table_in(text: str) -> dict:
+    """The table that a JSON text has."""
+    try:
+        table = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(
+            f"expected a table in JSON, got {text!r}: {error}"
+        ) from None
+    if not isinstance(table, dict):
+        raise argparse.ArgumentTypeError(f"expected a table in JSON, got {text!r}")
+    return table
+
+
+def list_of(kind: type) -> Callable[[str], list]:
+    """What reads values separated by commas."""
+
+    def values(text: str) -> list:
+        try:
+            return [kind(value) for value in text.split(",") if value]
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected numbers as in 1,2, got {text!r}") from None
+
+    return values
+
+
+def main() -> None:
+    """Race, print a table, write the numbers and a picture."""
+    args = arguments()
+    try:
+        dataset = load(args.data)
+    except KfacError as error:
+        raise SystemExit(f"race.py: {error}") from None
     runners = []
-    for seed in map(int, args.seeds.split(",")):
-        runners += race(
-            tables, common, dataset, seed, args.seconds, args.every, args.clock, args.goal
-        )
-    levels = [("loss", float(v)) for v in args.loss.split(",") if v]
-    levels += [("test_accuracy", float(v)) for v in args.accuracy.split(",") if v]
+    for seed in args.seeds:
+        runners += race(args.tables, dataset, seed, args.seconds, args.every, args.clock, args.goal)
+    levels = [("loss", value) for value in args.loss]
+    levels += [("test_accuracy", value) for value in args.accuracy]
     text = table_of(runners, levels)
     print(text)
     if args.out:
@@ -217,7 +260,7 @@ def main() -> None:
             writer.writeheader()
             writer.writerows(rows)
         (args.out / "race.md").write_text(text + "\n")
-        picture(runners, args.out / "race.png")
+        picture(runners, args.out / "race.png", f"{args.data}, {args.model}")
 
 
 if __name__ == "__main__":

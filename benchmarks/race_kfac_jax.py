@@ -13,15 +13,16 @@ again from the start. Runs of several dampings take turns.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import jax
-import kfac_jax
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import numpy as np
-from jax import numpy as jnp
 
 from benchmarks.contenders.jax_common import mean_loss
 from benchmarks.workloads import autoencoder
@@ -49,6 +50,8 @@ class Run:
 
     def step(self) -> None:
         """Take one step, and count its seconds."""
+        import jax
+
         self.now["key"], key = jax.random.split(self.now["key"])
         began = time.perf_counter()
         self.now["params"], self.now["state"], _ = self.optimizer.step(
@@ -65,6 +68,10 @@ class Run:
 
 def start(damping: float, params: Any, images: np.ndarray, size: int, seed: int) -> Run:
     """A compiled optimiser at the start of its run."""
+    import jax
+    import kfac_jax
+    from jax import numpy as jnp
+
     optimizer = kfac_jax.Optimizer(
         value_and_grad_func=jax.value_and_grad(mean_loss(AUTOENCODER, L2, register=True)),
         l2_reg=L2,
@@ -90,6 +97,8 @@ def start(damping: float, params: Any, images: np.ndarray, size: int, seed: int)
 
 def batches_of(images: np.ndarray, size: int, seed: int) -> Iterator[Any]:
     """Mini-batches of one pass after the other."""
+    from jax import numpy as jnp
+
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(len(images))
@@ -100,6 +109,8 @@ def batches_of(images: np.ndarray, size: int, seed: int) -> Iterator[Any]:
 
 def parameters(seed: int) -> tuple[Any, np.ndarray]:
     """Weights and biases as `race.py` begins with them, and the images."""
+    from jax import numpy as jnp
+
     model = {"name": "autoencoder", "activation": "tanh", "initializer": "fan-in"}
     table = {"data": "fashion-mnist", "model": model, "seed": seed, "run": {"steps": 1}}
     dataset = load("fashion-mnist")
@@ -109,19 +120,35 @@ def parameters(seed: int) -> tuple[Any, np.ndarray]:
     return [(jnp.array(w), jnp.array(b)) for w, b in layers], dataset.x_train
 
 
-def main() -> None:
-    """Race the dampings, and print when each reached each loss."""
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--damping", default="150")
-    parser.add_argument("--loss", default="260,240,225,212.6")
+    parser.add_argument("--damping", type=numbers, default="150")
+    parser.add_argument("--loss", type=numbers, default="260,240,225,212.6")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--every", type=float, default=1.0)
     parser.add_argument("--batch", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    levels = [float(v) for v in args.loss.split(",")]
+    return parser.parse_args(words)
+
+
+def numbers(text: str) -> list[float]:
+    """Of a list separated by commas."""
+    return [float(number) for number in text.split(",")]
+
+
+def main() -> None:
+    """Race the dampings, and print when each reached each loss."""
+    args = arguments()
+    try:
+        import jax
+        import kfac_jax  # noqa: F401 - used by `start`
+        from jax import numpy as jnp
+    except ImportError as error:
+        raise SystemExit(f"{error}; its environment is described above, in this file") from None
+    levels = args.loss
     params, images = parameters(args.seed)
-    runs = [start(float(v), params, images, args.batch, args.seed) for v in args.damping.split(",")]
+    runs = [start(damping, params, images, args.batch, args.seed) for damping in args.damping]
     evaluated = jnp.asarray(images[:10_000])
     loss = jax.jit(mean_loss(AUTOENCODER, 0.0, register=False))
     while (run := min(runs, key=lambda r: r.spent)).spent < args.seconds:

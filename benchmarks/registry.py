@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from dataclasses import dataclass, field, replace
@@ -92,3 +93,11 @@ def interpreter(contender: Contender, pythons: dict[str, str]) -> str:
     variable = os.environ.get(f"KFAC_BENCH_PYTHON_{contender.family.upper()}")
     named = pythons.get(contender.name) or pythons.get(contender.family)
     return named or variable or sys.executable
+
+
+def pair(text: str) -> tuple[str, str]:
+    """A contender, or a family of them, and its interpreter, from a command line."""
+    name, sign, path = text.partition("=")
+    if not sign:
+        raise argparse.ArgumentTypeError(f"expected NAME=PATH, got {text!r}")
+    return name, path

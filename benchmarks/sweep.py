@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 
 from kfac_np.errors import KfacError
 from kfac_np.training.config import from_table
@@ -24,7 +25,7 @@ from kfac_np.training.loop import train
 
 def run(table: dict, dataset: Dataset, seconds: float, looks: int = 8) -> str:
     """Train for `seconds`; step and training loss at some moments on the way."""
-    experiment = Experiment.of(from_table({**table, "run": {"steps": 10**9}}), dataset)
+    experiment = Experiment.of(from_table(table), dataset)
     spent, seen = 0.0, []
     for k in range(looks + 1):
         if k == 0:
@@ -40,17 +41,29 @@ def run(table: dict, dataset: Dataset, seconds: float, looks: int = 8) -> str:
     return f"{spent / step.report.step:.3f} s/step  " + " ".join(seen)
 
 
-def main() -> None:
-    """Run every table given, one after the other."""
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Of the command line; each of `tables` is what was typed, and the complete table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tables", nargs="+", metavar="JSON")
     parser.add_argument("--data", default="curves")
     parser.add_argument("--seconds", type=float, default=40.0)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(words)
+    common = {"data": {"name": args.data}, "seed": args.seed, "run": {"steps": 10**9}}
+    try:
+        args.tables = [(text, {**common, **json.loads(text)}) for text in args.tables]
+        for _, table in args.tables:
+            from_table(table)
+    except (KfacError, TypeError, json.JSONDecodeError) as error:
+        parser.error(f"expected tables in JSON: {error}")
+    return args
+
+
+def main() -> None:
+    """Run every table given, one after the other."""
+    args = arguments()
     dataset = load(args.data)
-    for text in args.tables:
-        table = {"data": {"name": args.data}, "seed": args.seed, **json.loads(text)}
+    for text, table in args.tables:
         try:
             print(text, run(table, dataset, args.seconds), sep="\n    ", flush=True)
         except KfacError as error:

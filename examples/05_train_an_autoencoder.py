@@ -151,7 +151,7 @@ for images in (data.x_test, reconstructed["K-FAC"]):
 
 if options.plot and importlib.util.find_spec("matplotlib"):
     rows = {"test image": data.x_test[:12], **{k: v[:12] for k, v in reconstructed.items()}}
-    plot_images(options.plot, rows, data.image_shape)
+    plot_images(options.plot, rows, data.image_shape, "digits, autoencoder 32-16-6")
     print("wrote", options.plot)
 
 # Where to go from here: `kfac-np train --help` for runs with checkpoints and records,

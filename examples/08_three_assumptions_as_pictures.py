@@ -88,7 +88,8 @@ def draw(path, names):
 
     limit = max(abs(blocks[n]).max() for n in names)
     root = (lambda v: np.sign(v) * np.sqrt(abs(v)), lambda v: np.sign(v) * v**2)
-    figure = Figure(figsize=(2.3 * len(names) + 0.8, 5.4), layout="constrained")
+    figure = Figure(figsize=(2.3 * len(names) + 0.8, 5.7), layout="constrained")
+    figure.suptitle("200 digits, block of a convolution 3 × 3 of 1 to 2 channels")
     grid = figure.subplots(2, len(names), sharex=True, sharey=True)
     for name, (above, below) in zip(names, grid.T, strict=True):
         for axes, m in ((above, blocks[name]), (below, blocks[name] - exact)):

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 from conftest import AVAILABLE
 
-from kfac_np.cli.arguments import make_parser
-
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
 
@@ -178,15 +176,3 @@ def test_readme_with_convolutions(name: str, tmp_path: Path):
     assert found is not None, last
     assert float(found[1]) < 0.3
     assert int(found[2]) < 45
-
-
-def test_readme_commands_are_understood():
-    commands = [
-        line.split("#")[0].split()[1:]
-        for block in readme_blocks("sh")
-        for line in block.splitlines()
-        if line.startswith("kfac-np ")
-    ]
-    assert len(commands) >= 5
-    for words in commands:
-        make_parser().parse_args(words)

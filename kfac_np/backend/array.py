@@ -257,8 +257,9 @@ def get_backend(name: str = "numpy", dtype: Any = "float32", device: Any = None)
     try:
         xp = importlib.import_module(_MODULES[name])
     except ImportError as error:
-        extra = " (pip install 'kfac_np[cuda12x]' or 'kfac_np[cuda13x]')" if name == "cupy" else ""
-        raise ConfigError(f"backend {name!r} is not installed{extra}: {error}") from error
+        wheels = "pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]'"
+        hint = f" ({wheels})" if name == "cupy" else ""
+        raise ConfigError(f"backend {name!r} is not installed{hint}: {error}") from error
     try:
         sample = xp.zeros(1, dtype=getattr(xp, kind), device=device)
     except Exception as error:  # every library refuses in its own way

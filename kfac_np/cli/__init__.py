@@ -29,6 +29,13 @@ __all__ = ["main"]
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 _BAD_INPUT = (ConfigError, CurvatureError, DataError, InputError, CheckpointError)
+# What a caller in Python is advised, and how it is said on a command line.
+_AS_FLAGS = {
+    "split=True": "--set optimizer.curvature.split=true",
+    "spread=False": "--set optimizer.statistics.spread=false",
+    "with download=True": "with --download",
+    "as argument or in": "with --data-dir DIR or in",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,8 +99,8 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
-    if isinstance(error, CurvatureError):  # as it is said on a command line
-        text = text.replace("split=True", "--set optimizer.curvature.split=true")
+    for advice, flag in _AS_FLAGS.items():
+        text = text.replace(advice, flag)
     if isinstance(error, KfacError | OSError) and text:
         return text
     return f"{type(error).__name__}: {text} (--debug shows the traceback)"

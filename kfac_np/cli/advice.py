@@ -193,9 +193,9 @@ def _gpu(report: Report) -> list[Advice]:
                 f"it supports CUDA {driver[0]}.{driver[1]}, and CuPy's packages need 12 or more"
             )
             return [Advice("update the NVIDIA driver", reason, broken=wanted)]
-        extra = "cuda12x" if driver[0] == 12 else "cuda13x"
+        wheel = "cupy-cuda12x" if driver[0] == 12 else "cupy-cuda13x"
         reason = f"{gpu['missing']}; the NVIDIA driver supports CUDA {driver[0]}.{driver[1]}"
-        return [Advice(f"pip install 'kfac_np[{extra}]'", reason, broken=wanted)]
+        return [Advice(f"pip install '{wheel}[ctk]'", reason, broken=wanted)]
     trials = report["trials"]
     usual, other = trials.get("GPU", {}), trials.get("GPU, CUPY_TF32=1", {})
     if "rates" not in usual or "rates" not in other or _rate(other) < _GAIN * _rate(usual):

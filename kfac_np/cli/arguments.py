@@ -9,21 +9,34 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, final
 
 from kfac_np.errors import ConfigError
+from kfac_np.training.annotations import did_you_mean, listed
 from kfac_np.training.config import read_table
+from kfac_np.training.figures import figures
 from kfac_np.training.presets import complete, set_optimizer, variants
 from kfac_np.training.tables import assign, merge, parse_assignment
 
 __all__ = ["make_parser", "table_from"]
 
-_EPILOG = """\
+_SETTINGS = """\
 Every setting is reachable: in TOML (--config), or as --set PATH=VALUE, for example
   --set optimizer.damping.initial=10 --set optimizer.refresh.interval=5
   --set optimizer.fisher=exact --set optimizer.averaging=none
   --optimizer sgd --set optimizer.rate='{name="cosine", initial=0.1, steps=1000}'
---print-config shows all of them with their values; an unknown one lists its neighbours.
+--print-config shows all of them with their values; an unknown one lists its neighbours."""
 
+_SETTINGS_OF_EACH = """\
+Every setting is reachable: in TOML (--config), or as --set PATH=VALUE; those of one optimiser
+begin with compare and its name, for example
+  --set model.activation=tanh --set compare.kfac.optimizer.damping.initial=10
+  --set compare.sgd.optimizer.rate='{name="cosine", initial=0.1, steps=1000}'
+--print-config shows all of them with their values; an unknown one lists its neighbours."""
+
+_CODES_OF_RUNS = """\
 Exit codes: 0 success; 1 the run failed (it diverged, say); 2 bad usage, configuration, data or
 checkpoint; 130 interrupted, 143 terminated: the step is finished and a checkpoint saved."""
+
+_CODES = """\
+Exit codes: 0 success; 1 it failed; 2 bad usage, configuration, data or checkpoint."""
 
 _DIAGNOSIS = """\
 Products of matrices are timed in fresh processes: as it is, with other numbers of threads, and
@@ -59,10 +72,26 @@ _PATHS = {
 
 @final
 class _Parser(argparse.ArgumentParser):
-    """Reports bad usage like every other error: in one line."""
+    """Reports bad usage like every other error: in one line, and by the command it is about."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} ({self.prog} --help tells more)")
+
+    def parse_known_args(self, *args: Any, **options: Any) -> Any:
+        """Refuse here what a command does not know: it would be reported without the command."""
+        namespace, unknown = super().parse_known_args(*args, **options)
+        if unknown:
+            option = next((word for word in unknown if word.startswith("-")), unknown[0])
+            meant = did_you_mean(option.partition("=")[0], self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+        return namespace, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        known = action.choices
+        if known is not None and value not in known:
+            names = listed(known)
+            meant = did_you_mean(value, known)
+            raise argparse.ArgumentError(action, f"expected {names}, got {value!r}{meant}")
 
 
 @final
@@ -95,25 +124,26 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, help="show the version and exit")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def add(name: str, summary: str, epilog: str = _EPILOG) -> argparse.ArgumentParser:
+    def add(name: str, summary: str, *epilog: str) -> argparse.ArgumentParser:
         command = subparsers.add_parser(
             name,
             help=summary,
             description=summary[0].upper() + summary[1:] + ".",
-            epilog=epilog,
+            epilog="\n\n".join(epilog),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
         command.add_argument("--debug", action="store_true", help="show tracebacks")
         return command
 
-    train = add("train", "train one network")
+    train = add("train", "train one network", _SETTINGS, _CODES_OF_RUNS)
     _add_problem(train)
     _add_optimizer(train)
     _add_running(train)
     train.set_defaults(command="train")
 
-    compare = add("compare", "train with several optimisers, for the same time each")
+    summary = "train with several optimisers, for the same time each"
+    compare = add("compare", summary, _SETTINGS_OF_EACH, _CODES_OF_RUNS)
     _add_problem(compare)
     names = ["kfac", *variants(), "sgd", "adam"]
     compare.add_argument(
@@ -126,21 +156,23 @@ def make_parser() -> argparse.ArgumentParser:
     _add_running(compare)
     compare.set_defaults(command="compare")
 
-    describe = add("describe", "print the layer table: parameters, blocks, factor sizes, cost")
+    summary = "print the layer table: parameters, blocks, factor sizes, cost"
+    describe = add("describe", summary, _SETTINGS, _CODES)
     _add_problem(describe)
     _add_optimizer(describe)
     describe.set_defaults(command="describe")
 
-    factors = add("factors", "draw a K-FAC run's Kronecker factors and their spectra")
+    factors = add("factors", "draw a K-FAC run's Kronecker factors and their spectra", _CODES)
     factors.add_argument("directory", type=_path, metavar="RUN_DIR")
     factors.add_argument("--out", type=_path, metavar="FILE", help="default RUN_DIR/factors.png")
     factors.set_defaults(command="factors")
 
-    figures = add("figures", "draw the K-FAC papers' figures (docs/figures.md) and their numbers")
-    figures.add_argument("names", nargs="*", metavar="NAME", help="which, or all")
-    figures.add_argument("--quick", action="store_true", help="of tiny networks, within seconds")
-    figures.add_argument("--out", type=_path, metavar="DIR", help="default runs/figures")
-    figures.set_defaults(command="figures")
+    summary = "draw the K-FAC papers' figures (docs/figures.md) and their numbers"
+    drawing = add("figures", summary, _CODES)
+    drawing.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(figures())}, or all")
+    drawing.add_argument("--quick", action="store_true", help="of tiny networks, within seconds")
+    drawing.add_argument("--out", type=_path, metavar="DIR", help="default runs/figures")
+    drawing.set_defaults(command="figures")
 
     doctor = add("doctor", "tell how fast this machine computes, and what to change", _DIAGNOSIS)
     doctor.add_argument(

@@ -16,14 +16,24 @@ from kfac_np.cli.threads import with_threads
 from kfac_np.errors import CheckpointError, ConfigError, DivergenceError, FactorizationError
 from kfac_np.optimizers import KFAC
 from kfac_np.training import checkpoint, plots
+from kfac_np.training.annotations import name_in
 from kfac_np.training.config import Config, from_table, to_table, toml
 from kfac_np.training.experiment import Experiment
 from kfac_np.training.lock import locked
-from kfac_np.training.parts import ConvNet, ResNet
+from kfac_np.training.parts import ConvNet, Model, ResNet, choices
 from kfac_np.training.run import CHECKPOINTS, new_directory, read_config, run
 from kfac_np.training.tables import merge
 
-__all__ = ["describe", "extended", "factors", "has_budget", "only_resuming", "show", "train"]
+__all__ = [
+    "describe",
+    "extended",
+    "factors",
+    "has_budget",
+    "only_resuming",
+    "show",
+    "title_of",
+    "train",
+]
 
 INTERRUPTED = 130
 _NO_STEPS = {"run": {"steps": 0}}
@@ -73,9 +83,9 @@ def train(flags: argparse.Namespace) -> int:
                 observer=observer,
             )
     except (DivergenceError, FactorizationError):
-        _draw_curves(directory, label)
+        _draw_curves(directory, label, config)
         raise
-    _draw_curves(directory, label)
+    _draw_curves(directory, label, config)
     show({label: summary})
     print(f"Everything is in {directory}")
     return INTERRUPTED if summary["status"] == "interrupted" else 0
@@ -124,7 +134,7 @@ def factors(flags: argparse.Namespace) -> int:
     >>> from kfac_np.cli.arguments import make_parser
     >>> factors(make_parser().parse_args(["factors", "no/such/run"]))
     Traceback (most recent call last):
-    kfac_np.errors.ConfigError: no/such/run: expected a run directory, found no config.toml in it
+    kfac_np.errors.ConfigError: no/such/run: expected a run directory, found no such directory
     """
     directory = Path(flags.directory)
     config = read_config(directory)
@@ -134,7 +144,7 @@ def factors(flags: argparse.Namespace) -> int:
     if not isinstance(config.optimizer, KFAC) or not moments:
         raise CheckpointError(f"{path}: expected a state of KFAC with curvature moments")
     out = Path(flags.out or directory / "factors.png")
-    plots.plot_factors(out, moments, f"step {metadata['step']}")
+    plots.plot_factors(out, moments, f"{title_of(config)}, step {metadata['step']}")
     print(f"Factors of step {metadata['step']} are in {out}")
     return 0
 
@@ -217,6 +227,22 @@ def show(summaries: dict[str, dict[str, Any]]) -> None:
         print("  ".join([row[0].ljust(widths[0]), *cells[1:]]))
 
 
+def title_of(config: Config) -> str:
+    """Name the data and the model, for a picture.
+
+    Examples
+    --------
+    >>> title_of(from_table({"data": "digits", "run": {"steps": 1}}))
+    'digits, autoencoder 32-16-6'
+    >>> title_of(from_table({"data": "idx:/data/mine", "model": "convnet", "run": {"steps": 1}}))
+    'mine, convnet'
+    """
+    kind, _, place = config.data.name.partition(":")
+    model = name_in(choices()[Model], config.model)
+    sizes = "-".join(map(str, getattr(config.model, "sizes", ())))
+    return f"{Path(place).name or kind}, {model} {sizes}".rstrip()
+
+
 def has_budget(table: Mapping[str, Any]) -> bool:
     """Tell whether a configuration says how long to train.
 
@@ -238,9 +264,10 @@ def _print_without_budget(table: dict[str, Any]) -> int:
     return 0
 
 
-def _draw_curves(directory: Path, label: str) -> None:
+def _draw_curves(directory: Path, label: str, config: Config) -> None:
     with locked(directory):
-        plots.plot_curves(directory / "curves.png", plots.read_curves(directory, label))
+        curves = plots.read_curves(directory, label)
+        plots.plot_curves(directory / "curves.png", curves, title=title_of(config))
 
 
 def _test_title(name: str) -> str:

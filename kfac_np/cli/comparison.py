@@ -11,11 +11,12 @@ from typing import Any
 
 from kfac_np.backend import to_numpy
 from kfac_np.cli.arguments import table_from
-from kfac_np.cli.commands import extended, make_room, only_resuming, show
+from kfac_np.cli.commands import extended, make_room, only_resuming, show, title_of
 from kfac_np.cli.progress import announce_restart, interruptible, observing, require_extras
 from kfac_np.cli.threads import with_threads
 from kfac_np.errors import ConfigError, DivergenceError, FactorizationError, KfacError
 from kfac_np.training import plots
+from kfac_np.training.annotations import did_you_mean
 from kfac_np.training.config import Config, from_table, read_table, to_table, toml, write
 from kfac_np.training.data import Dataset
 from kfac_np.training.experiment import Experiment
@@ -48,6 +49,10 @@ def compare(flags: argparse.Namespace) -> int:
     """
     only_resuming(flags)
     if flags.resume:
+        if not Path(flags.resume).is_dir():
+            raise ConfigError(
+                f"{flags.resume}: expected the directory of a comparison, found no such directory"
+            )
         table = read_table(Path(flags.resume) / CONFIG)
         if "compare" not in table:
             raise ConfigError(
@@ -117,7 +122,10 @@ def configs_of(table: Mapping[str, Any], names: str | None = None) -> dict[str, 
             f"{escaping[0]!r}"
         )
     if unused := sorted(own.keys() - labels):
-        raise ConfigError(f"compare: expected settings of {', '.join(labels)}; got {unused[0]!r}")
+        raise ConfigError(
+            f"compare: expected settings of {', '.join(labels)}; got {unused[0]!r}"
+            f"{did_you_mean(unused[0], labels)}"
+        )
     common = {k: v for k, v in table.items() if k != "compare"}
     if not {"steps", "seconds"} & set(common.get("run", {})):
         common = merge(common, {"run": {"seconds": _DEFAULT_SECONDS}})
@@ -155,10 +163,11 @@ def _compare(
             break
     write_text(directory / SUMMARY, to_json(summaries, indent=2) + "\n")
     curves = [c for label in summaries for c in plots.read_curves(directory / label, label)]
-    plots.plot_curves(directory / "curves.png", curves)
+    title = "; ".join(dict.fromkeys(map(title_of, configs.values())))
+    plots.plot_curves(directory / "curves.png", curves, title=title)
     if pictures:
         shape = next(iter(datasets.values())).image_shape
-        plots.plot_images(directory / "reconstructions.png", pictures, shape)
+        plots.plot_images(directory / "reconstructions.png", pictures, shape, title)
     show(summaries)
     print(f"Everything is in {directory}")
     return code

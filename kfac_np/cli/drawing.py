@@ -9,6 +9,7 @@ import time
 from kfac_np.cli.progress import require_extras
 from kfac_np.errors import ConfigError, DataError
 from kfac_np.training import figures
+from kfac_np.training.annotations import did_you_mean
 
 __all__ = ["draw_figures"]
 
@@ -21,13 +22,13 @@ def draw_figures(flags: argparse.Namespace) -> int:
     >>> from kfac_np.cli.arguments import make_parser
     >>> draw_figures(make_parser().parse_args(["figures", "fischer"]))
     Traceback (most recent call last):
-    kfac_np.errors.ConfigError: figures: expected fisher, inverse, ... or all, got 'fischer'
+    kfac_np.errors.ConfigError: figures: expected fisher, inverse, ... or all, got 'fischer'; ...
     """
     known = list(figures.figures())
     wanted = known if "all" in flags.names else list(dict.fromkeys(flags.names))
     unknown = [name for name in wanted if name not in known]
     if unknown or not wanted:
-        got = repr(unknown[0]) if unknown else "none"
+        got = f"{unknown[0]!r}{did_you_mean(unknown[0], known)}" if unknown else "none"
         raise ConfigError(f"figures: expected {', '.join(known)} or all, got {got}")
     require_extras()
     directory = flags.out or "runs/figures"

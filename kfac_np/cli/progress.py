@@ -35,7 +35,7 @@ def require_extras() -> None:
     names = {"tomli_w": "tomli-w", "matplotlib": "matplotlib", "tqdm": "tqdm"}
     missing = [names[module] for module in names if importlib.util.find_spec(module) is None]
     if missing:
-        raise ConfigError(f"{', '.join(missing)} missing: pip install 'kfac_np[cli]'")
+        raise ConfigError(f"{', '.join(missing)} missing: pip install {' '.join(missing)}")
 
 
 def announce_restart(directory: Path) -> None:

@@ -172,8 +172,8 @@ def kfc_factors(
         As for `convolution_block`.
     assumptions : Assumption
         IAD, SH_DERIVATIVES and SUD (or WD in place of both) at least: without them there is no
-        such factorisation. Without SH_ACTIVATIONS, Ω = T·A and Γ = G/T with the factors A and G
-        of `KFACBlock` and `expand`.
+        such factorisation. Ω = T·A, with the factor A of `KFACBlock` and `expand`, without
+        SH_ACTIVATIONS and SUA only; Γ = G/T without WD only.
 
     Returns
     -------

@@ -50,6 +50,10 @@ class EKFAC(Curvature):
     Frobenius norm, those of K-FAC among them, and the trace is that of the exact block, whatever
     the sharing of weights. The damping is exact, S + damping.
 
+    Even undamped, steps are not invariant to affine maps of a layer's inputs and outputs, as those
+    of K-FAC are, but to rotations only: what is diagonal in the eigenbasis of A is not so in that
+    of D A D. In other units EKFAC is another approximation.
+
     The basis is kept for `basis_interval` estimates, through which S is averaged; then it is
     renewed from the averages of A and G so far, and S begins anew. Moments of a parameter are A, G,
     U_A, U_G, S and the age of the basis: all that training needs to go on. Embeddings have no U_A,

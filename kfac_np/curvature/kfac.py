@@ -66,6 +66,11 @@ class KFACBlock(Block):
     elementwise : Block
         For scale and shift: `UnitBlock` (exact 2×2 blocks), `DiagonalBlock` or `ExactBlock`.
 
+    Notes
+    -----
+    Undamped, steps do not depend on the units, or on any invertible affine map, of a layer's inputs
+    and outputs (Martens & Grosse 2015, §10); damping with a multiple of I ends that.
+
     References
     ----------
     Martens & Grosse 2015, §3 and §6.3; Grosse & Martens 2016, §3; Eschenhagen et al. 2023.

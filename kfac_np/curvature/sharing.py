@@ -21,7 +21,8 @@ Sharing = Callable[[AffineStatistics, Scale], tuple[Array, Array]]
 def expand(s: AffineStatistics, scale: Scale) -> tuple[Array, Array]:
     """Every location is an example: A = mean over (n, t) of ā āᵀ, G = (1/M) Σ g gᵀ.
 
-    For convolutions this is KFC, whose Ω = T·A and Γ = G/T have the same product.
+    For convolutions this is KFC as it is estimated in training: Ω = T·A and Γ = G/T have the same
+    product. (Theorem 1's Ω, from means over the image, is `kfc_factors`.)
 
     Parameters
     ----------

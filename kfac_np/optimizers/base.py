@@ -326,7 +326,7 @@ def require_finite_update(finite: Truth, norm: Scalar, step: int, doubts: Doubts
     --------
     >>> require_finite_update(False, float("inf"), 3, Doubts())
     Traceback (most recent call last):
-    kfac_np.errors.DivergenceError: step 3: the update's norm is inf; the parameters are unchanged...
+    kfac_np.errors.DivergenceError: step 3: the update's norm is inf; the parameters are ...
     """
     doubts.require(
         finite,

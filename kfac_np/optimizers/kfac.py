@@ -651,6 +651,7 @@ class KFAC(Optimizer):
         trace = sum(traces.values())
         least = 1e-3 * trace / n
         found = select(trace > 0.0, select(typical > least, typical, least), 0.0)
+        room = select(isfinite(room), room, 0.0)  # infinite for a loss without a lower bound
         return found + _OF_LOSS * select(room > 0.0, room, 0.0) if units else found
 
     def _curvature_norm(self, moments: dict[str, Moments], v: Tree) -> Scalar:

@@ -16,7 +16,7 @@ from kfac_np import layers, losses, optimizers
 from kfac_np.errors import ConfigError
 from kfac_np.objective import Objective
 from kfac_np.training import data
-from kfac_np.training.annotations import listed
+from kfac_np.training.annotations import did_you_mean, listed
 from kfac_np.training.files import write_text
 from kfac_np.training.parts import Model, choices
 from kfac_np.training.presets import complete, variants
@@ -207,8 +207,10 @@ def from_table(table: Mapping[str, Any]) -> Config:
     table = {"run": {}, **complete(table)}
     names, name = choices(), table["optimizer"]["name"]
     if name not in list(names[optimizers.Optimizer]):  # the general message has no variants
-        expected = listed([*names[optimizers.Optimizer], *variants()])
-        raise ConfigError(f"optimizer.name: expected {expected}, got {name!r}")
+        known = [*names[optimizers.Optimizer], *variants()]
+        raise ConfigError(
+            f"optimizer.name: expected {listed(known)}, got {name!r}{did_you_mean(name, known)}"
+        )
     # The objective needs the data: one stands in until they are loaded.
     stand_in = Objective(layers.Identity(), losses.SquaredError())
     config: Config = build(Config, table, names, given={"objective": stand_in})
@@ -289,7 +291,7 @@ def toml(table: Mapping[str, Any]) -> str:
     try:
         import tomli_w
     except ImportError as error:
-        raise ConfigError("config files need tomli-w: pip install 'kfac_np[cli]'") from error
+        raise ConfigError("config files need tomli-w: pip install tomli-w") from error
     return tomli_w.dumps(table)
 
 

@@ -32,6 +32,8 @@ _STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#e0a030", "linestyle": (0, (1, 2)), "marker": "x"},
 )
 
+_AVERAGED = ", averaged"
+
 
 @final
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Curve:
     ----------
     label : str
     steps, seconds, values : sequences of equal length
+    averaged : bool
+        Whether it is of the averaged parameters of a run; the label is the run's and ", averaged".
 
     Examples
     --------
@@ -53,12 +57,28 @@ class Curve:
     steps: Sequence[int]
     seconds: Sequence[float]
     values: Sequence[float]
+    averaged: bool = False
 
 
 def plot_curves(
-    path: str | os.PathLike[str], curves: Sequence[Curve], ylabel: str = "training loss"
+    path: str | os.PathLike[str],
+    curves: Sequence[Curve],
+    ylabel: str = "training loss",
+    title: str = "",
 ) -> None:
     """Draw a quantity against iterations and against seconds, on a logarithmic scale.
+
+    Averaged parameters have a wide, pale line below that of the current ones, so that both are seen
+    where they are the same.
+
+    Parameters
+    ----------
+    path : path
+    curves : sequence of Curve
+    ylabel : str
+        What is drawn.
+    title : str
+        Of which data and model.
 
     Raises
     ------
@@ -74,11 +94,10 @@ def plot_curves(
     figure = _figure(11.0, 4.4)
     by_step, by_second = figure.subplots(1, 2, sharey=True)
     longest = max((c.steps[-1] for c in curves if len(c.steps)), default=1)
-    for i, curve in enumerate(curves):
-        style = {**_STYLES[i % len(_STYLES)], "markersize": 4.0, "linewidth": 1.5}
-        style["markevery"] = max(1, len(curve.steps) // 12)
-        by_step.plot(curve.steps, curve.values, label=curve.label, **style)
-        by_second.plot(curve.seconds, curve.values, label=curve.label, **style)
+    lines = []
+    for curve, style in zip(curves, _styles(curves), strict=True):
+        lines += by_step.plot(curve.steps, curve.values, **style)
+        by_second.plot(curve.seconds, curve.values, **style)
     shortest = min((c.steps[-1] for c in curves if len(c.steps)), default=1)
     if longest > 10 * max(1, shortest):  # else the run of few, expensive steps is a vertical line
         by_step.set_xscale("symlog", linthresh=10)
@@ -87,10 +106,13 @@ def plot_curves(
         _log_scale(axes, [v for c in curves for v in c.values])
         axes.set_xlabel(xlabel)
         axes.grid(True, which="both", color="0.9")
+        axes.set_axisbelow(True)
     by_step.set_ylabel(ylabel)
     by_second.tick_params(axis="y", which="both", labelleft=True)
-    if curves:
-        by_second.legend()
+    if curves:  # outside, where it hides nothing
+        labels, columns = [_plain(curve.label) for curve in curves], min(len(curves), 4)
+        figure.legend(lines, labels, loc="outside lower center", ncols=columns, frameon=False)
+    figure.suptitle(_plain(title), fontsize=11)
     _save(figure, path)
 
 
@@ -114,12 +136,12 @@ def read_curves(directory: str | os.PathLike[str], label: str) -> list[Curve]:
     """
     records = read_records(Path(directory) / "evaluations.jsonl")
     curves = []
-    for kind, suffix in (("current", ""), ("averaged", ", averaged")):
+    for kind, suffix in (("current", ""), ("averaged", _AVERAGED)):
         have = [r for r in records if kind in r and r[kind]["loss"] is not None]
         if have:
             steps, seconds = [r["step"] for r in have], [r["seconds"] for r in have]
             losses = [r[kind]["loss"] for r in have]
-            curves.append(Curve(f"{label}{suffix}", steps, seconds, losses))
+            curves.append(Curve(f"{label}{suffix}", steps, seconds, losses, kind == "averaged"))
     return curves
 
 
@@ -127,6 +149,7 @@ def plot_images(
     path: str | os.PathLike[str],
     rows: Mapping[str, _HostArray],
     image_shape: tuple[int, int, int],
+    title: str = "",
 ) -> None:
     """Draw rows of images, one row a label: originals and their reconstructions.
 
@@ -137,6 +160,7 @@ def plot_images(
         Values in [0, 1]; of a reconstruction also beyond, which are drawn like the nearest.
     image_shape : (height, width, channels)
         Three channels are red, green and blue; of any other number the mean is drawn, 1 as black.
+    title : str
 
     Examples
     --------
@@ -146,10 +170,11 @@ def plot_images(
     """
     height, width, channels = image_shape
     columns = max(images.shape[0] for images in rows.values())
-    figure = _figure(1.1 + 0.85 * columns, 0.85 * len(rows) * height / width + 0.1)
+    figure = _figure(1.1 + 0.85 * columns, 0.85 * len(rows) * height / width + 0.4)
+    figure.suptitle(_plain(title), fontsize=11)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for line, (label, images) in zip(grid, rows.items(), strict=True):
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center")
+        line[0].set_ylabel(_plain(label), rotation=0, ha="right", va="center")
         for axes in line:
             axes.set_xticks([])
             axes.set_yticks([])
@@ -187,15 +212,16 @@ def plot_factors(
     layers = {name: each for name, each in layers.items() if each}
     if not layers:
         raise ConfigError("factors: expected square matrices among the moments, found none")
-    figure = _figure(2.0 * len(layers) + 0.8, 6.4)
+    figure = _figure(2.0 * len(layers) + 1.6, 6.4)
     grid = figure.subplots(3, len(layers), squeeze=False)
     for column, (name, matrices) in zip(grid.T, layers.items(), strict=True):
         for axes, (key, matrix) in zip(column[:2], matrices.items(), strict=False):
             # Entries span decades: a symmetric root shows the small ones, too.
-            root = np.sign(matrix) * np.sqrt(np.abs(matrix))
-            limit = float(np.abs(root).max()) or 1.0
-            axes.imshow(root, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="antialiased")
-            axes.set_title(f"layer {name}: {key} ({matrix.shape[0]})", fontsize=8)
+            largest = float(np.abs(matrix).max())
+            root = np.sign(matrix) * np.sqrt(np.abs(matrix) / (largest or 1.0))
+            image = axes.imshow(root, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="antialiased")
+            size = f"{matrix.shape[0]}×{matrix.shape[1]}"
+            axes.set_title(f"layer {name}: {key} {size}\nlargest {largest:.2g}", fontsize=8)
         for axes in column[:2]:
             axes.set_xticks([])
             axes.set_yticks([])
@@ -209,12 +235,36 @@ def plot_factors(
         column[2].set_xlabel("rank / size", fontsize=8)
     grid[2, 0].set_ylabel("eigenvalues", fontsize=8)
     grid[2, 0].legend(fontsize=8)
-    figure.suptitle(f"Kronecker factors {title}".strip(), fontsize=10)
+    bar = figure.colorbar(image, ax=grid[:2, :], shrink=0.7, ticks=np.linspace(-1.0, 1.0, 5))
+    bar.ax.set_yticklabels(["-1", "-1/4", "0", "1/4", "1"], fontsize=8)
+    bar.set_label("entry / largest entry of its factor", fontsize=8)
+    figure.suptitle(_plain(f"Kronecker factors: {title}" if title else "Kronecker factors"))
     _save(figure, path)
 
 
+def _styles(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    """One style for each run; an average has its run's colour."""
+    styles: list[dict[str, Any]] = []
+    runs: dict[str, int] = {}
+    for curve in curves:
+        run = curve.label.removesuffix(_AVERAGED) if curve.averaged else curve.label
+        i = runs.setdefault(run, len(runs))
+        style = {**_STYLES[i % len(_STYLES)], "markersize": 4.0, "linewidth": 1.5}
+        style["markevery"] = max(1, len(curve.steps) // 12)
+        if curve.averaged:
+            style |= {"linestyle": "-", "linewidth": 6.0, "alpha": 0.3, "marker": "", "zorder": 1.5}
+        styles.append(style)
+    return styles
+
+
+def _plain(text: str) -> str:
+    """A text that matplotlib takes for no formula, and that a legend does not leave out."""
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def _log_scale(axes: Axes, values: Sequence[float]) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     positive = [v for v in values if v > 0 and np.isfinite(v)]
     if not positive:
@@ -224,9 +274,7 @@ def _log_scale(axes: Axes, values: Sequence[float]) -> None:
     few = max(positive) < 100 * min(positive)
     subs = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if few else (1.0,)
     axes.yaxis.set_major_locator(LogLocator(subs=subs))
-    formatter = ScalarFormatter()
-    formatter.set_scientific(False)
-    axes.yaxis.set_major_formatter(formatter)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
@@ -235,7 +283,7 @@ def _figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ConfigError("pictures need matplotlib: pip install 'kfac_np[cli]'") from error
+        raise ConfigError("pictures need matplotlib: pip install matplotlib") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

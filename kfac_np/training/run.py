@@ -216,11 +216,12 @@ def read_config(directory: str | os.PathLike[str]) -> Config:
     --------
     >>> read_config("no/such/run")
     Traceback (most recent call last):
-    kfac_np.errors.ConfigError: no/such/run: expected a run directory, found no config.toml in it
+    kfac_np.errors.ConfigError: no/such/run: expected a run directory, found no such directory
     """
     path = Path(directory) / CONFIG
     if not path.exists():
-        raise ConfigError(f"{directory}: expected a run directory, found no {CONFIG} in it")
+        found = f"no {CONFIG} in it" if Path(directory).is_dir() else "no such directory"
+        raise ConfigError(f"{directory}: expected a run directory, found {found}")
     table = read_table(path)
     if "compare" in table:
         raise ConfigError(

@@ -18,12 +18,14 @@ from kfac_np.training.annotations import (
     Choices,
     accepts,
     describe_expected,
+    did_you_mean,
     holds,
     is_mapping,
     is_settable,
     is_union,
     listed,
     name_in,
+    names_of,
     tuple_items,
 )
 from kfac_np.training.tables import Table
@@ -155,7 +157,8 @@ def _build_slot(
     if name is None:
         raise ConfigError(f"{path or 'table'}: expected a name, one of {', '.join(names)}")
     if not isinstance(name, str) or name not in names:
-        raise ConfigError(f"{_dot(path, 'name')}: expected {listed(names)}, got {name!r}")
+        meant = did_you_mean(name, names)
+        raise ConfigError(f"{_dot(path, 'name')}: expected {listed(names)}, got {name!r}{meant}")
     choice = names[name]
     if not dataclasses.is_dataclass(choice):
         if table:
@@ -184,6 +187,7 @@ def _build_dataclass(
             expected = listed(settable) if settable else "none: it has no options"
             raise ConfigError(
                 f"{path or 'configuration'}: unknown option {key!r}, expected {expected}"
+                f"{did_you_mean(key, settable)}"
             )
     for name, field in fields.items():
         if name in arguments:
@@ -286,9 +290,9 @@ def _member_holding(annotation: Any, value: Any, choices: Choices) -> Any:
 
 
 def _mismatch(annotation: Any, value: Any, choices: Choices, path: str) -> ConfigError:
-    return ConfigError(
-        f"{path or 'value'}: expected {describe_expected(annotation, choices)}, got {value!r}"
-    )
+    expected = describe_expected(annotation, choices)
+    meant = did_you_mean(value, names_of(annotation, choices)) if isinstance(value, str) else ""
+    return ConfigError(f"{path or 'value'}: expected {expected}, got {value!r}{meant}")
 
 
 def _dot(path: str, name: str) -> str:

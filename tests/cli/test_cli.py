@@ -26,6 +26,7 @@ from kfac_np.errors import ConfigError
 from kfac_np.training import checkpoint
 from kfac_np.training.config import from_table, read_table
 from kfac_np.training.experiment import Experiment
+from kfac_np.training.figures import figures
 from kfac_np.training.lock import locked
 from kfac_np.training.records import read_records
 from kfac_np.training.run import read_config
@@ -408,32 +409,46 @@ def test_factors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "message"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["fly"], "invalid choice: 'fly'"),
-        (["train", "--stps", "3"], "unrecognized arguments: --stps 3"),
+        (["fly"], "COMMAND: expected train, compare, describe, factors, figures or doctor, got"),
+        (["factor"], "got 'factor'; did you mean 'factors'? (kfac-np --help tells more)"),
+        (
+            ["train", "--sedonds", "3"],
+            "unrecognized arguments: --sedonds 3; did you mean '--seconds'? (kfac-np train --help",
+        ),
+        (["figures", "--set", "seed=3"], "arguments: --set (kfac-np figures --help tells more)"),
+        (["figures", "ficher"], "or all, got 'ficher'; did you mean 'fisher'?"),
+        (["doctor", "--backend", "cuppy"], "numpy or cupy, got 'cuppy'; did you mean 'cupy'?"),
         (["train", "--steps", "x"], "argument --steps: invalid int value: 'x'"),
         (["train", "--sizes", "4,x"], "--sizes: expected sizes as in 400,200,100, got '4,x'"),
         (["train", "--batch-size", "x"], "--batch-size: expected N, or N:K[:M] for a growing one"),
         (["train"], "run: expected a budget, steps or seconds, got neither"),
         (["train", "--steps", "1", "--data", "mnist"], "data: expected curves, digits, fashion"),
+        (["train", "--steps", "1", "--data", "cifar-10"], "did you mean 'cifar10'?"),
         (["train", "--steps", "1", "--data", "idx:/nowhere"], "/nowhere"),
         (["train", "--steps", "1", "--model", "cnn"], "model.name: expected autoencoder, mlp"),
+        (["train", "--steps", "1", "--model", "resnet18"], "got 'resnet18'; did you mean 'resnet'"),
         (
             ["train", "--steps", "1", "--optimizer", "x"],
             "expected kfac, sgd, adam, kfac-fixed or kfc-pre, got 'x'",
         ),
+        (["train", "--steps", "1", "--optimizer", "Adma"], "got 'Adma'; did you mean 'adam'?"),
+        (["train", "--steps", "1", "--activation", "rleu"], "got 'rleu'; did you mean 'relu'?"),
+        (["train", "--steps", "1", "--dtype", "flaot64"], "got 'flaot64'; did you mean 'float64'?"),
+        (["train", "--steps", "1", "--set", "run.step=1"], "did you mean 'steps'?"),
         (["train", "--steps", "1", "--set", "x"], "--set: expected path.to.option=value, got 'x'"),
         (["train", "--steps", "1", "--set", "x=1"], "configuration: unknown option 'x'"),
         (["train", "--steps", "1", "--config", "/no"], "/no: expected a TOML file, found no such"),
         (["train", "--steps", "1", "--backend", "jax"], "backend.name: expected numpy, cupy"),
         (["train", "--steps", "1", "--rate", "-1"], "rate: expected a number > 0, got -1.0"),
-        (["train", "--resume", "/no"], "/no: expected a run directory, found no config.toml"),
+        (["train", "--resume", "/no"], "/no: expected a run directory, found no such directory"),
+        (["train", "--resume", "/"], "/: expected a run directory, found no config.toml in it"),
         (["train", "--steps", "1", "--out", ""], "argument --out: expected a path, got ''"),
         (["compare", "--out", ""], "argument --out: expected a path, got ''"),
         (["train", "--resume", ""], "argument --resume: expected a path, got ''"),
         (["train", "--steps", "1", "--fall-back"], "--fall-back: expected with --resume DIR"),
         (["compare", "--fall-back"], "--fall-back: expected with --resume DIR"),
         (["train", "--print-config", "--set", "run=3"], "run: expected a table"),
-        (["compare", "--resume", "/no"], "expected a TOML file, found no such file"),
+        (["compare", "--resume", "/no"], "directory of a comparison, found no such directory"),
         (["compare", "--optimizers", "sgd,sgd"], "--optimizers: expected different names"),
         (["compare", "--optimizers", "sgd,"], "--optimizers: expected different names"),
         (
@@ -445,11 +460,18 @@ def test_factors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             ["compare", "--set", "compare.x.seed=0", "--optimizers", "sgd"],
             "compare: expected settings",
         ),
+        (["compare", "--set", "compare.sdg.seed=0", "--optimizers", "sgd"], "did you mean 'sgd'?"),
         (["compare", "--set", "compare=3"], "compare: expected a table for each optimiser"),
         (["factors", "/no"], "/no: expected a run directory"),
         (["describe", "--sizes", "0"], "model sizes"),
         (["describe", "--model", "convnet"], "expected data with labels for a convnet, got"),
         (["describe", "--data", "cifar:/no"], "/no: expected a directory with data_batch_*.bin"),
+        (
+            ["describe", "--data", "cifar10", "--data-dir", "/no"],
+            "looked in /no (no such directory), /no/cifar-10-batches-bin (no such directory). Two",
+        ),
+        (["describe", "--data", "cifar10", "--data-dir", "/no"], "with --data-dir DIR or in the"),
+        (["describe", "--data", "fashion-mnist", "--data-dir", "/no"], "(30 MB) with --download"),
         (["describe", "--data", "digits", "--data-dir", "/no"], "data: expected a directory with"),
         (
             ["describe", *DIGITS, "--model", "resnet", "--set", "model.widths=[1,1,1,1]"],
@@ -523,16 +545,47 @@ def test_missing_extras_are_named_before_training(
     )
     assert main(["train", *SMALL, "--steps", "1", "--out", str(tmp_path / "run")]) == 2
     line = capsys.readouterr().err
-    assert f"{module.replace('_', '-')} missing: pip install 'kfac_np[cli]'" in line
+    name = module.replace("_", "-")
+    assert f"{name} missing: pip install {name}\n" in line
     assert not (tmp_path / "run").exists()
 
 
-def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["--help"], ["train", "--help"], ["compare", "--help"], ["--version"]):
-        with pytest.raises(SystemExit) as info:
-            main(words)
-        assert info.value.code == 0
-    assert "Exit codes: 0 success" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("words", "there", "absent"),
+    [
+        (["--help"], "doctor", "--set"),
+        (["--version"], "kfac_np", "--set"),
+        (["train", "--help"], "--set optimizer.damping.initial=10", "--set compare"),
+        (["describe", "--help"], "--set optimizer.damping.initial=10", "--set compare"),
+        (["compare", "--help"], "--set compare.kfac.optimizer", "--set optimizer"),
+        (["factors", "--help"], "Exit codes: 0 success", "--set"),
+        (["figures", "--help"], " ".join(f"{name}," for name in figures()), "--set"),
+        (["doctor", "--help"], "--json", "--set"),
+    ],
+    ids=" ".join,
+)
+def test_help_promises_what_there_is(
+    words: list[str], there: str, absent: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as info:
+        main(words)
+    assert info.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert there in text
+    assert absent not in text
+
+
+def test_settings_in_help_are_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, budget in (("train", ["--steps", "1"]), ("compare", [])):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        lines = capsys.readouterr().out.splitlines()
+        examples = [shlex.split(line) for line in lines if line.startswith("  --") and "=" in line]
+        examples = [words for words in examples if "--set" in words and "PATH=VALUE" not in words]
+        assert len(examples) == {"train": 3, "compare": 2}[command]
+        for words in examples:
+            assert main([command, *budget, *words, "--print-config"]) == 0
+            capsys.readouterr()
 
 
 def test_a_progress_bar_on_a_terminal(

@@ -280,8 +280,8 @@ def test_a_blas_without_kernels(pretend: Any, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("gpu", "cuda", "change"),
     [
-        (NO_GPU, (12, 8), "pip install 'kfac_np[cuda12x]'"),
-        (NO_GPU, (13, 0), "pip install 'kfac_np[cuda13x]'"),
+        (NO_GPU, (12, 8), "pip install 'cupy-cuda12x[ctk]'"),
+        (NO_GPU, (13, 0), "pip install 'cupy-cuda13x[ctk]'"),
         (NO_GPU, (11, 4), "update the NVIDIA driver"),
         (NO_GPU, None, "choose another backend"),
         ({"error": "CUDARuntimeError: no device"}, None, "mend CuPy or the driver"),

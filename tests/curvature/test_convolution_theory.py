@@ -278,6 +278,22 @@ def test_theorem_1_the_block_is_a_kronecker_product(backend: Backend, name: str)
         assert second_to_first(block, layer.c_out) >= 0.005
 
 
+@pytest.mark.parametrize("assumptions", [KFC, KFC & ~SHA, IAD | SHD | SUD | SUA, IAD | WD], ids=str)
+def test_factors_of_k_fac_only_where_nothing_is_assumed_of_them(
+    backend: Backend, assumptions: Assumption
+):
+    """Ω = T·A without assumptions about activations, Γ = G/T without white derivatives."""
+    layer, x, g = case("2d same")
+    s, scale = statistics(backend, layer, x, g), Scale(4, 4)
+    t = s.num_locations
+    block, found = KFACBlock(), kfc_factors(s, scale, assumptions)
+    moments = {**block.input_moments(s, scale), **block.moments(s, scale)}
+    assumed = {"A": bool(assumptions & (SHA | SUA)), "G": WD in assumptions}
+    for ours, theirs in (("A", found.A / t), ("G", found.G * t)):
+        distance = frobenius_distance(theirs, moments[ours])
+        assert distance > 0.01 if assumed[ours] else distance < 1e-14
+
+
 def counts(size: int, kernel: int) -> HostArray:
     """β(δ, δ') of theorem 1 along one axis, for a centred kernel and padding that keeps the size.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from kfac_np.errors import ConfigError
+from kfac_np.training.annotations import did_you_mean, listed
 from kfac_np.training.data.cifar import cifar_dataset
 from kfac_np.training.data.cifar_sets import cifar10, cifar100
 from kfac_np.training.data.curve_images import curves
@@ -85,8 +86,8 @@ def load(
     elif name.startswith("idx:") and name != "idx:":
         dataset = idx_dataset(name.removeprefix("idx:"))
     else:
+        known = ["curves", "digits", "fashion-mnist", "cifar10", "cifar100", "cifar:DIR", "idx:DIR"]
         raise ConfigError(
-            "data: expected curves, digits, fashion-mnist, cifar10, cifar100, cifar:DIR or idx:DIR,"
-            f" got {name!r}"
+            f"data: expected {listed(known)}, got {name!r}{did_you_mean(name, known)}"
         )
     return first(dataset, n_train, n_test)

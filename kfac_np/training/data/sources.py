@@ -91,5 +91,5 @@ def _pooch(name: str) -> Any:
     try:
         import pooch
     except ModuleNotFoundError as error:
-        raise DataError(f"{name}: downloading needs pooch: pip install 'kfac_np[data]'") from error
+        raise DataError(f"{name}: downloading needs pooch: pip install pooch") from error
     return pooch

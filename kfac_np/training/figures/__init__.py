@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kfac_np.errors import ConfigError
+from kfac_np.training.annotations import did_you_mean
 from kfac_np.training.figures import (
     autocorrelation,
     batch_size,
@@ -72,9 +73,10 @@ def draw(name: str, directory: str | os.PathLike[str], *, quick: bool = False) -
     --------
     >>> draw("fischer", "runs/figures")
     Traceback (most recent call last):
-    kfac_np.errors.ConfigError: figures: expected fisher, inverse, ..., got 'fischer'
+    kfac_np.errors.ConfigError: figures: expected fisher, inverse, ..., got 'fischer'; did you ...
     """
     known = figures()
     if name not in known:
-        raise ConfigError(f"figures: expected {', '.join(known)}, got {name!r}")
+        meant = did_you_mean(name, known)
+        raise ConfigError(f"figures: expected {', '.join(known)}, got {name!r}{meant}")
     return save(known[name](quick), directory, name)

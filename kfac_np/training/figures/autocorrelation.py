@@ -47,7 +47,8 @@ def draw(quick: bool = False) -> Drawing:
     ('quantity', 'layer', 'dy', 'dx', 'correlation')
     """
     maps = spatial_maps(_partly_trained(quick))
-    figure = new_figure(12.6, 4.9)
+    figure = new_figure(12.6, 5.1)
+    figure.suptitle("digits, three convolutions of 3 × 3, trained in part", fontsize=10)
     names = [f"{kind[0]}{i}" for kind in ("correlation", "moment") for i in range(3)]
     grid: Any = figure.subplot_mosaic(
         [[*(f"{quantity[0]}_{name}" for name in names), "profile"] for quantity in maps],

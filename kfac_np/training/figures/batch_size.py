@@ -44,7 +44,8 @@ def draw(quick: bool = False) -> Drawing:
     """
     sizes = (20, 80) if quick else (25, 50, 100, 250, 500, 1500)
     steps = 10 if quick else 400
-    objective = autoencoder((64, 8, 3) if quick else (64, 32, 16, 6), Tanh(), glorot)
+    layers = (64, 8, 3) if quick else (64, 32, 16, 6)
+    objective = autoencoder(layers, Tanh(), glorot)
     x = get_backend("numpy", "float32").asarray(digits().x_train[: sizes[-1]])
     kfac = as_in_the_paper(objective, 1.0)
     runs: dict[str, dict[int, list[Any]]] = {"K-FAC": {}, "SGD": {}}
@@ -52,7 +53,8 @@ def draw(quick: bool = False) -> Drawing:
         runs["K-FAC"][size] = _run("K-FAC", "", kfac, size, steps, x)
         runs["SGD"][size] = _best_sgd(objective, size, steps, x, _RATES[1:3] if quick else _RATES)
     losses = [row[4] for own in runs.values() for rows in own.values() for row in rows]
-    figure = new_figure(11.0, 4.0)
+    figure = new_figure(11.0, 4.2)
+    figure.suptitle(f"digits, autoencoder {'-'.join(map(str, layers))}, tanh", fontsize=10)
     axes = figure.subplots(1, 3)
     axes[1].sharey(axes[0])
     for ax, (method, own) in zip(axes, runs.items(), strict=False):

@@ -26,6 +26,7 @@ _COLUMNS = (
     *("method", "gamma", "lambda", "update_norm", "cosine_to_gradient", "cosine_to_exact"),
     *("loss_decrease", "alpha", "rescaled_loss_decrease", "rescaled_model_decrease"),
 )
+_SIZES = {False: (64, 20, 10, 4), True: (64, 6, 3)}
 
 
 def draw(quick: bool = False) -> Drawing:
@@ -47,7 +48,9 @@ def draw(quick: bool = False) -> Drawing:
     e = _partly_trained(quick)
     gammas = np.logspace(-4, 1, 6 if quick else 26)
     rows = compare_updates(e, [float(g) for g in gammas])
-    figure = new_figure(9.6, 7.2)
+    figure = new_figure(9.6, 7.4)
+    sizes = "-".join(map(str, _SIZES[quick]))
+    figure.suptitle(f"digits, autoencoder {sizes}, tanh, trained in part", fontsize=10)
     grid = figure.subplots(2, 2, sharex=True).ravel()
     gains = [max(row[column] for row in rows) for column in (6, 8)]
     for i, name in enumerate(dict.fromkeys(row[0] for row in rows)):
@@ -159,9 +162,9 @@ def _cosine(u: Tree, v: Tree) -> float:
 
 def _partly_trained(quick: bool) -> Evaluation:
     """The autoencoder 64-20-10-4 on 500 digits, trained by full-batch K-FAC."""
-    examples, steps, sizes = (100, 5, (64, 6, 3)) if quick else (500, 30, (64, 20, 10, 4))
+    examples, steps = (100, 5) if quick else (500, 30)
     backend = get_backend("numpy", "float64")
     x = backend.asarray(digits().x_train[:examples].astype(np.float64))
-    kfac = as_in_the_paper(autoencoder(sizes, Tanh(), glorot), 0.1)
+    kfac = as_in_the_paper(autoencoder(_SIZES[quick], Tanh(), glorot), 0.1)
     state = trained(kfac, x, x, examples, steps)
     return kfac.objective.evaluate(state.params, x, x)

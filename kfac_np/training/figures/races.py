@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from kfac_np.backend import get_backend
 from kfac_np.curvature import BlockDiagonal, BlockTridiagonal
 from kfac_np.losses import SquaredError
@@ -40,9 +42,10 @@ def draw_curves_race(quick: bool = False) -> Drawing:
     ('run', 'step')
     """
     data = curves(200, 1) if quick else curves(20_000, 1)
-    sizes = _SMALL if quick else (400, 200, 100, 50, 25, 6)
+    sizes = (784, *(_SMALL if quick else (400, 200, 100, 50, 25, 6)))
     batch = ConstantBatch(100) if quick else GrowingBatch(500, 2000)
-    return _race(data, autoencoder((784, *sizes)), 0.01, batch, 0.01, 6 if quick else 250, "CURVES")
+    name, steps = _named("CURVES", sizes), 6 if quick else 250
+    return _race(data, autoencoder(sizes), 0.01, batch, 0.01, steps, name)
 
 
 def draw_fashion_race(quick: bool = False) -> Drawing:
@@ -64,10 +67,10 @@ def draw_fashion_race(quick: bool = False) -> Drawing:
     ('run', 'step')
     """
     data = first(fashion_mnist(), n_train=200 if quick else 20_000)
-    sizes = _SMALL if quick else (400, 200, 100, 30)
+    sizes = (784, *(_SMALL if quick else (400, 200, 100, 30)))
     batch = ConstantBatch(100 if quick else 1000)
-    steps = 6 if quick else 200
-    return _race(data, autoencoder((784, *sizes)), 150.0, batch, 0.003, steps, "Fashion-MNIST")
+    name, steps = _named("Fashion-MNIST", sizes), 6 if quick else 200
+    return _race(data, autoencoder(sizes), 150.0, batch, 0.003, steps, name)
 
 
 def draw_faces_race(quick: bool = False) -> Drawing:
@@ -79,10 +82,11 @@ def draw_faces_race(quick: bool = False) -> Drawing:
     ('run', 'step')
     """
     data = faces(200, 1) if quick else faces(20_000, 1)
-    sizes = _SMALL if quick else (400, 200, 100, 30)
-    objective = autoencoder((625, *sizes), loss=SquaredError())
+    sizes = (625, *(_SMALL if quick else (400, 200, 100, 30)))
     batch = ConstantBatch(100 if quick else 1000)
-    return _race(data, objective, 1.0, batch, 0.002, 6 if quick else 200, "generated faces")
+    name, steps = _named("generated faces", sizes), 6 if quick else 200
+    objective = autoencoder(sizes, loss=SquaredError())
+    return _race(data, objective, 1.0, batch, 0.002, steps, name)
 
 
 def contestants(
@@ -128,6 +132,10 @@ def contestants(
     sgd = SGD(objective, rate=rate, momentum=0.9, nesterov=True)
     label = f"SGD, Nesterov 0.9, rate {rate:g}"
     return [*racers, Racer(label, sgd, ConstantBatch(100), per_step * steps)]
+
+
+def _named(data: str, sizes: Sequence[int]) -> str:
+    return f"{data}, autoencoder {'-'.join(map(str, sizes))}"
 
 
 def _race(
