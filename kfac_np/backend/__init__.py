@@ -14,6 +14,7 @@ from kfac_np.backend.checks import (
     require_same_place,
 )
 from kfac_np.backend.fused import (
+    clip,
     combine,
     factor_of,
     leaky_pull,
@@ -68,6 +69,7 @@ __all__ = [
     "append_ones",
     "are_finite",
     "array_namespace",
+    "clip",
     "combine",
     "eigh",
     "eigh_many",

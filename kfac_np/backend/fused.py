@@ -16,8 +16,11 @@ from kfac_np.backend.array import Array, array_namespace
 __all__ = [
     "bernoulli",
     "bernoulli_generic",
+    "clip",
     "combine",
     "combine_generic",
+    "every_finite",
+    "every_finite_generic",
     "factor_of",
     "leaky_pull",
     "leaky_pull_generic",
@@ -201,6 +204,23 @@ def rectify_generic(x: Array) -> Array:
     return y
 
 
+def clip(x: Array, low: float | None = None, high: float | None = None) -> Array:
+    """x, but no less than `low` and no more than `high`, elementwise; NaN stays.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> clip(np.asarray([-3.0, 0.5, np.nan]), low=0.0), clip(np.asarray([-3.0, 0.5]), -1.0, 0.0)
+    (array([0. , 0.5, nan]), array([-1.,  0.]))
+    """
+    xp = array_namespace(x)
+    if not array_api_compat.is_cupy_namespace(xp):
+        return xp.clip(x, min=low, max=high)
+    # The wrapper's `clip` of CuPy selects by masks, and waits for each of them.
+    y = x if low is None else xp.maximum(x, low)
+    return y if high is None else xp.minimum(y, high)
+
+
 def leaky_pull(g: Array, x: Array, slope: float = 0.0) -> Array:
     """g where x > 0, slope · g elsewhere: through max(x, slope · x).
 
@@ -322,6 +342,42 @@ def bernoulli_generic(p: Array, coarse: Array, fine: Array) -> Array:
     u += fine
     u *= 2.0**-16
     return xp.astype(u < p, p.dtype)
+
+
+def every_finite(x: Array) -> Array:
+    """Whether all entries are finite (0-d array).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> bool(every_finite(np.asarray([1.0, np.inf])))
+    False
+    """
+    if array_api_compat.is_cupy_array(x) and x.dtype.kind == "f":
+        return _every_finite_kernel()(x)
+    return every_finite_generic(x)
+
+
+@functools.cache
+def _every_finite_kernel() -> Any:
+    import cupy
+
+    return cupy.ReductionKernel(
+        "T x", "bool y", "isfinite(x)", "a && b", "y = a", "true", "kfac_np_every_finite"
+    )
+
+
+def every_finite_generic(x: Array) -> Array:
+    """`every_finite`, by the standard alone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> bool(every_finite_generic(np.ones((2, 2))))
+    True
+    """
+    xp = array_namespace(x)
+    return xp.all(xp.isfinite(x))
 
 
 def combine(a: Any, x: Array, b: Any, y: Array) -> Array:

@@ -246,7 +246,18 @@ def eigh(m: Array) -> tuple[Array, Array]:
         values, vectors = xp.linalg.eigh(m)
     if not all_finite(values, vectors):
         raise FactorizationError(f"the eigendecomposition of a {n}×{n} matrix is not finite")
-    return values, vectors
+    return values, _row_major(vectors)
+
+
+def _row_major(x: Any) -> Any:
+    """The array as a checkpoint would bring it back: products round by how operands are stored.
+
+    CuPy and PyTorch keep eigenvectors by columns, as LAPACK has them.
+    """
+    xp = array_namespace(x)
+    if array_api_compat.is_cupy_namespace(xp):
+        return xp.ascontiguousarray(x)
+    return x.contiguous() if array_api_compat.is_torch_namespace(xp) else x
 
 
 def eigh_many(
@@ -302,7 +313,7 @@ def _eigh_stack(matrices: Sequence[Array]) -> tuple[Array, Array]:
     if not all_finite(values, vectors):
         raise FactorizationError(f"the eigendecomposition of a {n}×{n} matrix is not finite")
     nothing = xp.zeros_like(values)
-    return xp.where(zero[:, :, 0], nothing, values), xp.where(zero, eye, vectors)
+    return xp.where(zero[:, :, 0], nothing, values), _row_major(xp.where(zero, eye, vectors))
 
 
 def spectral_norm(m: Array) -> Array:

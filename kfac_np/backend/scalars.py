@@ -16,6 +16,7 @@ import array_api_compat
 import numpy as np
 
 from kfac_np.backend.array import Array, array_namespace
+from kfac_np.backend.fused import every_finite
 from kfac_np.backend.transfer import Later, later
 
 __all__ = [
@@ -61,7 +62,7 @@ def scalar(x: Array) -> Scalar:
     >>> scalar(np.float32(0.5))
     0.5
     """
-    return array_namespace(x).astype(x, _float64(x)) if works_ahead(x) else float(x)
+    return array_namespace(x).astype(x, _float64(x), copy=False) if works_ahead(x) else float(x)
 
 
 def truth(x: Array) -> Truth:
@@ -94,7 +95,8 @@ def are_finite(*arrays: Array) -> Truth:
             total = sum(float(xp.sum(x)) for x in arrays)
         if math.isfinite(total):
             return True
-    return truth(xp.all(xp.stack([xp.all(xp.isfinite(x)) for x in arrays])))
+    flags = [every_finite(x) for x in arrays]
+    return truth(flags[0] if len(flags) == 1 else xp.all(xp.stack(flags)))
 
 
 def negation(condition: Truth) -> Truth:
@@ -143,8 +145,10 @@ def select(condition: Truth, yes: Scalar, no: Scalar) -> Scalar:
     xp = array_namespace(condition)
     dtype = _float64(condition)
 
-    def array(x: Scalar) -> Array:
+    def array(x: Scalar) -> Scalar:
         if isinstance(x, _NUMBERS):
+            if array_api_compat.is_cupy_namespace(xp):
+                return float(x)  # CuPy takes numbers as they are: a kernel less for each
             return xp.full((), x, dtype=dtype, device=condition.device)
         return x
 

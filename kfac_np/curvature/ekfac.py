@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, final
 
 from kfac_np import trees
-from kfac_np.backend import Array, Rng, Scalar, all_finite, array_namespace
+from kfac_np.backend import Array, Rng, Scalar, all_finite, array_namespace, clip
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments, accumulate
 from kfac_np.curvature.block_diagonal import BlockDiagonal
 from kfac_np.curvature.diagonal import require_vectors
@@ -204,7 +204,7 @@ class EKFAC(Curvature):
             if "age" in m:
                 xp, s = array_namespace(m["S"]), m["S"]
                 age = xp.reshape(m["age"], (1,) * s.ndim)
-                weight = xp.clip(age / (age + 1.0), max=epsilon)
+                weight = clip(age / (age + 1.0), high=epsilon)
                 s = weight * old[path]["S"] + (1.0 - weight) * s
                 mixed[path] = {**m, **mixed[path], "S": s}
         return mixed

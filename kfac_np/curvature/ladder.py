@@ -16,6 +16,7 @@ from kfac_np.backend import (
     Backend,
     all_finite,
     array_namespace,
+    clip,
     eigh,
     spd_inverse,
     symmetrize,
@@ -207,7 +208,7 @@ class Ladder:
         def clipped() -> tuple[Array, float]:
             values, vectors = eigh(symmetrize(xp.astype(m, xp.float64)))
             least = max(shift, float(xp.finfo(m.dtype).eps) * float(xp.max(xp.abs(values))))
-            safe = xp.clip(values + shift, min=least)
+            safe = clip(values + shift, low=least)
             return xp.astype((vectors / safe[None, :]) @ vectors.T, m.dtype), least
 
         more = [("more damping", lambda times=times: with_more(times)) for times in _MORE]

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kfac_np.backend import Array, all_finite, array_namespace, eigh, spd_inverse, symmetrize
+from kfac_np.backend import (
+    Array,
+    all_finite,
+    array_namespace,
+    clip,
+    eigh,
+    spd_inverse,
+    symmetrize,
+)
 from kfac_np.backend.linalg import cholesky
 from kfac_np.curvature.base import Factors
 from kfac_np.curvature.ladder import Ladder
@@ -180,7 +188,7 @@ def _root(inverse: Array) -> Array:
     xp = array_namespace(inverse)
     values, vectors = eigh(inverse)
     least = float(xp.finfo(values.dtype).eps) * float(xp.max(values))
-    return vectors * xp.sqrt(xp.clip(values, min=least))[None, :]
+    return vectors * xp.sqrt(clip(values, low=least))[None, :]
 
 
 def _reciprocal(gaps: Array, ladder: Ladder) -> Array:
@@ -194,4 +202,4 @@ def _reciprocal(gaps: Array, ladder: Ladder) -> Array:
     if lowest <= least:
         least = max(least, -lowest)
         ladder.note("Sigma", "eigenvalues clipped", least)
-    return 1.0 / xp.clip(gaps, min=least)
+    return 1.0 / clip(gaps, low=least)

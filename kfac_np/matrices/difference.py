@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kfac_np.backend import Array, array_namespace, eigh
+from kfac_np.backend import Array, clip, eigh
 
 __all__ = ["difference_inverse"]
 
@@ -57,4 +57,4 @@ def difference_inverse(
 def _diagonalised(root: Array, cross: Array) -> tuple[Array, Array]:
     c = root.T @ cross
     values, vectors = eigh(c @ c.T)
-    return root @ vectors, array_namespace(values).clip(values, min=0.0)
+    return root @ vectors, clip(values, low=0.0)

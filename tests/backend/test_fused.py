@@ -63,6 +63,23 @@ def test_functions(pair):
     np.testing.assert_array_equal(to_numpy(x), before)
 
 
+def test_every_finite(pair, backend: Backend):
+    x, _ = pair
+    assert bool(fused.every_finite(x)) is bool(fused.every_finite_generic(x)) is True
+    for bad in (np.nan, np.inf, -np.inf):
+        one = backend.xp.where(x == x[(-1,) * x.ndim], bad, x) if 0 not in x.shape else x
+        expected = 0 in x.shape
+        assert bool(fused.every_finite(one)) is bool(fused.every_finite_generic(one)) is expected
+
+
+def test_clip(pair, backend: Backend):
+    x, _ = pair
+    for low, high in ((-1.0, None), (None, 0.5), (-1.0, 0.5)):
+        require_equal(fused.clip(x, low, high), backend.xp.clip(x, min=low, max=high), x)
+    nothing = backend.asarray(np.asarray([np.nan]))
+    assert np.isnan(to_numpy(fused.clip(nothing, 0.0, 1.0)))
+
+
 @pytest.mark.parametrize("name", ["tanh_pull", "logistic_pull", "leaky_pull"])
 def test_pulls(name: str, pair, backend: Backend):
     """Also of several derivatives at once; nothing that is given is written to."""
