@@ -190,24 +190,10 @@ def inner(x: Tree, y: Tree) -> Array:
     >>> float(inner((np.ones(3), np.ones(2)), (np.ones(3), 2 * np.ones(2))))
     7.0
     """
-    products = leaves(tree_map(_inner_leaf, x, y))
-    if not products:
+    left, right = leaves(x), leaves(tree_map(lambda _, b: b, x, y))  # of one structure
+    if not left:
         raise ShapeError("inner: expected a tree with at least one array, got an empty one")
-    total = products[0]
-    if backend.works_ahead(total) and len(products) > 2:  # two kernels instead of one a leaf
-        xp = array_namespace(total)
-        return xp.sum(xp.stack(products))
-    for p in products[1:]:
-        total = total + p
-    return total
-
-
-def _inner_leaf(a: Array, b: Array) -> Array:
-    xp = array_namespace(a, b)
-    u, v = xp.reshape(a, (-1,)), xp.reshape(b, (-1,))
-    # Of CuPy's one kernel, where the wrapper's `vecdot` makes a conjugate first.
-    product: Array = u @ v if backend.works_ahead(u) else xp.vecdot(u, v)
-    return product
+    return backend.inner(left, right)
 
 
 def squared_norm(tree: Tree) -> Array:

@@ -39,6 +39,7 @@ from kfac_np.backend.patches import (
 from kfac_np.backend.precision import tf32
 from kfac_np.backend.quiet import quiet, quiet_methods
 from kfac_np.backend.random import Rng
+from kfac_np.backend.reductions import inner
 from kfac_np.backend.scalars import (
     Doubts,
     Scalar,
@@ -77,6 +78,7 @@ __all__ = [
     "factor_of",
     "fold",
     "get_backend",
+    "inner",
     "isfinite",
     "later",
     "leaky_pull",

@@ -19,8 +19,6 @@ __all__ = [
     "clip",
     "combine",
     "combine_generic",
-    "every_finite",
-    "every_finite_generic",
     "factor_of",
     "leaky_pull",
     "leaky_pull_generic",
@@ -342,42 +340,6 @@ def bernoulli_generic(p: Array, coarse: Array, fine: Array) -> Array:
     u += fine
     u *= 2.0**-16
     return xp.astype(u < p, p.dtype)
-
-
-def every_finite(x: Array) -> Array:
-    """Whether all entries are finite (0-d array).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> bool(every_finite(np.asarray([1.0, np.inf])))
-    False
-    """
-    if array_api_compat.is_cupy_array(x) and x.dtype.kind == "f":
-        return _every_finite_kernel()(x)
-    return every_finite_generic(x)
-
-
-@functools.cache
-def _every_finite_kernel() -> Any:
-    import cupy
-
-    return cupy.ReductionKernel(
-        "T x", "bool y", "isfinite(x)", "a && b", "y = a", "true", "kfac_np_every_finite"
-    )
-
-
-def every_finite_generic(x: Array) -> Array:
-    """`every_finite`, by the standard alone.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> bool(every_finite_generic(np.ones((2, 2))))
-    True
-    """
-    xp = array_namespace(x)
-    return xp.all(xp.isfinite(x))
 
 
 def combine(a: Any, x: Array, b: Any, y: Array) -> Array:

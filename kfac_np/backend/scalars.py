@@ -9,14 +9,14 @@ numbers are Python's own, and errors are raised at once. The functions here take
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import array_api_compat
 import numpy as np
 
 from kfac_np.backend.array import Array, array_namespace
-from kfac_np.backend.fused import every_finite
+from kfac_np.backend.reductions import every_finite
 from kfac_np.backend.transfer import Later, later
 
 __all__ = [
@@ -65,7 +65,7 @@ def scalar(x: Array) -> Scalar:
     return array_namespace(x).astype(x, _float64(x), copy=False) if works_ahead(x) else float(x)
 
 
-def truth(x: Array) -> Truth:
+def truth(x: Truth) -> Truth:
     """Take a 0-d boolean array as a condition.
 
     Examples
@@ -74,7 +74,7 @@ def truth(x: Array) -> Truth:
     >>> truth(np.bool_(True))
     True
     """
-    return x if works_ahead(x) else bool(x)
+    return x if not isinstance(x, bool) and works_ahead(x) else bool(x)
 
 
 def are_finite(*arrays: Array) -> Truth:
@@ -95,8 +95,7 @@ def are_finite(*arrays: Array) -> Truth:
             total = sum(float(xp.sum(x)) for x in arrays)
         if math.isfinite(total):
             return True
-    flags = [every_finite(x) for x in arrays]
-    return truth(flags[0] if len(flags) == 1 else xp.all(xp.stack(flags)))
+    return truth(every_finite(*arrays))
 
 
 def negation(condition: Truth) -> Truth:
@@ -186,6 +185,24 @@ class Doubts:
             self._sent = None
         elif not condition:
             raise error()
+
+    @staticmethod
+    def all_dispelled(each: Sequence[Doubts]) -> list[bool]:
+        """Whether each has none that is right; all of them are read in one transfer.
+
+        Examples
+        --------
+        >>> Doubts.all_dispelled([Doubts(), Doubts()])
+        [True, True]
+        """
+        flags = [condition for doubts in each for condition, _ in doubts._open]
+        known = later(array_namespace(*flags).stack(flags)).numpy().tolist() if flags else []
+        found, start = [], 0
+        for doubts in each:
+            stop = start + len(doubts._open)
+            found.append(all(known[start:stop]))
+            start = stop
+        return found
 
     @property
     def dispelled(self) -> Truth:

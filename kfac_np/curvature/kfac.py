@@ -220,8 +220,7 @@ class KFACBlock(Block):
         for i in range(moments["A"].shape[0]):
             one = {name: m[i, ...] for name, m in moments.items()}
             old = previous and {name: f[i, ...] for name, f in previous.items()}
-            layer = Ladder(f"{ladder.layer}[group {i}]", ladder.events)
-            groups.append(self._factorise(one, damping, layer, old))
+            groups.append(self._factorise(one, damping, ladder.within(f"[group {i}]"), old))
         return {name: _stack([factors[name] for factors in groups]) for name in groups[0]}
 
     def _factorise(
