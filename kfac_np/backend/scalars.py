@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, final
 
 import array_api_compat
@@ -25,6 +26,7 @@ __all__ = [
     "Truth",
     "are_finite",
     "isfinite",
+    "known",
     "negation",
     "scalar",
     "select",
@@ -75,6 +77,19 @@ def truth(x: Truth) -> Truth:
     True
     """
     return x if not isinstance(x, bool) and works_ahead(x) else bool(x)
+
+
+def known(*conditions: Truth) -> list[bool]:
+    """Conditions as Python's own; the host waits for the device once, and not for each.
+
+    Examples
+    --------
+    >>> known(True, False)
+    [True, False]
+    """
+    late = [x for x in conditions if not isinstance(x, bool)]
+    arrived = iter(later(array_namespace(*late).stack(late)).numpy().tolist() if late else ())
+    return [x if isinstance(x, bool) else next(arrived) for x in conditions]
 
 
 def are_finite(*arrays: Array) -> Truth:
@@ -195,14 +210,8 @@ class Doubts:
         >>> Doubts.all_dispelled([Doubts(), Doubts()])
         [True, True]
         """
-        flags = [condition for doubts in each for condition, _ in doubts._open]
-        known = later(array_namespace(*flags).stack(flags)).numpy().tolist() if flags else []
-        found, start = [], 0
-        for doubts in each:
-            stop = start + len(doubts._open)
-            found.append(all(known[start:stop]))
-            start = stop
-        return found
+        found = iter(known(*(condition for doubts in each for condition, _ in doubts._open)))
+        return [all([*islice(found, len(doubts._open))]) for doubts in each]
 
     @property
     def dispelled(self) -> Truth:
