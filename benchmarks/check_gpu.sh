@@ -6,11 +6,11 @@
 #     benchmarks/check_gpu.sh [--quick] [DIRECTORY FOR RESULTS] [PHASE ...]
 #
 #     doctor     60 s   driver, CUDA's libraries, a product and a kernel, rates of products
-#     agreement  60 s   every optimiser and curvature against NumPy, in float64
+#     agreement  90 s   every optimiser and curvature against NumPy, in float64
 #     times     210 s   W1 with 4000 examples and the 4096-wide network, beside the peers: time of a
 #                       step, and its share of the rate of matrix products
 #     tf32       90 s   the same with TF32, this library alone
-#     tests     240 s   those of tests/cuda_on_cpu/selection.txt, as far as they get
+#     tests     210 s   those of tests/cuda_on_cpu/selection.txt, as far as they get
 #     more      580 s   all workloads, and the parts of a step (by name only)
 #
 # --quick tries the script out, on tiny networks and a few tests, also without a GPU:
@@ -50,12 +50,12 @@ jobs=()
 "$python" -c 'import xdist' 2> /dev/null && jobs=(--numprocesses 8)
 
 phase doctor 60 "$python" -m kfac_np doctor --backend cupy --seconds 4
-phase agreement 60 "$python" benchmarks/gpu_agreement.py
+phase agreement 90 "$python" benchmarks/gpu_agreement.py
 phase times 210 "${bench[@]}" "${wide[@]}" --seconds 20 --out "$results/times.json" \
     --contenders kfac_np,kfac_np-sgd,kfac-jax,torch-sgd
 phase tf32 90 "${bench[@]}" --tf32 "${wide[@]}" --seconds 10 --out "$results/tf32.json" \
     --contenders kfac_np,kfac_np-sgd
-phase tests 240 "$python" -m pytest -q -k cupy -p no:cacheprovider "${jobs[@]}" "$tests"
+phase tests 210 "$python" -m pytest -q -k cupy -p no:cacheprovider "${jobs[@]}" "$tests"
 phase more 580 "${bench[@]}" W1 W2 W3 components --seconds 15 --out "$results/more.json"
 echo "results: $results"
 exit "$status"
