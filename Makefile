@@ -10,15 +10,16 @@ DEMO_OPTIMIZERS ?= kfac,sgd,adam
 DEMO_SECONDS ?= 30
 DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
+CUPY_TESTS ?= @tests/cuda_on_cpu/selection.txt
 # Test processes: one a core, but not more than 4.
 PYTEST_JOBS ?= auto
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint lint-rules lint-format lint-types lint-spelling format docs clean
+.PHONY: help demo test test-cupy lint lint-rules lint-format lint-types lint-spelling format docs clean
 .PHONY: bench bench-cuda bench-history
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 	@echo "Variables: PYTHON=$(PYTHON) DEMO_SECONDS=$(DEMO_SECONDS) DEMO_OPTIMIZERS=$(DEMO_OPTIMIZERS) DEMO_FLAGS= PYTEST_FLAGS= PYTEST_JOBS=$(PYTEST_JOBS)"
 
 demo: $(VENV)/demo.stamp ## train the CURVES autoencoder with K-FAC, SGD and Adam; writes runs/demo
@@ -31,6 +32,13 @@ test: export OMP_NUM_THREADS ?= 1
 test: export MKL_NUM_THREADS ?= 1
 test: $(VENV)/test.stamp ## all tests and doctests, with branch coverage
 	$(BIN)/python -m pytest --numprocesses $(PYTEST_JOBS) --maxprocesses 4 --cov $(PYTEST_FLAGS)
+
+# The real CuPy on a machine without a GPU: tests/cuda_on_cpu/README.md. Kernels are compiled once.
+test-cupy: export CUDA_ON_CPU_HOME ?= $(CURDIR)/$(VENV)/cuda-on-cpu
+test-cupy: export OPENBLAS_NUM_THREADS ?= 1
+test-cupy: ## a selection of the tests on the real CuPy, on the CPU; CUPY_TESTS=tests/layers: others
+	PYTHON=$(PYTHON) tests/cuda_on_cpu/run -m pytest -k cupy -p no:cacheprovider -q \
+	    --numprocesses $(PYTEST_JOBS) --maxprocesses 4 $(CUPY_TESTS) $(PYTEST_FLAGS)
 
 # `make -k lint` goes on to the next tool after one has found something.
 lint: lint-rules lint-format lint-types lint-spelling ## ruff (rules, docstrings, format), mypy --strict, spelling

@@ -190,18 +190,10 @@ def inner(x: Tree, y: Tree) -> Array:
     >>> float(inner((np.ones(3), np.ones(2)), (np.ones(3), 2 * np.ones(2))))
     7.0
     """
-    products = leaves(tree_map(_inner_leaf, x, y))
-    if not products:
+    left, right = leaves(x), leaves(tree_map(lambda _, b: b, x, y))  # of one structure
+    if not left:
         raise ShapeError("inner: expected a tree with at least one array, got an empty one")
-    total = products[0]
-    for p in products[1:]:
-        total = total + p
-    return total
-
-
-def _inner_leaf(a: Array, b: Array) -> Array:
-    xp = array_namespace(a, b)
-    return xp.vecdot(xp.reshape(a, (-1,)), xp.reshape(b, (-1,)))
+    return backend.inner(left, right)
 
 
 def squared_norm(tree: Tree) -> Array:

@@ -11,6 +11,9 @@ import pytest
 
 from kfac_np.backend import Backend, Rng, get_backend
 
+# The real CuPy on the CPU: programs of another environment, which its `run` starts.
+collect_ignore = ["cuda_on_cpu"]
+
 # The same examples in every run: a failure on one machine is a failure on all.
 hypothesis.settings.register_profile(
     "kfac_np", derandomize=True, deadline=None, database=None, max_examples=50

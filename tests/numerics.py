@@ -20,6 +20,15 @@ def host(tree: Tree) -> np.ndarray[Any, Any]:
     return np.asarray(tree) if isinstance(tree, float | int) else to_numpy(tree)
 
 
+def numbers(values: Any) -> Any:
+    """Numbers, or lists, tuples and dicts of them, as floats; on a GPU they are 0-d arrays."""
+    if isinstance(values, list | tuple):
+        return type(values)(map(numbers, values))
+    if isinstance(values, dict):
+        return {name: numbers(x) for name, x in values.items()}
+    return float(values)
+
+
 def flat(tree: Tree) -> np.ndarray[Any, Any]:
     """All entries as one vector on the host, row by row and leaf by leaf."""
     return host(tree).reshape(-1)

@@ -62,7 +62,7 @@ def test_forms_of_the_blocks(case: NetworkCase, backend: Backend):
     assert list(forms) == [path for path, _ in trees.items(v)]
     for path, form in forms.items():
         alone = trees.map_named(lambda p, u, path=path: u if p == path else 0.0 * u, v)
-        assert form == pytest.approx(
+        assert float(form) == pytest.approx(
             float(products.quadratic_forms(e, [alone])[0, 0]), rel=1e-9, abs=1e-12
         )
 

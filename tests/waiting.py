@@ -79,6 +79,6 @@ def working_ahead() -> Iterator[None]:
         return isinstance(x, _ARRAY)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("backend.scalars", "objective", "optimizers.kfac"):
+        for module in ("backend.scalars", "objective", "curvature.ladder", "optimizers.kfac"):
             patch.setattr(f"kfac_np.{module}.works_ahead", works_ahead)
         yield

@@ -14,6 +14,7 @@ from kfac_np.backend.checks import (
     require_same_place,
 )
 from kfac_np.backend.fused import (
+    clip,
     combine,
     factor_of,
     leaky_pull,
@@ -38,12 +39,14 @@ from kfac_np.backend.patches import (
 from kfac_np.backend.precision import tf32
 from kfac_np.backend.quiet import quiet, quiet_methods
 from kfac_np.backend.random import Rng
+from kfac_np.backend.reductions import inner
 from kfac_np.backend.scalars import (
     Doubts,
     Scalar,
     Truth,
     are_finite,
     isfinite,
+    known,
     negation,
     scalar,
     select,
@@ -68,6 +71,7 @@ __all__ = [
     "append_ones",
     "are_finite",
     "array_namespace",
+    "clip",
     "combine",
     "eigh",
     "eigh_many",
@@ -75,7 +79,9 @@ __all__ = [
     "factor_of",
     "fold",
     "get_backend",
+    "inner",
     "isfinite",
+    "known",
     "later",
     "leaky_pull",
     "logistic",

@@ -16,6 +16,7 @@ from kfac_np.backend.array import Array, array_namespace
 __all__ = [
     "bernoulli",
     "bernoulli_generic",
+    "clip",
     "combine",
     "combine_generic",
     "factor_of",
@@ -199,6 +200,23 @@ def rectify_generic(x: Array) -> Array:
     xp = array_namespace(x)
     y: Array = xp.maximum(x, xp.zeros_like(x))
     return y
+
+
+def clip(x: Array, low: float | None = None, high: float | None = None) -> Array:
+    """x, but no less than `low` and no more than `high`, elementwise; NaN stays.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> clip(np.asarray([-3.0, 0.5, np.nan]), low=0.0), clip(np.asarray([-3.0, 0.5]), -1.0, 0.0)
+    (array([0. , 0.5, nan]), array([-1.,  0.]))
+    """
+    xp = array_namespace(x)
+    if not array_api_compat.is_cupy_namespace(xp):
+        return xp.clip(x, min=low, max=high)
+    # The wrapper's `clip` of CuPy selects by masks, and waits for each of them.
+    y = x if low is None else xp.maximum(x, low)
+    return y if high is None else xp.minimum(y, high)
 
 
 def leaky_pull(g: Array, x: Array, slope: float = 0.0) -> Array:

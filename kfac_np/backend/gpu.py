@@ -37,7 +37,8 @@ def gpu() -> dict[str, Any]:
     -------
     dict
         Only "missing" (a reason) where CuPy is not installed, only "error" where it is and does
-        not work; else names, versions and memory in bytes.
+        not work: no device, or a product or a kernel fails; else names, versions and memory in
+        bytes.
 
     Examples
     --------
@@ -53,6 +54,7 @@ def gpu() -> dict[str, Any]:
         properties = cupy.cuda.runtime.getDeviceProperties(device.id)
         free, total = cupy.cuda.runtime.memGetInfo()
         name = properties["name"]
+        _try_out(cupy)
         return {
             "cupy": cupy.__version__,
             "name": name.decode() if isinstance(name, bytes) else str(name),
@@ -65,6 +67,13 @@ def gpu() -> dict[str, Any]:
         }
     except Exception as error:  # a driver too old, no device, a library not found, ...
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+
+
+def _try_out(cupy: Any) -> None:
+    """Make a product and compile a kernel, which load CUDA's libraries: CuPy starts without."""
+    ones = cupy.ones((2, 2), dtype=cupy.float32)
+    (ones @ ones).get()
+    cupy.ElementwiseKernel("T x", "T y", "y = x + T(1)", "kfac_np_try_out")(ones).get()
 
 
 def _version(number: int) -> str:

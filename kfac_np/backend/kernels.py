@@ -108,9 +108,9 @@ def sum_by_index(values: Array, indices: Array, size: int) -> Array:
         np.add.at(out, np.asarray(indices), np.asarray(values))
         return out
     if array_api_compat.is_cupy_namespace(xp):
-        import cupyx
+        import cupy
 
         out = xp.zeros((size, values.shape[1]), dtype=values.dtype)
-        cupyx.scatter_add(out, indices, values)
+        cupy.add.at(out, indices, values)
         return out
     return sum_by_index_generic(values, indices, size)

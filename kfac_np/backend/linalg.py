@@ -10,8 +10,8 @@ from typing import Any
 import array_api_compat
 
 from kfac_np.backend.array import Array, Backend, array_namespace
-from kfac_np.backend.checks import all_finite
 from kfac_np.backend.precision import tf32
+from kfac_np.backend.scalars import Doubts, are_finite
 from kfac_np.errors import FactorizationError
 
 __all__ = ["cholesky", "eigh", "eigh_many", "spd_inverse", "spectral_norm", "symmetrize"]
@@ -36,13 +36,15 @@ def symmetrize(m: Array) -> Array:
     return 0.5 * (m + m.T)
 
 
-def cholesky(m: Array) -> Array:
+def cholesky(m: Array, doubts: Doubts | None = None) -> Array:
     """Lower triangular L with L Lᵀ = m.
 
     Parameters
     ----------
     m : Array, shape (n, n)
         Symmetric positive definite.
+    doubts : Doubts, optional
+        As with `spd_inverse`.
 
     Returns
     -------
@@ -60,17 +62,57 @@ def cholesky(m: Array) -> Array:
     array([[2., 0.],
            [1., 1.]])
     """
-    xp, n = array_namespace(m), m.shape[0]
-    if not all_finite(m):
-        raise FactorizationError(f"a {n}×{n} matrix has NaN or Inf: no Cholesky factor")
-    with _failures_raise(xp, f"a {n}×{n} matrix is not positive definite"):
-        factor = xp.linalg.cholesky(m)
-    if not all_finite(factor):
-        raise FactorizationError(f"a {n}×{n} matrix is not positive definite")
+    n = m.shape[0]
+    own = Doubts() if doubts is None else doubts
+    own.require(are_finite(m), lambda: FactorizationError(f"{_nan(n)}: no Cholesky factor"))
+    factor = _cholesky(m, own)
+    own.require(are_finite(factor), lambda: _indefinite(n))
+    if doubts is None:
+        own.settle()
     return factor
 
 
-def spd_inverse(m: Array) -> Array:
+def _nan(n: int) -> str:
+    return f"a {n}×{n} matrix has NaN or Inf"
+
+
+def _indefinite(n: int) -> FactorizationError:
+    return FactorizationError(f"a {n}×{n} matrix is not positive definite")
+
+
+def _cholesky(m: Array, doubts: Doubts) -> Array:
+    """The factor, and a doubt whether there is one."""
+    xp, n = array_namespace(m), m.shape[0]
+    if array_api_compat.is_cupy_namespace(xp):
+        factor, found = _cholesky_cupy(m)
+        doubts.require(found, lambda: _indefinite(n))
+        return factor
+    with _failures_raise(xp, str(_indefinite(n))):
+        plain: Array = xp.linalg.cholesky(m)
+        return plain
+
+
+def _cholesky_cupy(m: Any) -> tuple[Any, Any]:
+    """The factor, and whether cuSOLVER found one, which CuPy's function ignores or waits for."""
+    import cupy
+    from cupy.cuda import device
+    from cupy_backends.cuda.libs import cublas, cusolver
+
+    n, single = m.shape[0], m.dtype == cupy.float32
+    with m.device:
+        factor, failed = m.astype(m.dtype, order="C"), cupy.zeros((), dtype=cupy.int32)
+        if n:
+            # What is upper by columns is lower by rows.
+            where = device.get_cusolver_handle(), cublas.CUBLAS_FILL_MODE_UPPER, n, factor.data.ptr
+            measure = cusolver.spotrf_bufferSize if single else cusolver.dpotrf_bufferSize
+            factorise = cusolver.spotrf if single else cusolver.dpotrf
+            size = measure(*where, n)
+            room = cupy.empty(size, dtype=m.dtype)
+            factorise(*where, n, room.data.ptr, size, failed.data.ptr)
+        return cupy.tril(factor), failed == 0
+
+
+def spd_inverse(m: Array, doubts: Doubts | None = None) -> Array:
     """Invert a symmetric positive definite matrix: m⁻¹ = L⁻ᵀ L⁻¹ with m = L Lᵀ.
 
     L⁻¹ is found by halves: with M = [[P, Qᵀ], [Q, S]] and P = L Lᵀ, the Schur complement S - K Kᵀ
@@ -85,6 +127,9 @@ def spd_inverse(m: Array) -> Array:
     ----------
     m : Array, shape (n, n)
         Only its symmetric part is meant; it is not checked.
+    doubts : Doubts, optional
+        Where given, a device that works ahead is not waited for: the inverse is one if these turn
+        out to be unfounded.
 
     Returns
     -------
@@ -106,20 +151,23 @@ def spd_inverse(m: Array) -> Array:
     Traceback (most recent call last):
     kfac_np.errors.FactorizationError: a 2×2 matrix is not positive definite
     """
-    if not all_finite(m):
-        raise FactorizationError(f"a {m.shape[0]}×{m.shape[0]} matrix has NaN or Inf: no inverse")
-    xp = array_namespace(m)
+    xp, n = array_namespace(m), m.shape[0]
+    own = Doubts() if doubts is None else doubts
+    own.require(are_finite(m), lambda: FactorizationError(f"{_nan(n)}: no inverse"))
     if array_api_compat.is_cupy_namespace(xp):
+        from cupyx.scipy.linalg import solve_triangular
+
         with tf32(Backend.of(m), enabled=False):
-            half = _inverse_factor_cupy(xp, m)
+            half = solve_triangular(_cholesky(m, own), Backend.of(m).eye(n), lower=True)
             inverse = symmetrize(half.T @ half)
     else:
         half = xp.zeros_like(m)
         _inverse_factor(m, half)
         inverse = _gram_of_lower(half)
     # A factor may overflow, which is no error by itself, but NaN and Inf stay in products.
-    if not all_finite(inverse):
-        raise FactorizationError(f"a {m.shape[0]}×{m.shape[0]} matrix is not positive definite")
+    own.require(are_finite(inverse), lambda: _indefinite(n))
+    if doubts is None:
+        own.settle()
     return inverse
 
 
@@ -141,7 +189,7 @@ def _inverse_factor(m: Array, out: Array) -> None:
 
 def _small_inverse_factor(m: Array) -> Array:
     xp, n = array_namespace(m), m.shape[0]
-    with _failures_raise(xp, f"a {n}×{n} matrix is not positive definite"):
+    with _failures_raise(xp, str(_indefinite(n))):
         return xp.linalg.inv(xp.linalg.cholesky(m))
 
 
@@ -182,16 +230,6 @@ def _gram_of_lower(lower: Array) -> Array:
     return out
 
 
-def _inverse_factor_cupy(xp: Any, m: Any) -> Any:
-    """L⁻¹ with m = L Lᵀ, by one factorisation and one triangular solution."""
-    from cupyx.scipy.linalg import solve_triangular
-
-    n = m.shape[0]
-    with _failures_raise(xp, f"a {n}×{n} matrix is not positive definite"):
-        factor = xp.linalg.cholesky(m)
-    return solve_triangular(factor, Backend.of(m).eye(n), lower=True)
-
-
 @contextmanager
 def _failures_raise(xp: Any, message: str) -> Iterator[None]:
     """Within it, a factorisation that fails is a `FactorizationError`."""
@@ -212,12 +250,14 @@ def _is_linalg_error(error: Exception) -> bool:
     return "LinAlgError" in type(error).__name__ or "linalg" in str(error).lower()
 
 
-def eigh(m: Array) -> tuple[Array, Array]:
+def eigh(m: Array, doubts: Doubts | None = None) -> tuple[Array, Array]:
     """Eigenvalues (ascending) and eigenvectors (columns) of a symmetric matrix.
 
     Parameters
     ----------
     m : Array, shape (n, n)
+    doubts : Doubts, optional
+        As with `spd_inverse`; but whether the iteration converged is waited for.
 
     Returns
     -------
@@ -235,18 +275,18 @@ def eigh(m: Array) -> tuple[Array, Array]:
     >>> eigh(np.asarray([[2.0, 0.0], [0.0, 1.0]]))[0]
     array([1., 2.])
     """
-    n = m.shape[0]
-    if not all_finite(m):
-        raise FactorizationError(f"a {n}×{n} matrix has NaN or Inf: no eigendecomposition")
-    xp = array_namespace(m)
-    if not bool(xp.any(xp.not_equal(m, 0))):
-        backend = Backend.of(m)  # CuPy returns NaN for the zero matrix
-        return backend.zeros((n,)), backend.eye(n)
-    with _failures_raise(xp, f"the eigendecomposition of a {n}×{n} matrix failed"):
-        values, vectors = xp.linalg.eigh(m)
-    if not all_finite(values, vectors):
-        raise FactorizationError(f"the eigendecomposition of a {n}×{n} matrix is not finite")
-    return values, vectors
+    return _eigh(m, doubts)
+
+
+def _row_major(x: Any) -> Any:
+    """The array as a checkpoint would bring it back: products round by how operands are stored.
+
+    CuPy and PyTorch keep eigenvectors by columns, as LAPACK has them.
+    """
+    xp = array_namespace(x)
+    if array_api_compat.is_cupy_namespace(xp):
+        return xp.ascontiguousarray(x)
+    return x.contiguous() if array_api_compat.is_torch_namespace(xp) else x
 
 
 def eigh_many(
@@ -285,24 +325,38 @@ def eigh_many(
     found: dict[int, tuple[Array, Array]] = {}
     for n in together:
         places = [i for i, m in enumerate(matrices) if m.shape[0] == n]
-        values, vectors = _eigh_stack([matrices[i] for i in places])
+        xp = array_namespace(matrices[places[0]])
+        values, vectors = _eigh(xp.stack([matrices[i] for i in places]))
         found |= {i: (values[k, :], vectors[k, :, :]) for k, i in enumerate(places)}
     return [found[i] if i in found else eigh(m) for i, m in enumerate(matrices)]
 
 
-def _eigh_stack(matrices: Sequence[Array]) -> tuple[Array, Array]:
-    xp, n = array_namespace(*matrices), matrices[0].shape[0]
-    stack = xp.stack(list(matrices))
-    if not all_finite(stack):
-        raise FactorizationError(f"a {n}×{n} matrix has NaN or Inf: no eigendecomposition")
-    zero = ~xp.any(xp.not_equal(stack, 0), axis=(1, 2), keepdims=True)  # as in `eigh`
-    eye = Backend.of(stack).eye(n)
+def _eigh(m: Array, doubts: Doubts | None = None) -> tuple[Array, Array]:
+    """`eigh` of a matrix, or of a stack of them, which CuPy takes together."""
+    xp, n = array_namespace(m), m.shape[-1]
+    own = Doubts() if doubts is None else doubts
+    own.require(are_finite(m), lambda: FactorizationError(f"{_nan(n)}: no eigendecomposition"))
     with _failures_raise(xp, f"the eigendecomposition of a {n}×{n} matrix failed"):
-        values, vectors = xp.linalg.eigh(xp.where(zero, eye, stack))
-    if not all_finite(values, vectors):
-        raise FactorizationError(f"the eigendecomposition of a {n}×{n} matrix is not finite")
-    nothing = xp.zeros_like(values)
-    return xp.where(zero[:, :, 0], nothing, values), xp.where(zero, eye, vectors)
+        if array_api_compat.is_cupy_namespace(xp):
+            values, vectors = _eigh_cupy(xp, m)
+        else:
+            values, vectors = xp.linalg.eigh(m)
+    error = FactorizationError(f"the eigendecomposition of a {n}×{n} matrix is not finite")
+    own.require(are_finite(values, vectors), lambda: error)
+    if doubts is None:
+        own.settle()
+    return values, _row_major(vectors)
+
+
+def _eigh_cupy(xp: Any, m: Any) -> tuple[Any, Any]:
+    """Zeros and the identity for a zero matrix, where CuPy returns NaN; the same where it is NaN.
+
+    Whether it is that may not be known yet, and nobody says what cuSOLVER would do.
+    """
+    size = xp.max(xp.abs(m), axis=(-2, -1), keepdims=True)
+    usable = (size > 0) & (size < xp.inf)
+    values, vectors = xp.linalg.eigh(xp.where(usable, m, Backend.of(m).eye(m.shape[-1])))
+    return xp.where(usable[..., 0], values, xp.zeros_like(values)), vectors
 
 
 def spectral_norm(m: Array) -> Array:

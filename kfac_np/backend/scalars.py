@@ -9,13 +9,15 @@ numbers are Python's own, and errors are raised at once. The functions here take
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, final
 
 import array_api_compat
 import numpy as np
 
 from kfac_np.backend.array import Array, array_namespace
+from kfac_np.backend.reductions import every_finite
 from kfac_np.backend.transfer import Later, later
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "Truth",
     "are_finite",
     "isfinite",
+    "known",
     "negation",
     "scalar",
     "select",
@@ -61,10 +64,10 @@ def scalar(x: Array) -> Scalar:
     >>> scalar(np.float32(0.5))
     0.5
     """
-    return array_namespace(x).astype(x, _float64(x)) if works_ahead(x) else float(x)
+    return array_namespace(x).astype(x, _float64(x), copy=False) if works_ahead(x) else float(x)
 
 
-def truth(x: Array) -> Truth:
+def truth(x: Truth) -> Truth:
     """Take a 0-d boolean array as a condition.
 
     Examples
@@ -73,7 +76,20 @@ def truth(x: Array) -> Truth:
     >>> truth(np.bool_(True))
     True
     """
-    return x if works_ahead(x) else bool(x)
+    return x if not isinstance(x, bool) and works_ahead(x) else bool(x)
+
+
+def known(*conditions: Truth) -> list[bool]:
+    """Conditions as Python's own; the host waits for the device once, and not for each.
+
+    Examples
+    --------
+    >>> known(True, False)
+    [True, False]
+    """
+    late = [x for x in conditions if not isinstance(x, bool)]
+    arrived = iter(later(array_namespace(*late).stack(late)).numpy().tolist() if late else ())
+    return [x if isinstance(x, bool) else next(arrived) for x in conditions]
 
 
 def are_finite(*arrays: Array) -> Truth:
@@ -94,7 +110,7 @@ def are_finite(*arrays: Array) -> Truth:
             total = sum(float(xp.sum(x)) for x in arrays)
         if math.isfinite(total):
             return True
-    return truth(xp.all(xp.stack([xp.all(xp.isfinite(x)) for x in arrays])))
+    return truth(every_finite(*arrays))
 
 
 def negation(condition: Truth) -> Truth:
@@ -143,8 +159,10 @@ def select(condition: Truth, yes: Scalar, no: Scalar) -> Scalar:
     xp = array_namespace(condition)
     dtype = _float64(condition)
 
-    def array(x: Scalar) -> Array:
+    def array(x: Scalar) -> Scalar:
         if isinstance(x, _NUMBERS):
+            if array_api_compat.is_cupy_namespace(xp):
+                return float(x)  # CuPy takes numbers as they are: a kernel less for each
             return xp.full((), x, dtype=dtype, device=condition.device)
         return x
 
@@ -182,6 +200,18 @@ class Doubts:
             self._sent = None
         elif not condition:
             raise error()
+
+    @staticmethod
+    def all_dispelled(each: Sequence[Doubts]) -> list[bool]:
+        """Whether each has none that is right; all of them are read in one transfer.
+
+        Examples
+        --------
+        >>> Doubts.all_dispelled([Doubts(), Doubts()])
+        [True, True]
+        """
+        found = iter(known(*(condition for doubts in each for condition, _ in doubts._open)))
+        return [all([*islice(found, len(doubts._open))]) for doubts in each]
 
     @property
     def dispelled(self) -> Truth:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -55,7 +56,8 @@ def later(x: Array) -> Later:
 
     With CuPy the copy is queued behind what the current stream has been given so far, into
     page-locked memory, and `Later.numpy` waits for that copy alone: kernels launched since then
-    go on. Elsewhere the array is converted when it is asked for.
+    go on. Nobody waits for what is dropped unread. Elsewhere the array is converted when it is
+    asked for.
 
     Parameters
     ----------
@@ -92,15 +94,27 @@ def _later_from_cupy(x: Any) -> Later:
         release.detach()
         return np.array(host)  # ordinary memory: the page-locked block goes back to its pool
 
+    _let_go()
     value = Later(fetch)
     # Dropped unread: the block must not go back to the pool while the device still writes to it.
-    release = weakref.finalize(value, _keep_until, arrival, host)
+    release = weakref.finalize(value, _dropped().append, (arrival, host))
     release.atexit = False  # by then the driver may be gone, and nothing uses the pool any more
     return value
 
 
-def _keep_until(arrival: Any, *_held: Any) -> None:
-    arrival.synchronize()
+@functools.cache
+def _dropped() -> deque[tuple[Any, Any]]:
+    """Arrivals that nobody waits for, and the page-locked memory that is theirs until then."""
+    return deque()
+
+
+def _let_go() -> None:
+    """Give back the memory of those that have arrived."""
+    held = _dropped()
+    for _ in range(len(held)):
+        arrival, host = held.popleft()
+        if not arrival.done:
+            held.append((arrival, host))
 
 
 def prefetch(batches: Iterable[Sequence[Any]], backend: Backend, ahead: int = 2) -> Iterator[Batch]:

@@ -182,7 +182,11 @@ def _unknown(report: Report) -> list[Advice]:
 def _gpu(report: Report) -> list[Advice]:
     gpu, wanted = report["gpu"], report["backend"] == "cupy"
     if "error" in gpu:
-        return [Advice("mend CuPy or the driver", gpu["error"], broken=wanted)]
+        change = "mend CuPy or the driver"
+        if re.search(r"ImportError|OSError|lib(cublas|cudart|nvrtc)|CUDA_PATH", gpu["error"]):
+            version = (report.get("driver_cuda") or (13, 0))[0]
+            change = f"install CUDA's libraries: pip install 'cupy-cuda{version}x[ctk]'"
+        return [Advice(change, gpu["error"], broken=wanted)]
     if "missing" in gpu:
         driver = report.get("driver_cuda")
         if driver is None:

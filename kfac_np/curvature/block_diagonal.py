@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, final
 
 from kfac_np import trees
@@ -12,7 +13,7 @@ from kfac_np.backend import Array
 from kfac_np.backend.threads import side_by_side
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments, Units
 from kfac_np.curvature.kfac import KFACBlock
-from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping
+from kfac_np.curvature.ladder import Ladder, LadderEvent, factorise_each, require_damping
 from kfac_np.errors import CurvatureError, require_instance
 from kfac_np.matrices import BlockDiagonalMatrix, Matrix
 from kfac_np.statistics import Scale
@@ -121,16 +122,14 @@ class BlockDiagonal(Curvature):
     ) -> tuple[dict[str, Factors], list[LadderEvent]]:
         require_damping(damping)
 
-        def of_layer(path: str) -> tuple[Factors, list[LadderEvent]]:
-            ladder, old = Ladder(path), None if previous is None else previous.get(path)
-            found = self.block_of(path).factorise(moments[path], damping, ladder, old)
-            return found, ladder.events
+        def of_layer(path: str, ladder: Ladder) -> Factors:
+            old = None if previous is None else previous.get(path)
+            return self.block_of(path).factorise(moments[path], damping, ladder, old)
 
         arrays = [x for m in moments.values() for x in m.values()]
         operations = sum(2.0 * math.prod(x.shape) ** 1.5 for x in arrays)
-        found = list(side_by_side(of_layer, moments, operations, arrays))
-        factors = {path: one for path, (one, _) in zip(moments, found, strict=True)}
-        return factors, [event for _, events in found for event in events]
+        each = partial(side_by_side, operations=operations, arrays=arrays)
+        return factorise_each(moments, of_layer, each)
 
     def solve(self, factors: dict[str, Factors], v: Tree) -> Tree:
         return trees.map_named(lambda path, x: self.block_of(path).solve(factors[path], x), v)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-from kfac_np.backend import Array, Patches, all_finite, array_namespace
+from kfac_np.backend import Array, Patches, are_finite, array_namespace
 from kfac_np.curvature.base import Block, Factors, Moments
 from kfac_np.curvature.ladder import Ladder
 from kfac_np.errors import CurvatureError
@@ -62,7 +62,7 @@ class DiagonalBlock(Block):
     def factorise(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
     ) -> Factors:
-        if not all_finite(moments["diagonal"]):
+        if not ladder.holds(are_finite(moments["diagonal"])):
             return ladder.keep("diagonal", previous, damping)
         return {"inverse": ladder.reciprocal("diagonal", moments["diagonal"], damping)}
 

@@ -8,14 +8,14 @@ from functools import partial
 from typing import Any, final
 
 from kfac_np import trees
-from kfac_np.backend import Array, Rng, Scalar, all_finite, array_namespace
+from kfac_np.backend import Array, Rng, Scalar, are_finite, array_namespace, clip, truth
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments, accumulate
 from kfac_np.curvature.block_diagonal import BlockDiagonal
 from kfac_np.curvature.diagonal import require_vectors
 from kfac_np.curvature.ekfac_basis import eigenvectors, first_basis, next_bases
 from kfac_np.curvature.ekfac_moments import resolve, rotated_squares
 from kfac_np.curvature.kfac import KFACBlock
-from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping
+from kfac_np.curvature.ladder import Ladder, LadderEvent, factorise_each, require_damping
 from kfac_np.curvature.sharing import Sharing, expand
 from kfac_np.curvature.units import UnitBlock
 from kfac_np.errors import (
@@ -208,7 +208,7 @@ class EKFAC(Curvature):
             if "age" in m:
                 xp, s = array_namespace(m["S"]), m["S"]
                 age = xp.reshape(m["age"], (1,) * s.ndim)
-                weight = xp.clip(age / (age + 1.0), max=epsilon)
+                weight = clip(age / (age + 1.0), high=epsilon)
                 s = weight * old[path]["S"] + (1.0 - weight) * s
                 mixed[path] = {**m, **mixed[path], "S": s}
         return mixed
@@ -247,31 +247,28 @@ class EKFAC(Curvature):
         A basis that could not be renewed when it was due is an event, "kept the last basis".
         """
         require_damping(damping)
-        factors: dict[str, Factors] = {}
-        events: list[LadderEvent] = []
-        for path, m in moments.items():
-            ladder = Ladder(path, events)
+
+        def of_layer(path: str, ladder: Ladder) -> Factors:
+            factorise = self._factorise if "S" in moments[path] else self.elementwise.factorise
             before = None if previous is None else previous.get(path)
-            if "S" in m:
-                factors[path] = self._factorise(m, damping, ladder, before)
-            else:
-                factors[path] = self.elementwise.factorise(m, damping, ladder, before)
-        return factors, events
+            return factorise(moments[path], damping, ladder, before)
+
+        return factorise_each(moments, of_layer)
 
     def _factorise(
         self, m: Moments, damping: float, ladder: Ladder, previous: Factors | None
     ) -> Factors:
         basis = eigenvectors(m)
-        if not all_finite(m["S"], *basis.values()):
+        if not ladder.holds(are_finite(m["S"], *basis.values())):
             kept: Factors = ladder.keep("S", previous, damping)
             return kept
-        if float(m["age"]) >= self.basis_interval:
+        if not ladder.holds(truth(m["age"] < self.basis_interval)):
             ladder.note("A, G", "kept the last basis", damping)
         if m["S"].ndim == 2:
             return {**basis, "inverse_values": ladder.reciprocal("S", m["S"], damping)}
         inverses = []
         for i in range(m["S"].shape[0]):
-            group = Ladder(f"{ladder.layer}[group {i}]", ladder.events)
+            group = ladder.within(f"[group {i}]")
             inverses.append(group.reciprocal("S", m["S"][i, ...], damping))
         return {**basis, "inverse_values": array_namespace(*inverses).stack(inverses)}
 

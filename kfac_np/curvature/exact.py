@@ -11,7 +11,7 @@ from kfac_np import trees
 from kfac_np.backend import Array, array_namespace, second_moment
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments
 from kfac_np.curvature.diagonal import require_vectors
-from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping
+from kfac_np.curvature.ladder import Ladder, LadderEvent, factorise_each, require_damping
 from kfac_np.errors import CurvatureError, plain_fields, require_sizes
 from kfac_np.matrices import DenseMatrix, FlattenedMatrix
 from kfac_np.statistics import AffineStatistics, Scale, Statistics, term_gradients
@@ -132,10 +132,12 @@ class FullMatrix(Curvature):
         previous: dict[str, Factors] | None = None,
     ) -> tuple[dict[str, Factors], list[LadderEvent]]:
         require_damping(damping)
-        ladder = Ladder("full")
         old = previous["full"]["inverse"] if previous else None
-        inverse = ladder.inverse("matrix", moments["full"]["matrix"], damping, old)
-        return {"full": {"inverse": inverse}}, ladder.events
+
+        def whole(_: str, ladder: Ladder) -> Factors:
+            return {"inverse": ladder.inverse("matrix", moments["full"]["matrix"], damping, old)}
+
+        return factorise_each(["full"], whole)
 
     def solve(self, factors: dict[str, Factors], v: Tree) -> Tree:
         return trees.unravel(factors["full"]["inverse"] @ trees.ravel(v), v)

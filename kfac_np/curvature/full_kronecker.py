@@ -12,7 +12,7 @@ from kfac_np.backend import Array, array_namespace
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments
 from kfac_np.curvature.block_diagonal import BlockDiagonal
 from kfac_np.curvature.kfac import KFACBlock
-from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping
+from kfac_np.curvature.ladder import Ladder, LadderEvent, factorise_each, require_damping
 from kfac_np.curvature.tridiagonal_moments import (
     cross_derivative_moment,
     cross_input_moment,
@@ -153,17 +153,18 @@ class FullKronecker(Curvature):
         previous: dict[str, Factors] | None = None,
     ) -> tuple[dict[str, Factors], list[LadderEvent]]:
         require_damping(damping)
-        ladder = Ladder("full")
+        damped, rest = moments, damping
+        if not self.block.exact_damping:
+            damped, rest = {}, 0.0
+            for path, m in moments.items():
+                shift_a, shift_g = self.block.rule(m["A"], m["G"], damping**0.5)
+                damped[path] = m | {"A": _shifted(m["A"], shift_a), "G": _shifted(m["G"], shift_g)}
         old = previous["full"]["inverse"] if previous else None
-        if self.block.exact_damping:
-            dense = ladder.inverse("matrix", _assembled(moments), damping, old)
-            return {"full": {"inverse": dense}}, ladder.events
-        damped = {}
-        for path, m in moments.items():
-            shift_a, shift_g = self.block.rule(m["A"], m["G"], damping**0.5)
-            damped[path] = m | {"A": _shifted(m["A"], shift_a), "G": _shifted(m["G"], shift_g)}
-        inverse = ladder.inverse("matrix", _assembled(damped), 0.0, old)
-        return {"full": {"inverse": inverse}}, ladder.events
+
+        def whole(_: str, ladder: Ladder) -> Factors:
+            return {"inverse": ladder.inverse("matrix", _assembled(damped), rest, old)}
+
+        return factorise_each(["full"], whole)
 
     def solve(self, factors: dict[str, Factors], v: Tree) -> Tree:
         return trees.unravel(factors["full"]["inverse"] @ trees.ravel(v), v)

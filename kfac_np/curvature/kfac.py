@@ -11,6 +11,7 @@ from kfac_np.backend import (
     Backend,
     Patches,
     array_namespace,
+    clip,
     second_moment,
     sum_by_index,
 )
@@ -239,8 +240,7 @@ class KFACBlock(Block):
         for i in range(moments["A"].shape[0]):
             one = {name: m[i, ...] for name, m in moments.items()}
             old = previous and {name: f[i, ...] for name, f in previous.items()}
-            layer = Ladder(f"{ladder.layer}[group {i}]", ladder.events)
-            groups.append(self._factorise(one, damping, layer, old))
+            groups.append(self._factorise(one, damping, ladder.within(f"[group {i}]"), old))
         return {name: _stack([factors[name] for factors in groups]) for name in groups[0]}
 
     def _factorise(
@@ -265,8 +265,7 @@ class KFACBlock(Block):
             g, u_g = resolved_eigh(moments["G"])
         except FactorizationError:
             return ladder.keep("A, G", previous, damping)
-        xp = array_namespace(a)
-        values = xp.clip(g, min=0.0)[:, None] * xp.clip(a, min=0.0)[None, :]
+        values = clip(g, low=0.0)[:, None] * clip(a, low=0.0)[None, :]
         factors = {"U_G": u_g, "inverse_values": ladder.reciprocal("A, G", values, damping)}
         return factors if u_a is None else {"U_A": u_a, **factors}
 

@@ -7,22 +7,29 @@ Each step down is recorded; nothing here ever returns NaN.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 from kfac_np.backend import (
     Array,
     Backend,
+    Doubts,
+    Truth,
     all_finite,
+    are_finite,
     array_namespace,
+    clip,
     eigh,
+    isfinite,
     spd_inverse,
     symmetrize,
+    truth,
+    works_ahead,
 )
 from kfac_np.errors import FactorizationError, InputError
 
-__all__ = ["Ladder", "LadderEvent", "require_damping"]
+__all__ = ["Ladder", "LadderEvent", "factorise_each", "require_damping"]
 
 _MORE = (10.0, 100.0)
 _DIGIT = 0.1  # relative error of an inverse that has one digit
@@ -71,6 +78,9 @@ class Ladder:
     layer : str
     events : list of LadderEvent
         Appended to.
+    hopes : Doubts or None
+        Where given, a device that works ahead is not waited for: what is returned is good if
+        these turn out to be unfounded, or else is to be asked for again without hopes.
 
     Examples
     --------
@@ -83,6 +93,30 @@ class Ladder:
 
     layer: str
     events: list[LadderEvent] = field(default_factory=list)
+    hopes: Doubts | None = None
+
+    def within(self, part: str) -> Ladder:
+        """The ladder of a part of the layer, with the same events and hopes.
+
+        Examples
+        --------
+        >>> Ladder("2").within("[group 0]").layer
+        '2[group 0]'
+        """
+        return replace(self, layer=f"{self.layer}{part}")
+
+    def holds(self, condition: Truth) -> bool:
+        """Tell whether a condition holds; one that the host would have to wait for is hoped for.
+
+        Examples
+        --------
+        >>> Ladder("0").holds(False)
+        False
+        """
+        if isinstance(condition, bool) or self.hopes is None:
+            return bool(condition)
+        self.hopes.require(condition, lambda: FactorizationError(f"layer {self.layer}: try again"))
+        return True
 
     def note(self, factor: str, rung: str, damping: float) -> None:
         """Record an event."""
@@ -108,10 +142,11 @@ class Ladder:
             `m` or its damping is not finite and there is no previous inverse.
         """
         eye = Backend.of(m).eye(m.shape[0])
-        if not (all_finite(m) and math.isfinite(float(damping))):
+        hopeful = self.hopes is not None and works_ahead(m)  # of an inverse, which says it all
+        if not (hopeful or (all_finite(m) and math.isfinite(float(damping)))):
             return self.keep(factor, previous, float(damping))
         try:
-            return _resolved_inverse(m + damping * eye)
+            return _resolved_inverse(m + damping * eye, self.hopes)
         except FactorizationError:
             pass
         shift = self._usable(m, damping)
@@ -128,11 +163,11 @@ class Ladder:
         self, factor: str, m: Array, damping: Array | float, previous: Array | None
     ) -> Array:
         """`inverse` of a matrix that is given by its diagonal, shape (n,)."""
-        if not (all_finite(m) and math.isfinite(float(damping))):
+        if not (self.holds(are_finite(m)) and self.holds(truth(isfinite(damping)))):
             return self.keep(factor, previous, float(damping))
-        return self.reciprocal(factor, m, float(damping))
+        return self.reciprocal(factor, m, damping)
 
-    def reciprocal(self, factor: str, eigenvalues: Array, damping: float) -> Array:
+    def reciprocal(self, factor: str, eigenvalues: Array, damping: Array | float) -> Array:
         """1 / (eigenvalues + damping), with least eigenvalues where there are none.
 
         Parameters
@@ -141,7 +176,7 @@ class Ladder:
             For the record.
         eigenvalues : Array
             Non-negative and finite; zero where rounding is all there is.
-        damping : float
+        damping : float or 0-d Array
 
         Returns
         -------
@@ -162,10 +197,10 @@ class Ladder:
         xp = array_namespace(eigenvalues)
         values = eigenvalues + damping
         tiny = float(xp.finfo(values.dtype).smallest_normal)  # 1 / tiny does not overflow
-        least = float(xp.finfo(values.dtype).eps) * float(xp.max(values))
-        lost = xp.logical_or(values <= tiny, (eigenvalues <= tiny) & (values <= least))
-        if bool(xp.any(lost)):
-            least = least if least > tiny else 1.0
+        within = float(xp.finfo(values.dtype).eps) * xp.max(values)
+        lost = xp.logical_or(values <= tiny, (eigenvalues <= tiny) & (values <= within))
+        if not self.holds(truth(~xp.any(lost))):
+            least = float(within) if float(within) > tiny else 1.0
             self.note(factor, "eigenvalues clipped", least)
             values = xp.where(lost, least, values)
         return 1.0 / values
@@ -207,14 +242,14 @@ class Ladder:
         def clipped() -> tuple[Array, float]:
             values, vectors = eigh(symmetrize(xp.astype(m, xp.float64)))
             least = max(shift, float(xp.finfo(m.dtype).eps) * float(xp.max(xp.abs(values))))
-            safe = xp.clip(values + shift, min=least)
+            safe = clip(values + shift, low=least)
             return xp.astype((vectors / safe[None, :]) @ vectors.T, m.dtype), least
 
         more = [("more damping", lambda times=times: with_more(times)) for times in _MORE]
         return [*more, ("float64", in_double), ("eigenvalues clipped", clipped)]
 
 
-def _resolved_inverse(m: Array) -> Array:
+def _resolved_inverse(m: Array, doubts: Doubts | None = None) -> Array:
     """`spd_inverse`, but refuse an inverse of which rounding has left no digit.
 
     The smallest pivot relative to its diagonal entry is 1 / max_i m_ii (m⁻¹)_ii (in statistics,
@@ -223,22 +258,69 @@ def _resolved_inverse(m: Array) -> Array:
     """
     n, xp = m.shape[0], array_namespace(m)
     info, diagonal = xp.finfo(m.dtype), xp.linalg.diagonal(m)
-    if not float(xp.min(diagonal)) > 0:
-        raise FactorizationError(f"a {n}×{n} matrix is not positive definite")
+    own = Doubts() if doubts is None else doubts
+
+    def require(condition: Array, what: str) -> None:
+        own.require(truth(condition), lambda: FactorizationError(what))
+
+    require(xp.min(diagonal) > 0, f"a {n}×{n} matrix is not positive definite")
     # Coordinates of size about 1: powers of two round nothing, and nothing overflows on the way.
     unit = 2.0 ** xp.floor(-0.5 * xp.log2(diagonal))
     scaled = m * unit[:, None]
     scaled *= unit[None, :]
-    inverse = spd_inverse(scaled)
+    inverse = spd_inverse(scaled, own)
     inflation = xp.linalg.diagonal(inverse) * (diagonal * unit * unit)
-    if not float(xp.max(inflation)) * math.sqrt(n) * float(info.eps) < _DIGIT:
-        raise FactorizationError(f"a {n}×{n} matrix is singular up to rounding")
+    most = _DIGIT / (math.sqrt(n) * float(info.eps))
+    require(xp.max(inflation) < most, f"a {n}×{n} matrix is singular up to rounding")
     wide = xp.astype(inflation, xp.float64) / xp.astype(diagonal, xp.float64)  # its diagonal
-    if not float(xp.max(wide)) < 0.5 * float(info.max):
-        raise FactorizationError(f"the inverse of a {n}×{n} matrix overflows")
+    largest = 0.5 * float(info.max)
+    require(xp.max(wide) < largest, f"the inverse of a {n}×{n} matrix overflows")
+    if doubts is None:
+        own.settle()
     inverse *= unit[:, None]
     inverse *= unit[None, :]
     return inverse
+
+
+def factorise_each(
+    paths: Iterable[str],
+    factorise: Callable[[str, Ladder], Any],
+    each: Callable[..., Iterable[Any]] = map,
+) -> tuple[dict[str, Any], list[LadderEvent]]:
+    """Factors of every layer, and what happened; a device that works ahead is waited for once.
+
+    All layers are factorised in the hope that they can be. Whether that is so is then read in one
+    transfer, and those of which it is not are factorised again, with care.
+
+    Parameters
+    ----------
+    paths : iterable of str
+    factorise : callable
+        Path and ladder to factors.
+    each : callable
+        How it is applied to all of them: `map`, or one that does several at a time.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> zero = np.zeros((1, 1))
+    >>> found, events = factorise_each(
+    ...     ["0"], lambda path, ladder: ladder.inverse("A", zero, 0.5, None))
+    >>> found, events
+    ({'0': array([[2.]])}, [])
+    """
+    hopes = {path: Doubts() for path in paths}
+
+    def attempt(path: str, hopes: Doubts | None) -> tuple[Any, list[LadderEvent]]:
+        ladder = Ladder(path, hopes=hopes)
+        return factorise(path, ladder), ladder.events
+
+    found = dict(zip(hopes, each(lambda path: attempt(path, hopes[path]), hopes), strict=True))
+    for path, good in zip(hopes, Doubts.all_dispelled([*hopes.values()]), strict=True):
+        if not good:
+            found[path] = attempt(path, None)
+    events = [event for _, happened in found.values() for event in happened]
+    return {path: factors for path, (factors, _) in found.items()}, events
 
 
 def require_damping(damping: float) -> None:

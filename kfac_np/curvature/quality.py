@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np import trees
-from kfac_np.backend import Array, Backend, Rng, all_finite, array_namespace, quiet
+from kfac_np.backend import Array, Backend, Rng, all_finite, array_namespace, clip, quiet
 from kfac_np.curvature.base import Block, Curvature, Moments
 from kfac_np.curvature.kfac import KFACBlock
 from kfac_np.errors import InputError, require_instance
@@ -202,7 +202,7 @@ def effective_rank(eigenvalues: Array) -> float:
     2.0
     """
     xp = array_namespace(eigenvalues)
-    values = xp.clip(xp.astype(eigenvalues, xp.float64), min=0.0)
+    values = clip(xp.astype(eigenvalues, xp.float64), low=0.0)
     total = float(xp.sum(values))
     if total == 0.0:
         return 0.0

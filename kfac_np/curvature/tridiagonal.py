@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 from kfac_np import trees
-from kfac_np.backend import Array, Rng
+from kfac_np.backend import Array, Doubts, Rng
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments, Units
 from kfac_np.curvature.block_diagonal import BlockDiagonal
 from kfac_np.curvature.kfac import KFACBlock
@@ -248,17 +248,29 @@ class BlockTridiagonal(Curvature):
         previous: dict[str, Factors] | None = None,
     ) -> tuple[dict[str, Factors], list[LadderEvent]]:
         require_damping(damping)
-        before = previous or {}
+        hopes = Doubts()  # as in `factorise_each`, but what is hoped for goes on to the next layer
+        found = self._factorise(moments, damping, previous or {}, hopes)
+        if all(Doubts.all_dispelled([hopes])):
+            return found
+        return self._factorise(moments, damping, previous or {}, None)
+
+    def _factorise(
+        self,
+        moments: dict[str, Moments],
+        damping: float,
+        before: dict[str, Factors],
+        hopes: Doubts | None,
+    ) -> tuple[dict[str, Factors], list[LadderEvent]]:
         factors: dict[str, Factors] = {}
         events: list[LadderEvent] = []
         for path, m in moments.items():
             own = {name: x for name, x in m.items() if not name.endswith("_next")}
-            ladder = Ladder(path, events)
+            ladder = Ladder(path, events, hopes)
             factors[path] = self.block.factorise(own, damping, ladder, before.get(path))
         kept = {event.layer for event in events if event.rung == "kept the last inverse"}
         for path, following in _links(moments, "A_next"):
             stale = not kept.isdisjoint((path, following))
-            m, ladder = moments[path], Ladder(path, events)
+            m, ladder = moments[path], Ladder(path, events, hopes)
             factors[path] = factors[path] | couple(
                 (m["A_next"], m["G_next"]),
                 (factors[path], factors[following]),

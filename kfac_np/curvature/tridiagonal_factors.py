@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kfac_np.backend import Array, all_finite, array_namespace, eigh, spd_inverse, symmetrize
+from kfac_np.backend import (
+    Array,
+    Doubts,
+    are_finite,
+    array_namespace,
+    clip,
+    eigh,
+    spd_inverse,
+    symmetrize,
+    truth,
+)
 from kfac_np.backend.linalg import cholesky
 from kfac_np.curvature.base import Factors
 from kfac_np.curvature.ladder import Ladder
@@ -66,18 +76,18 @@ def couple(
     if previous is not None and "Psi_A" in previous:
         old = {name: previous[name] for name in _COUPLING}
     cross_a, cross_g = cross
-    if stale or not all_finite(cross_a, cross_g):
+    if stale or not ladder.holds(are_finite(cross_a, cross_g)):
         return dict(ladder.keep("A_next, G_next", old, damping))
     (own, following), found = factors, {}
     try:
-        root = {name: _root(own[f"{name}_inverse"]) for name in "AG"}
-        after = {name: _root(following[f"{name}_inverse"]) for name in "AG"}
+        root = {name: _root(own[f"{name}_inverse"], ladder.hopes) for name in "AG"}
+        after = {name: _root(following[f"{name}_inverse"], ladder.hopes) for name in "AG"}
         found["K_A"], found["K_G"], gaps = difference_inverse(
-            root["A"], root["G"], cross_a @ after["A"], cross_g @ after["G"]
+            root["A"], root["G"], cross_a @ after["A"], cross_g @ after["G"], ladder.hopes
         )
         found["Psi_A"] = cross_a @ following["A_inverse"]
         found["Psi_G"] = cross_g @ following["G_inverse"]
-        if not all_finite(*found.values(), gaps):
+        if not ladder.holds(are_finite(*found.values(), gaps)):
             raise FactorizationError("overflow")
     except FactorizationError:
         if old is not None:
@@ -171,16 +181,16 @@ def regression(cross: Array, m: Array) -> Array:
     return (cross @ vectors * inverse[None, :]) @ vectors.T
 
 
-def _root(inverse: Array) -> Array:
+def _root(inverse: Array, hopes: Doubts | None) -> Array:
     """H with H Hᵀ = the inverse of a damped factor, as the ladder made it."""
     try:
-        return cholesky(inverse)
+        return cholesky(inverse, hopes)
     except FactorizationError:
         pass
     xp = array_namespace(inverse)
     values, vectors = eigh(inverse)
     least = float(xp.finfo(values.dtype).eps) * float(xp.max(values))
-    return vectors * xp.sqrt(xp.clip(values, min=least))[None, :]
+    return vectors * xp.sqrt(clip(values, low=least))[None, :]
 
 
 def _reciprocal(gaps: Array, ladder: Ladder) -> Array:
@@ -190,8 +200,8 @@ def _reciprocal(gaps: Array, ladder: Ladder) -> Array:
     """
     xp = array_namespace(gaps)
     least = max(gaps.shape) * float(xp.finfo(gaps.dtype).eps)
-    lowest = float(xp.min(gaps))
-    if lowest <= least:
-        least = max(least, -lowest)
+    lowest = xp.min(gaps)
+    if not ladder.holds(truth(lowest > least)):
+        least = max(least, -float(lowest))
         ladder.note("Sigma", "eigenvalues clipped", least)
-    return 1.0 / xp.clip(gaps, min=least)
+    return 1.0 / clip(gaps, low=least)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-from kfac_np.backend import Array, all_finite, array_namespace
+from kfac_np.backend import Array, are_finite, array_namespace
 from kfac_np.curvature.base import Block, Factors, Moments, Units
 from kfac_np.curvature.ladder import Ladder
 from kfac_np.matrices import UnitMatrix
@@ -73,7 +73,7 @@ class UnitBlock(Block):
     def factorise(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
     ) -> Factors:
-        if not all_finite(moments["units"]):
+        if not ladder.holds(are_finite(moments["units"])):
             return ladder.keep("units", previous, damping)
         values, vectors = unit_eigh(moments["units"])
         return {"inverse_values": ladder.reciprocal("units", values, damping), "U": vectors}

@@ -12,6 +12,7 @@ from kfac_np.backend import (
     Backend,
     Rng,
     array_namespace,
+    clip,
     erf,
     leaky_pull,
     logistic,
@@ -321,4 +322,4 @@ def _normal_density(x: Array) -> Array:
 
 def _within_density(x: Array) -> Array:
     """x where the normal density is above 0 even in double precision, so that squares are safe."""
-    return array_namespace(x).clip(x, min=-40.0, max=40.0)
+    return clip(x, -40.0, 40.0)

@@ -349,5 +349,5 @@ def keep_good(good: State, new: StateType, doubts: Doubts) -> StateType:
     doubts.send()
     good.settle()
     params = trees.select(good_so_far, new.params, good.params)
-    average = new.average and trees.select(good_so_far, new.average, good.average)
+    average = None if new.average is None else trees.select(good_so_far, new.average, good.average)
     return replace(new, params=params, average=average, doubts=doubts)

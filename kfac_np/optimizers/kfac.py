@@ -509,7 +509,11 @@ class KFAC(Optimizer):
         require_fraction(f"KFAC statistics_fraction in step {k}", fraction)
         part = _part(e, fraction, doubts, self.least_statistics)
         rng = Rng(self.seed).child("targets", k)
-        new = self.curvature.estimate(part, self.fisher, rng, old or None)
+        try:
+            new = self.curvature.estimate(part, self.fisher, rng, old or None)
+        except DivergenceError:  # of targets drawn on the host
+            doubts.settle()  # what went wrong before says more
+            raise
         events = []
         for path, m in new.items():
             good = are_finite(*m.values())

@@ -120,7 +120,8 @@ class _LateReport:
         self.arrays: list[Array] = [x for x in found if not isinstance(x, int | float | None)]
         if self.arrays:
             xp = array_namespace(*self.arrays)
-            self._sent = later(xp.stack([xp.astype(x, xp.float64) for x in self.arrays]))
+            wide = [xp.astype(x, xp.float64, copy=False) for x in self.arrays]
+            self._sent = later(xp.stack(wide))
 
     @cached_property
     def report(self) -> StepReport:

@@ -60,6 +60,7 @@ class Machine:
 
     def __init__(self, eager: bool):  # noqa: C901 (small classes that share it)
         machine, device_pool, locked_pool = self, Pool(), Pool()
+        self.locked = locked_pool
 
         class Stream:
             def __init__(self, non_blocking: bool):

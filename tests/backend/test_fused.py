@@ -1,4 +1,4 @@
-"""Elementwise kernels against their twins, over odd shapes, strides and both precisions."""
+"""Kernels and reductions against their twins, over odd shapes, strides and both precisions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kfac_np.backend import Backend, fused, to_numpy
+from kfac_np.backend import Backend, fused, reductions, to_numpy
 
 ENDS = [0.0, -0.0, 1e-30, 40.0, -40.0, 1e4, -1e4]
 
@@ -61,6 +61,37 @@ def test_functions(pair):
     ):
         require_equal(fast(x), generic(x), x)
     np.testing.assert_array_equal(to_numpy(x), before)
+
+
+def test_every_finite(pair, backend: Backend):
+    x, _ = pair
+    assert bool(reductions.every_finite(x)) is bool(reductions.every_finite_generic(x)) is True
+    for bad in (np.nan, np.inf, -np.inf):
+        one = backend.xp.where(x == x[(-1,) * x.ndim], bad, x) if 0 not in x.shape else x
+        expected = 0 in x.shape
+        for finite in (reductions.every_finite, reductions.every_finite_generic):
+            assert bool(finite(one)) is bool(finite(x, one, x)) is expected
+
+
+def test_inner(pair, backend: Backend):
+    """Of one pair, and of several: the sum over all of them."""
+    x, y = pair
+    size = 1e-14 if "64" in str(x.dtype) else 1e-5
+    for xs, ys in (([x], [y]), ([x, y, x], [y, y, x])):
+        expected = sum(np.vdot(*(to_numpy(v).astype(float) for v in p)) for p in zip(xs, ys))  # noqa: B905
+        scale = sum(np.sum(np.abs(to_numpy(a) * to_numpy(b))) for a, b in zip(xs, ys))  # noqa: B905
+        for found in (reductions.inner(xs, ys), reductions.inner_generic(xs, ys)):
+            assert found.shape == ()
+            assert found.dtype == x.dtype
+            assert abs(float(found) - expected) <= size * scale
+
+
+def test_clip(pair, backend: Backend):
+    x, _ = pair
+    for low, high in ((-1.0, None), (None, 0.5), (-1.0, 0.5)):
+        require_equal(fused.clip(x, low, high), backend.xp.clip(x, min=low, max=high), x)
+    nothing = backend.asarray(np.asarray([np.nan]))
+    assert np.isnan(to_numpy(fused.clip(nothing, 0.0, 1.0)))
 
 
 @pytest.mark.parametrize("name", ["tanh_pull", "logistic_pull", "leaky_pull"])

@@ -9,6 +9,7 @@ import pytest
 
 from kfac_np.backend import (
     Backend,
+    Doubts,
     Rng,
     eigh,
     get_backend,
@@ -17,7 +18,13 @@ from kfac_np.backend import (
     symmetrize,
     to_numpy,
 )
-from kfac_np.backend.linalg import _gram_of_lower, _lower_times, _times_lower, eigh_many
+from kfac_np.backend.linalg import (
+    _gram_of_lower,
+    _lower_times,
+    _times_lower,
+    cholesky,
+    eigh_many,
+)
 from kfac_np.errors import FactorizationError
 
 EPS = float(np.finfo(np.float64).eps)
@@ -123,6 +130,41 @@ def test_not_finite(n: int, bad: float, backend: Backend):
         eigh(backend.asarray(m))
 
 
+@pytest.mark.parametrize("n", [1, 5, 60])
+@pytest.mark.parametrize("name", ["inverse", "cholesky", "eigh"])
+def test_doubts_are_what_would_have_been_raised(name: str, n: int, backend: Backend):
+    """The same result, and the same error: at once, or when the doubts are settled."""
+    function = {"inverse": spd_inverse, "cholesky": cholesky, "eigh": eigh}[name]
+
+    def late(m):
+        doubts = Doubts()
+        found = function(m, doubts)
+        doubts.settle()
+        return found
+
+    indefinite, unknown = spd(n), spd(n)
+    indefinite[n - 1, n - 1], unknown[0, 0] = -1.0, math.nan
+    for m in map(backend.asarray, (spd(n), indefinite, unknown)):
+        try:
+            expected = function(m)
+        except FactorizationError as error:
+            with pytest.raises(FactorizationError, match=str(error)):
+                late(m)
+        else:
+            both = zip(*(x if name == "eigh" else (x,) for x in (late(m), expected)), strict=True)
+            for found, wanted in both:
+                np.testing.assert_array_equal(to_numpy(found), to_numpy(wanted))
+
+
+@pytest.mark.parametrize("up_to", [0, 32])
+def test_eigenvectors_are_stored_as_checkpoints_bring_them_back(up_to: int, backend: Backend):
+    """By rows: the same numbers stored by columns round differently in products."""
+    for _, vectors in eigh_many([backend.asarray(spd(7)), backend.asarray(2.0 * spd(7))], up_to):
+        shown = np.asarray(vectors) if backend.name == "numpy" else vectors
+        strides = getattr(shown, "strides", None) or getattr(shown, "stride", lambda: None)()
+        assert strides in (None, (7, 1), (56, 8))
+
+
 def test_an_inverse_that_overflows(backend: Backend):
     # Positive definite in exact arithmetic, but 1/1e-320 is no double.
     with pytest.raises(FactorizationError), np.errstate(all="ignore"):
@@ -204,6 +246,7 @@ def test_eigh_that_does_not_converge(backend: Backend, monkeypatch: pytest.Monke
     with pytest.raises(RuntimeError, match="out of memory"):
         eigh(backend.eye(3))
     monkeypatch.setattr(backend.xp.linalg, "cholesky", another)
+    monkeypatch.setattr("kfac_np.backend.linalg._cholesky_cupy", another)
     with pytest.raises(RuntimeError, match="out of memory"):
         spd_inverse(backend.eye(3))
 
@@ -220,6 +263,8 @@ def test_eigh_that_returns_nan(backend: Backend, monkeypatch: pytest.MonkeyPatch
 def test_cholesky_that_returns_nan(backend: Backend, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(backend.xp.linalg, "cholesky", lambda m: math.nan * m)
     monkeypatch.setattr(backend.xp.linalg, "inv", lambda m: m)
+    cusolver = "kfac_np.backend.linalg._cholesky_cupy"
+    monkeypatch.setattr(cusolver, lambda m: (math.nan * m, backend.xp.asarray(True)))
     with pytest.raises(FactorizationError, match="a 3×3 matrix is not positive definite"):
         spd_inverse(backend.eye(3))
 

@@ -285,6 +285,11 @@ def test_a_blas_without_kernels(pretend: Any, capsys: pytest.CaptureFixture[str]
         (NO_GPU, (11, 4), "update the NVIDIA driver"),
         (NO_GPU, None, "choose another backend"),
         ({"error": "CUDARuntimeError: no device"}, None, "mend CuPy or the driver"),
+        (
+            {"error": "ImportError: libcublas.so.12: cannot open shared object file"},
+            (12, 8),
+            "install CUDA's libraries: pip install 'cupy-cuda12x[ctk]'",
+        ),
     ],
 )
 def test_no_gpu_is_broken_only_if_it_is_wanted(
@@ -325,9 +330,28 @@ def test_what_cupy_says(monkeypatch: pytest.MonkeyPatch) -> None:
     cupy: Any = ModuleType("cupy")
     cupy.__version__ = "13.6.0"
     cupy.cuda = SimpleNamespace(Device=lambda: SimpleNamespace(id=0), runtime=runtime)
+    tried: list[str] = []
+
+    class Sample:
+        def __matmul__(self, _: Any) -> Sample:
+            tried.append("product")
+            return self
+
+        def get(self) -> None:
+            tried.append("waited")
+
+    def kernel(*_: str) -> Any:
+        tried.append("kernel")
+        return lambda x: x
+
+    cupy.ones, cupy.float32, cupy.ElementwiseKernel = lambda *_, **__: Sample(), "float32", kernel
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setattr(gpus.importlib.util, "find_spec", lambda name: object())
     assert gpus.gpu() == GPU
+    assert tried == ["product", "waited", "kernel", "waited"]
+    cupy.ElementwiseKernel = lambda *_: 1 / 0  # without NVRTC
+    assert gpus.gpu() == {"error": "ZeroDivisionError: division by zero"}
+    cupy.ElementwiseKernel = kernel
     runtime.getDeviceProperties = lambda i: 1 / 0
     assert gpus.gpu() == {"error": "ZeroDivisionError: division by zero"}
 

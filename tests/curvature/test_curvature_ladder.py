@@ -6,14 +6,16 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import array_api_strict
 import numpy as np
 import pytest
 from cases import networks
 from curvature_cases import CURVATURES, estimate
 from numerics import EPS, assert_close, flat, host
+from waiting import no_sync, working_ahead
 
 from kfac_np import trees
-from kfac_np.backend import Array, Backend, Rng
+from kfac_np.backend import Array, Backend, Later, Rng, get_backend
 from kfac_np.curvature import (
     BlockDiagonal,
     DiagonalBlock,
@@ -319,6 +321,43 @@ def test_enough_damping_needs_no_ladder(backend: Backend, name: str):
     for curvature in CURVATURES.values():
         _, events = curvature.curvature.factorise(estimate(curvature.curvature, e), 1e-3)
         assert events == []
+
+
+# On a device that works ahead of the host: array_api_strict stands for it.
+
+
+@pytest.fixture
+def strict() -> Backend:
+    return get_backend("array_api_strict", "float64", array_api_strict.Device("device1"))
+
+
+@pytest.mark.parametrize("name", [name for name in CURVATURES if name != "kfac spectral"])
+def test_factorising_waits_once(name: str, strict: Backend, monkeypatch: pytest.MonkeyPatch):
+    """Whether all went well is read at the end, together."""
+    e = networks(name="tanh_squared")[0].build(strict).evaluate()
+    curvature, reads, numpy = CURVATURES[name].curvature, [], Later.numpy
+    moments = estimate(curvature, e)
+    monkeypatch.setattr(Later, "numpy", lambda self: (reads.append(self), numpy(self))[1])
+    with working_ahead(), no_sync(late_reads=True):
+        _, events = curvature.factorise(moments, 1e-3)
+    assert not events
+    if name != "kfac exactly damped":  # whose eigendecompositions are looked at one by one
+        assert len(reads) == 1
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value", "ignore:overflow")
+@pytest.mark.parametrize("name", ["dead units", "one example", "no error left"])
+def test_what_was_hoped_for_in_vain_is_done_with_care(name: str, strict: Backend):
+    """As a device would have it that does not work ahead; it does not warn, either."""
+    e = HOSTILE[name].evaluate(strict)
+    for kind in ("kfac", "diagonal", "exact blocks", "full", "ekfac", "tridiagonal"):
+        curvature = CURVATURES[kind].curvature
+        moments = estimate(curvature, e)
+        expected, events = curvature.factorise(moments, 0.0)
+        with working_ahead():
+            found, happened = curvature.factorise(moments, 0.0)
+        assert happened == events != []
+        np.testing.assert_array_equal(flat(trees.ravel(found)), flat(trees.ravel(expected)))
 
 
 @pytest.mark.parametrize("name", CURVATURES)

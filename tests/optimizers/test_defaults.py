@@ -86,7 +86,9 @@ def test_damping_has_a_floor_that_goes_with_the_fisher(
     state, _ = kfac.step(kfac.init(c.params(backend)), *c.batch_on(backend, 1))
     assert state.damping == 1e-9
     state, _ = kfac.step(state, *c.batch_on(backend, 2))
-    assert state.damping == pytest.approx(0.5 * _typical_eigenvalue(curvature, state), rel=1e-9)
+    assert float(state.damping) == pytest.approx(
+        0.5 * _typical_eigenvalue(curvature, state), rel=1e-9
+    )
 
 
 def _typical_eigenvalue(curvature: Curvature, state: KFACState) -> float:

@@ -179,7 +179,7 @@ def test_every_step(variant: Variant, backend: Backend) -> None:
         assert report.alpha == close(expected.alpha)
         assert report.mu == expected.mu
         assert report.damping == pytest.approx(expected.damping, rel=1e-12)
-        assert state.damping == pytest.approx(expected.next_damping, rel=1e-12)
+        assert float(state.damping) == pytest.approx(expected.next_damping, rel=1e-12)
         assert report.gamma == pytest.approx(expected.gamma, rel=1e-12)
         assert bool(report.refreshed) == expected.refreshed
         assert (report.rho is None) == (expected.rho is None) == (report.model_decrease is None)

@@ -141,7 +141,7 @@ def assert_same_step(report: StepReport, state: Any, expected: Record) -> None:
     assert report.loss == close(expected.loss)
     assert report.objective == close(expected.objective)
     assert report.damping == pytest.approx(expected.damping, rel=1e-11)
-    assert state.damping == pytest.approx(expected.next_damping, rel=1e-11)
+    assert float(state.damping) == pytest.approx(expected.next_damping, rel=1e-11)
     assert report.gamma == state.gamma == pytest.approx(expected.gamma, rel=1e-11)
     assert report.alpha == close(expected.alpha)
     assert report.mu == close(expected.mu)

@@ -13,7 +13,7 @@ import pytest
 from optimizer_cases import case, flat
 
 from kfac_np import trees
-from kfac_np.backend import Array, Backend, Rng, get_backend, to_numpy
+from kfac_np.backend import Array, Backend, Rng, get_backend, to_numpy, works_ahead
 from kfac_np.curvature import BlockDiagonal
 from kfac_np.errors import (
     DivergenceError,
@@ -180,7 +180,7 @@ def test_overflowing_loss(
     with pytest.raises(
         DivergenceError, match=r"step 2: the loss is inf .*parameters are unchanged"
     ):
-        optimizer.step(state, 1e200 * x, t)
+        optimizer.step(state, 1e200 * x, t)[0].settle()
     state, report = optimizer.step(state, x, t)
     assert report.step == state.step == 2
     assert np.isfinite(flat(state.params)).all()
@@ -200,7 +200,7 @@ def test_overflowing_update(make_wild: Callable[[Objective], Optimizer], backend
     state = optimizer.init(backend.ones((1, 3)))
     x, t = backend.ones((16, 2)), 100 * backend.ones((16, 1))
     with pytest.raises(DivergenceError, match=r"step 1: the update's norm is .*are unchanged"):
-        optimizer.step(state, x, t)
+        optimizer.step(state, x, t)[0].settle()
     assert (flat(state.params) == 1).all()
 
 
@@ -299,12 +299,17 @@ def test_update_to_where_the_objective_is_not_finite_is_rejected(
         if not report.events:
             break
         rejected += 1
+        damping = float(before.damping or 1e-3)
         assert [str(e) for e in report.events] == [
-            f"all.update: update rejected (damping {before.damping or 1e-3:g})"
+            f"all.update: update rejected (damping {damping:g})"
         ]
         assert (flat(state.params) == flat(before.params)).all()
-        assert (state.update, report.update_norm) == (None, 0)
-        assert state.damping == pytest.approx(100 * (before.damping or 1e-3))
+        assert report.update_norm == 0
+        if works_ahead(x):  # which does not tell the host whether there is one
+            assert not flat(state.update).any()
+        else:
+            assert state.update is None
+        assert float(state.damping) == pytest.approx(100 * damping)
         assert (state.average is None) != average
     assert 1 <= rejected < 8
     assert flat(state.params).all()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from dense_net import HostArray
+from numerics import numbers
 from optimizer_cases import CASES, Case, case, flat
 
 from kfac_np import trees
@@ -22,6 +23,7 @@ from kfac_np.losses import SoftmaxCrossEntropy, SquaredError
 from kfac_np.objective import Objective
 from kfac_np.optimizers import (
     KFAC,
+    Choice,
     ConstantDamping,
     CoupledGamma,
     GammaPolicy,
@@ -45,6 +47,13 @@ def refuse_curvature(v: Tree) -> float:
     raise AssertionError("the approximate curvature is not needed")
 
 
+def choose(k: int, model: LocalModel, proposal: Tree, **settings: Any) -> Choice:
+    """The quadratic model's choice, as numbers on the host."""
+    found = QuadraticModel(**settings).choose(k, model, proposal, refuse_curvature)
+    assert found.decrease is not None
+    return Choice(*numbers([found.alpha, found.mu, found.decrease]))
+
+
 def model_on(c: Case, backend: Backend, damping: float) -> tuple[LocalModel, HostArray, HostArray]:
     """The library's local model at θ₀, and B = F + damping · I and the gradient, dense."""
     x, t, weights = c.batch_on(backend, 1)
@@ -63,11 +72,11 @@ def test_model_agrees_with_the_dense_one(c: Case, backend: Backend) -> None:
     model, B, slope = model_on(c, backend, damping=0.37)
     V = directions(c, 3)
     bend, along = model.bend_and_slope([c.to_tree(backend, v) for v in V])
-    assert np.asarray(bend) == pytest.approx(np.stack(V) @ B @ np.stack(V).T)
-    assert along == pytest.approx([slope @ v for v in V])
+    assert np.asarray(numbers(bend)) == pytest.approx(np.stack(V) @ B @ np.stack(V).T)
+    assert numbers(along) == pytest.approx([slope @ v for v in V])
     for v in V:
         expected = 0.5 * v @ B @ v + slope @ v
-        assert model.decrease(c.to_tree(backend, v)) == pytest.approx(expected)
+        assert float(model.decrease(c.to_tree(backend, v))) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("c", CASES, ids=str)
@@ -77,7 +86,7 @@ def test_alpha_and_mu_minimise(c: Case, backend: Backend) -> None:
     delta, previous = directions(c, 2)
     trees_ = [c.to_tree(backend, v) for v in (delta, previous)]
     pair = dataclasses.replace(model, previous=trees_[1])
-    choice = QuadraticModel().choose(2, pair, trees_[0], refuse_curvature)
+    choice = choose(2, pair, trees_[0])
 
     def M(alpha: float, mu: float) -> float:
         v = alpha * delta + mu * previous
@@ -91,7 +100,7 @@ def test_alpha_and_mu_minimise(c: Case, backend: Backend) -> None:
         assert M(choice.alpha, choice.mu + shift) > least
         assert M(choice.alpha + shift, choice.mu - shift) > least
 
-    alone = QuadraticModel().choose(1, model, trees_[0], refuse_curvature)
+    alone = choose(1, model, trees_[0])
     assert alone.alpha == pytest.approx(-(slope @ delta) / (delta @ B @ delta))
     assert (alone.mu, alone.decrease) == (0, pytest.approx(M(alone.alpha, 0)))
     assert least < M(alone.alpha, 0)
@@ -104,12 +113,12 @@ def test_the_best_proposal_is_taken_whole(backend: Backend) -> None:
     *others, previous = directions(c, 6)
     model = dataclasses.replace(model, previous=c.to_tree(backend, previous))
     best = -np.linalg.solve(B, slope)
-    choice = QuadraticModel().choose(1, model, c.to_tree(backend, best), refuse_curvature)
+    choice = choose(1, model, c.to_tree(backend, best))
     assert choice.alpha == pytest.approx(1)
     assert choice.mu == pytest.approx(0, abs=1e-9)
     assert choice.decrease == pytest.approx(0.5 * slope @ best)
     for v in others:
-        other = QuadraticModel().choose(1, model, c.to_tree(backend, v), refuse_curvature)
+        other = choose(1, model, c.to_tree(backend, v))
         assert other.decrease > choice.decrease
 
 
@@ -121,7 +130,7 @@ def test_previous_update_parallel_to_the_proposal(factor: float, backend: Backen
     (delta,) = directions(c, 1)
     proposal = c.to_tree(backend, delta)
     pair = dataclasses.replace(model, previous=c.to_tree(backend, factor * delta))
-    choice = QuadraticModel().choose(2, pair, proposal, refuse_curvature)
+    choice = choose(2, pair, proposal)
     assert choice.mu == 0
     assert choice.alpha == pytest.approx(-(slope @ delta) / (delta @ B @ delta))
 
@@ -133,7 +142,7 @@ def test_nearly_parallel_is_never_worse_than_alone(apart: float, backend: Backen
     delta, other = directions(c, 2)
     previous = delta + apart * other
     pair = dataclasses.replace(model, previous=c.to_tree(backend, previous))
-    choice = QuadraticModel().choose(2, pair, c.to_tree(backend, delta), refuse_curvature)
+    choice = choose(2, pair, c.to_tree(backend, delta))
     v = choice.alpha * delta + choice.mu * previous
     alone = -0.5 * (slope @ delta) ** 2 / (delta @ B @ delta)
     assert 0.5 * v @ B @ v + slope @ v <= alone * (1 - 1e-6)
@@ -147,7 +156,7 @@ def test_nothing_to_gain(previous_too: bool, backend: Backend) -> None:
     zero = trees.zeros_like(model.gradient)
     previous = c.to_tree(backend, directions(c, 1)[0]) if previous_too else None
     still = dataclasses.replace(model, gradient=zero, previous=previous)
-    choice = QuadraticModel().choose(2, still, zero, refuse_curvature)
+    choice = choose(2, still, zero)
     assert (choice.alpha, choice.mu, choice.decrease) == (0, 0, 0)
 
 
@@ -159,7 +168,7 @@ def test_a_proposal_that_overflows_promises_nothing(backend: Backend) -> None:
     (delta,) = directions(c, 1)
     model = dataclasses.replace(model, previous=c.to_tree(backend, delta))
     huge = c.to_tree(backend, 1e200 * delta)
-    choice = QuadraticModel().choose(7, model, huge, refuse_curvature)
+    choice = choose(7, model, huge)
     assert choice.decrease == math.inf
     with pytest.raises(DivergenceError, match="step 7: the quadratic model is not finite"):
         require_finite_choice(choice, 7, Doubts())
@@ -461,10 +470,10 @@ def test_a_shortened_update_is_what_the_model_says() -> None:
     gradient = e.gradient()
     downhill = trees.scale(-1.0, gradient)
     free = LocalModel(e, gradient, 1e-3)
-    whole = QuadraticModel().choose(1, free, downhill, lambda v: 0.0)
+    whole = choose(1, free, downhill)
     room = 0.3 * -whole.decrease
     tight = LocalModel(e, gradient, 1e-3, room)
-    short = QuadraticModel().choose(1, tight, downhill, lambda v: 0.0)
+    short = choose(1, tight, downhill)
     assert 0.0 < short.alpha < whole.alpha
     assert short.decrease == -room
     exact = free.decrease(trees.scale(short.alpha, downhill))
@@ -479,7 +488,7 @@ def test_without_momentum(backend: Backend) -> None:
         state, report = kfac.step(state, x, t)
     assert report.mu == 0.0
     model = LocalModel(objective.evaluate(state.params, x, t), state.update, 1.0)
-    alone = QuadraticModel().choose(1, model, state.update, refuse_curvature)
+    alone = choose(1, model, state.update)
     pair = dataclasses.replace(model, previous=trees.scale(2.0, params))
-    kept = QuadraticModel(momentum=False).choose(1, pair, state.update, refuse_curvature)
+    kept = choose(1, pair, state.update, momentum=False)
     assert kept == alone

@@ -24,7 +24,13 @@ from kfac_np import trees
 from kfac_np.backend import Backend, Later, Rng, get_backend
 from kfac_np.errors import DivergenceError, InputError, TargetError
 from kfac_np.layers import Dense, Sequential, Tanh
-from kfac_np.losses import Loss, PoissonLogRate, SigmoidCrossEntropy, SoftmaxCrossEntropy
+from kfac_np.losses import (
+    Loss,
+    PoissonLogRate,
+    SigmoidCrossEntropy,
+    SoftmaxCrossEntropy,
+    SquaredError,
+)
 from kfac_np.objective import Objective
 from kfac_np.optimizers import KFAC, SGD, Adam, Optimizer, State, practical, published
 
@@ -88,6 +94,19 @@ def test_steps_read_the_doubts_of_the_step_before(
         assert len(read) == k - 1
     state.settle()
     assert len(read) == 5
+
+
+@pytest.mark.parametrize("name", ["kfac", "kfac_eigenbasis", "sgd", "adam"])
+def test_a_network_of_one_array(name: str, ahead: Backend) -> None:
+    """Which a device that works ahead would have to be asked whether it is true."""
+    optimizer = OPTIMIZERS[name](Objective(Dense(3, 2), SquaredError()))
+    states = [optimizer.init(host(Rng(1).normal((2, 4), NUMPY)))]
+    states += [optimizer.init(ahead.asarray(states[0].params))]
+    x, t = host(Rng(2).normal((16, 3), NUMPY)), host(Rng(3).normal((16, 2), NUMPY))
+    for _ in range(3):
+        states[0], _ = optimizer.step(states[0], x, t)
+        states[1], _ = optimizer.step(states[1], ahead.asarray(x), ahead.asarray(t))
+    assert_close(states[1].params, host(states[0].params))
 
 
 @pytest.mark.parametrize("weighted", [False, True])

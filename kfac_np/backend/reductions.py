@@ -1,0 +1,100 @@
+"""Reductions of many arrays to one number: with CuPy a pass over each, and one over the results."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import array_api_compat
+
+from kfac_np.backend.array import Array, array_namespace
+
+__all__ = ["every_finite", "every_finite_generic", "inner", "inner_generic"]
+
+
+def every_finite(*arrays: Array) -> Array:
+    """Whether all entries of all arrays are finite (0-d array).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> bool(every_finite(np.ones(2), np.asarray([1.0, np.inf])))
+    False
+    """
+    if all(array_api_compat.is_cupy_array(x) and x.dtype.kind == "f" for x in arrays):
+        return _reduced(_FINITE, bool, [(x,) for x in arrays])
+    return every_finite_generic(*arrays)
+
+
+def every_finite_generic(*arrays: Array) -> Array:
+    """`every_finite`, by the standard alone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> bool(every_finite_generic(np.ones((2, 2))))
+    True
+    """
+    xp = array_namespace(*arrays)
+    return xp.all(xp.stack([xp.all(xp.isfinite(x)) for x in arrays]))
+
+
+def inner(x: Sequence[Array], y: Sequence[Array]) -> Array:
+    """Sum over all entries of all products x_i · y_i (0-d array).
+
+    Parameters
+    ----------
+    x, y : sequence of Array
+        As many, at least one, and of the same shapes and dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(inner([np.ones(3), np.ones((1, 2))], [np.ones(3), np.full((1, 2), 2.0)]))
+    7.0
+    """
+    if all(array_api_compat.is_cupy_array(v) for v in (*x, *y)):
+        return _reduced(_INNER, x[0].dtype, list(zip(x, y, strict=True)))
+    return inner_generic(x, y)
+
+
+def inner_generic(x: Sequence[Array], y: Sequence[Array]) -> Array:
+    """`inner`, by the standard alone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(inner_generic([np.ones(3)], [np.ones(3)]))
+    3.0
+    """
+    xp = array_namespace(*x, *y)
+    flat = [(xp.reshape(a, (-1,)), xp.reshape(b, (-1,))) for a, b in zip(x, y, strict=True)]
+    total: Array = sum((xp.vecdot(a, b) for a, b in flat[1:]), start=xp.vecdot(*flat[0]))
+    return total
+
+
+def _reduced(reduction: tuple[str, ...], dtype: Any, operands: Sequence[tuple[Any, ...]]) -> Any:
+    """One pass over each tuple of operands, and one over what came out of them."""
+    import cupy
+
+    kernel = _reduction(*reduction)
+    if len(operands) == 1:
+        return kernel(*operands[0])
+    with operands[0][0].device:
+        each = cupy.empty(len(operands), dtype=dtype)
+    for i, some in enumerate(operands):
+        kernel(*some, each[i])
+    return cupy.all(each) if dtype is bool else cupy.sum(each)
+
+
+# Of CuPy's `ReductionKernel`: inputs, output, what is reduced, how, with which neutral element.
+_FINITE = ("T x", "bool y", "isfinite(x)", "a && b", "y = a", "true", "kfac_np_every_finite")
+_INNER = ("T x, T y", "T z", "x * y", "a + b", "z = a", "0", "kfac_np_inner")
+
+
+@functools.cache
+def _reduction(*definition: str) -> Any:
+    import cupy
+
+    return cupy.ReductionKernel(*definition)
