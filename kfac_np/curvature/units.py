@@ -127,7 +127,8 @@ def together(squares: Array) -> Array:
     logarithms = xp.where(known, xp.log(xp.where(known, squares, one)), zero)
     count = xp.sum(xp.where(known, one, zero), axis=-1, keepdims=True)
     middle = xp.sum(logarithms, axis=-1, keepdims=True) / xp.maximum(count, one[..., :1])
-    near = xp.max(logarithms, axis=-1, keepdims=True) - middle <= 2.0 * math.log(COMMENSURATE)
+    largest = xp.max(xp.where(known, logarithms, middle), axis=-1, keepdims=True)
+    near = largest - middle <= 2.0 * math.log(COMMENSURATE)
     mean = xp.mean(xp.where(known, squares, zero), axis=-1, keepdims=True)
     return xp.where(near, mean * one, squares)
 
