@@ -23,7 +23,8 @@ Every setting is reachable: in TOML (--config), or as --set PATH=VALUE, for exam
 --print-config shows all of them with their values; an unknown one lists its neighbours.
 
 Exit codes: 0 success; 1 the run failed (it diverged, say); 2 bad usage, configuration, data or
-checkpoint; 130 interrupted, 143 terminated: the step is finished and a checkpoint saved."""
+checkpoint; 130 interrupted, 143 terminated, 129 hung up: the step is finished and a checkpoint
+saved."""
 
 _DIAGNOSIS = """\
 Products of matrices are timed in fresh processes: as it is, with other numbers of threads, and
@@ -60,6 +61,12 @@ _PATHS = {
 @final
 class _Parser(argparse.ArgumentParser):
     """Reports bad usage like every other error: in one line."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        for word in args or ():  # argparse would take the value away
+            if re.fullmatch("--[a-z0-9-]+=--", word):
+                self.error(f"argument {word[:-3]}: expected a value, got '--'")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} ({self.prog} --help tells more)")
@@ -184,7 +191,12 @@ def _add_problem(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="curves (default), digits, fashion-mnist, cifar10, cifar100, cifar:DIR or idx:DIR",
     )
-    add("--data-dir", metavar="DIR", help="where the files of Fashion-MNIST or CIFAR are")
+    add(
+        "--data-dir",
+        type=_path,
+        metavar="DIR",
+        help="where the files of Fashion-MNIST or CIFAR are",
+    )
     add("--download", action="store_true", help="allow downloading Fashion-MNIST or CIFAR")
     add("--n-train", type=int, metavar="N", help="keep only the first N training examples")
     add("--n-test", type=int, metavar="N")
@@ -260,8 +272,8 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
 
 
 def _path(text: str) -> str:
-    if not text:  # a shell variable that is not set, say
-        raise argparse.ArgumentTypeError("expected a path, got ''")
+    if not text or "\0" in text:  # a shell variable that is not set, say
+        raise argparse.ArgumentTypeError(f"expected a path, got {text!r}")
     return text
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,17 @@ from kfac_np.training.parts import ConvNet, ResNet
 from kfac_np.training.run import CHECKPOINTS, new_directory, read_config, run
 from kfac_np.training.tables import merge
 
-__all__ = ["describe", "extended", "factors", "has_budget", "only_resuming", "show", "train"]
+__all__ = [
+    "describe",
+    "extended",
+    "factors",
+    "has_budget",
+    "make_room",
+    "only_resuming",
+    "show",
+    "train",
+    "try_to_draw",
+]
 
 INTERRUPTED = 130
 _NO_STEPS = {"run": {"steps": 0}}
@@ -73,9 +85,9 @@ def train(flags: argparse.Namespace) -> int:
                 observer=observer,
             )
     except (DivergenceError, FactorizationError):
-        _draw_curves(directory, label)
+        try_to_draw("curves.png", partial(_draw_curves, directory, label))
         raise
-    _draw_curves(directory, label)
+    try_to_draw("curves.png", partial(_draw_curves, directory, label))
     show({label: summary})
     print(f"Everything is in {directory}")
     return INTERRUPTED if summary["status"] == "interrupted" else 0
@@ -188,8 +200,22 @@ def extended(config: Config, flags: argparse.Namespace) -> Config:
     return replace(config, run=replace(config.run, **budget)) if budget else config
 
 
+def try_to_draw(picture: str, draw: Callable[[], None]) -> None:
+    """Draw a picture of a run that is over, or say why that fails: the run is what it is.
+
+    Examples
+    --------
+    >>> try_to_draw("curves.png", lambda: None)
+    """
+    try:
+        draw()
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"kfac-np: {picture} could not be drawn ({reason:.200})", file=sys.stderr)
+
+
 def show(summaries: dict[str, dict[str, Any]]) -> None:
-    """Print a table, one line for each run.
+    """Print a table, one line for each run, and say which made things worse.
 
     Examples
     --------
@@ -215,6 +241,14 @@ def show(summaries: dict[str, dict[str, Any]]) -> None:
     for row in rows:
         cells = [cell.rjust(w) for cell, w in zip(row, widths, strict=True)]
         print("  ".join([row[0].ljust(widths[0]), *cells[1:]]))
+    for label, s in summaries.items():
+        began, loss = s.get("training_loss_at_start"), s["training_loss"]
+        if s["status"] == "finished" and began is not None and began < loss:
+            print(
+                f"kfac-np: {label}: the training loss rose from {began:.4g} to {loss:.4g}; use a "
+                "smaller learning rate or more damping",
+                file=sys.stderr,
+            )
 
 
 def has_budget(table: Mapping[str, Any]) -> bool:
