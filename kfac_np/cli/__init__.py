@@ -1,18 +1,18 @@
 """The command line ``kfac-np``: train, compare, describe, factors, figures, doctor.
 
 Exit codes: 0 success; 1 the run failed (it diverged, the disk is full, ...); 2 bad usage,
-configuration, data or checkpoint; 130 interrupted, 143 terminated (the run has saved a checkpoint).
+configuration, data or checkpoint; 130 interrupted, 143 terminated, 129 hung up (the run has saved a
+checkpoint).
 """
 
 from __future__ import annotations
 
-import io
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from kfac_np.cli.arguments import make_parser
+from kfac_np.cli.streams import standard_streams
 from kfac_np.errors import (
     CheckpointError,
     ConfigError,
@@ -54,22 +54,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ...
     0
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a console without λ and × shows ? for them
-            stream.reconfigure(errors="replace")
     words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
+    with standard_streams() as (output, _):
+        code = _main(words)
+        output.flush()
+        # Of a pipe whose reader has gone there is nobody to tell.
+        if output.failure is not None and not isinstance(output.failure, BrokenPipeError):
+            print(f"kfac-np: error: standard output: {output.failure}", file=sys.stderr)
+    return code if output.failure is None else code or FAILED
+
+
+def _main(words: list[str]) -> int:
     try:
         flags = make_parser().parse_args(words)
         return _command(flags.command)(flags)
-    except KeyboardInterrupt:
-        print("kfac-np: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"kfac-np: interrupted{_notes(error)}", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of a pipe has gone: nothing to tell anybody
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
     except Exception as error:
-        if debug:
+        if "--debug" in words:
             raise
         wrong_input = isinstance(error, _BAD_INPUT)
         print(f"kfac-np: error: {_one_line(error)}", file=sys.stderr)
@@ -102,5 +105,10 @@ def _one_line(error: Exception) -> str:
     for advice, flag in _AS_FLAGS.items():
         text = text.replace(advice, flag)
     if isinstance(error, KfacError | OSError) and text:
-        return text
-    return f"{type(error).__name__}: {text} (--debug shows the traceback)"
+        return text + _notes(error)
+    return f"{type(error).__name__}: {text}{_notes(error)} (--debug shows the traceback)"
+
+
+def _notes(error: BaseException) -> str:
+    """What a run adds to the error that ends it."""
+    return "".join(f"; {note}" for note in getattr(error, "__notes__", ()))

@@ -33,7 +33,8 @@ begin with compare and its name, for example
 
 _CODES_OF_RUNS = """\
 Exit codes: 0 success; 1 the run failed (it diverged, say); 2 bad usage, configuration, data or
-checkpoint; 130 interrupted, 143 terminated: the step is finished and a checkpoint saved."""
+checkpoint; 130 interrupted, 143 terminated, 129 hung up: the step is finished and a checkpoint
+saved."""
 
 _CODES = """\
 Exit codes: 0 success; 1 it failed; 2 bad usage, configuration, data or checkpoint."""
@@ -73,6 +74,12 @@ _PATHS = {
 @final
 class _Parser(argparse.ArgumentParser):
     """Reports bad usage like every other error: in one line, and by the command it is about."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        for word in args or ():  # argparse would take the value away
+            if re.fullmatch("--[a-z0-9-]+=--", word):
+                self.error(f"argument {word[:-3]}: expected a value, got '--'")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} ({self.prog} --help tells more)")
@@ -216,7 +223,12 @@ def _add_problem(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="curves (default), digits, fashion-mnist, cifar10, cifar100, cifar:DIR or idx:DIR",
     )
-    add("--data-dir", metavar="DIR", help="where the files of Fashion-MNIST or CIFAR are")
+    add(
+        "--data-dir",
+        type=_path,
+        metavar="DIR",
+        help="where the files of Fashion-MNIST or CIFAR are",
+    )
     add("--download", action="store_true", help="allow downloading Fashion-MNIST or CIFAR")
     add("--n-train", type=int, metavar="N", help="keep only the first N training examples")
     add("--n-test", type=int, metavar="N")
@@ -292,8 +304,8 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
 
 
 def _path(text: str) -> str:
-    if not text:  # a shell variable that is not set, say
-        raise argparse.ArgumentTypeError("expected a path, got ''")
+    if not text or "\0" in text:  # a shell variable that is not set, say
+        raise argparse.ArgumentTypeError(f"expected a path, got {text!r}")
     return text
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,12 @@ __all__ = [
     "extended",
     "factors",
     "has_budget",
+    "make_room",
     "only_resuming",
     "show",
     "title_of",
     "train",
+    "try_to_draw",
 ]
 
 INTERRUPTED = 130
@@ -83,9 +87,9 @@ def train(flags: argparse.Namespace) -> int:
                 observer=observer,
             )
     except (DivergenceError, FactorizationError):
-        _draw_curves(directory, label, config)
+        try_to_draw("curves.png", partial(_draw_curves, directory, label, config))
         raise
-    _draw_curves(directory, label, config)
+    try_to_draw("curves.png", partial(_draw_curves, directory, label, config))
     show({label: summary})
     print(f"Everything is in {directory}")
     return INTERRUPTED if summary["status"] == "interrupted" else 0
@@ -198,8 +202,22 @@ def extended(config: Config, flags: argparse.Namespace) -> Config:
     return replace(config, run=replace(config.run, **budget)) if budget else config
 
 
+def try_to_draw(picture: str, draw: Callable[[], None]) -> None:
+    """Draw a picture of a run that is over, or say why that fails: the run is what it is.
+
+    Examples
+    --------
+    >>> try_to_draw("curves.png", lambda: None)
+    """
+    try:
+        draw()
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"kfac-np: {picture} could not be drawn ({reason:.200})", file=sys.stderr)
+
+
 def show(summaries: dict[str, dict[str, Any]]) -> None:
-    """Print a table, one line for each run.
+    """Print a table, one line for each run, and say which made things worse.
 
     Examples
     --------
@@ -225,6 +243,14 @@ def show(summaries: dict[str, dict[str, Any]]) -> None:
     for row in rows:
         cells = [cell.rjust(w) for cell, w in zip(row, widths, strict=True)]
         print("  ".join([row[0].ljust(widths[0]), *cells[1:]]))
+    for label, s in summaries.items():
+        began, loss = s.get("training_loss_at_start"), s["training_loss"]
+        if s["status"] == "finished" and began is not None and began < loss:
+            print(
+                f"kfac-np: {label}: the training loss rose from {began:.4g} to {loss:.4g}; use a "
+                "smaller learning rate or more damping",
+                file=sys.stderr,
+            )
 
 
 def title_of(config: Config) -> str:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kfac_np.backend import to_numpy
 from kfac_np.cli.arguments import table_from
-from kfac_np.cli.commands import extended, make_room, only_resuming, show, title_of
+from kfac_np.cli.commands import (
+    extended,
+    make_room,
+    only_resuming,
+    show,
+    title_of,
+    try_to_draw,
+)
 from kfac_np.cli.progress import announce_restart, interruptible, observing, require_extras
 from kfac_np.cli.threads import with_threads
 from kfac_np.errors import ConfigError, DivergenceError, FactorizationError, KfacError
@@ -79,8 +87,8 @@ def compare(flags: argparse.Namespace) -> int:
     configs = with_threads(configs, flags)
     if not flags.resume:
         make_room(directory)
-    with locked(directory):
-        return _compare(configs, datasets, directory, flags)
+    with locked(directory) as require:
+        return _compare(configs, datasets, directory, flags, require)
 
 
 def configs_of(table: Mapping[str, Any], names: str | None = None) -> dict[str, Config]:
@@ -141,6 +149,7 @@ def _compare(
     datasets: Mapping[str, Dataset],
     directory: Path,
     flags: argparse.Namespace,
+    require: Callable[[], None],
 ) -> int:
     write(directory / CONFIG, _shared_table(configs))
     code = 0
@@ -161,13 +170,21 @@ def _compare(
         if summary["status"] == "interrupted":
             code = INTERRUPTED
             break
+    require()
     write_text(directory / SUMMARY, to_json(summaries, indent=2) + "\n")
-    curves = [c for label in summaries for c in plots.read_curves(directory / label, label)]
     title = "; ".join(dict.fromkeys(map(title_of, configs.values())))
-    plots.plot_curves(directory / "curves.png", curves, title=title)
-    if pictures:
+
+    def draw_curves() -> None:
+        curves = [c for label in summaries for c in plots.read_curves(directory / label, label)]
+        plots.plot_curves(directory / "curves.png", curves, title=title)
+
+    def draw_images() -> None:
         shape = next(iter(datasets.values())).image_shape
         plots.plot_images(directory / "reconstructions.png", pictures, shape, title)
+
+    try_to_draw("curves.png", draw_curves)
+    if pictures:
+        try_to_draw("reconstructions.png", draw_images)
     show(summaries)
     print(f"Everything is in {directory}")
     return code
@@ -198,8 +215,10 @@ def _run(
             )
     except (DivergenceError, FactorizationError) as error:
         print(f"kfac-np: {label}: {error}", file=sys.stderr)
-        summary: dict[str, Any] = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
-        return None, summary
+        with contextlib.suppress(OSError, ValueError):
+            summary: dict[str, Any] = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
+            return None, summary
+        raise  # there was no summary to be had
 
 
 def _shared_table(configs: Mapping[str, Config]) -> dict[str, Any]:

@@ -44,7 +44,6 @@ def doctor(flags: argparse.Namespace) -> int:
         print(json.dumps(report, indent=2))
     else:
         print("\n".join(written(report)))
-    sys.stdout.flush()  # a pipe that was closed is noticed here
     return BROKEN if any(one["broken"] for one in report["advice"]) else 0
 
 

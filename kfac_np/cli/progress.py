@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import signal
 import sys
@@ -22,7 +23,6 @@ from kfac_np.training.run import CHECKPOINTS, Observer
 __all__ = ["announce_restart", "interruptible", "observing", "require_extras"]
 
 _SECONDS_BETWEEN_LINES = 2.0
-TERMINATED = 143
 
 
 def require_extras() -> None:
@@ -75,11 +75,19 @@ def observing(
     ...     observer.should_stop()
     False
     """
+    told = set()
+
+    def troubled(error: OSError) -> None:
+        kind = (error.errno, Path(error.filename or "").suffix)  # records or checkpoints
+        if kind not in told:
+            told.add(kind)
+            print(f"kfac-np: {error}; the run goes on, and tries again", file=sys.stderr)
+
     if sys.stderr.isatty():
         with _bar(label, settings) as (stepped, evaluated):
-            yield Observer(stepped, evaluated, should_stop)
+            yield Observer(stepped, evaluated, should_stop, troubled)
     else:
-        yield Observer(*_lines(label), should_stop)
+        yield Observer(*_lines(label), should_stop, troubled)
 
 
 Callbacks = tuple[Callable[[Step], None], Callable[[Mapping[str, Any]], None]]
@@ -154,10 +162,11 @@ def _losses(record: Mapping[str, Any]) -> str:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first interrupt (Ctrl-C) or SIGTERM into a flag that is asked for after each step.
+    """Turn the first interrupt, SIGTERM or SIGHUP into a flag that is asked for after each step.
 
-    A second one interrupts at once. After a SIGTERM the program exits with code 143 as soon as
-    the context ends.
+    A second one interrupts at once; but not a SIGHUP, of which a terminal that is closed may send
+    two. After a SIGTERM or SIGHUP the program exits with code 143 or 129 as soon as the context
+    ends. Where SIGHUP is ignored (nohup), it still is.
 
     Examples
     --------
@@ -165,26 +174,29 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     ...     interrupted()
     False
     """
-    seen = threading.Event()
-
-    terminated = threading.Event()
+    seen: list[int] = []
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
 
     def note(number: int, frame: Any) -> None:
-        if number == signal.SIGTERM:
-            terminated.set()
-        if seen.is_set():
+        seen.append(number)
+        if len(seen) > 1 and number == hangup:
+            return
+        if len(seen) > 1:
             signal.default_int_handler(number, frame)
-        seen.set()
-        print("kfac-np: finishing this step (interrupt again to stop at once)", file=sys.stderr)
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # amid another line, say
+            print("kfac-np: finishing this step (interrupt again to stop at once)", file=sys.stderr)
 
     if threading.current_thread() is not threading.main_thread():
-        yield seen.is_set
+        yield lambda: False
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+        numbers.append(hangup)
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
-        yield seen.is_set
+        yield lambda: bool(seen)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if terminated.is_set():
-        raise SystemExit(TERMINATED)
+    if seen and seen[0] != signal.SIGINT:
+        raise SystemExit(128 + seen[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -54,7 +55,8 @@ def accepts(annotation: Any, value: Any) -> bool:
     if typing.get_origin(annotation) is Literal:
         return value in typing.get_args(annotation) and not isinstance(value, bool)
     if annotation is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and (isinstance(value, float) or abs(value) <= sys.float_info.max)
     return annotation in (bool, int, str) and type(value) is annotation
 
 

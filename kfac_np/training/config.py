@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from kfac_np.training.files import write_text
 from kfac_np.training.parts import Model, choices
 from kfac_np.training.presets import complete, variants
 from kfac_np.training.settings import build, dump
+from kfac_np.training.tables import parse_toml
 
 __all__ = [
     "BackendSettings",
@@ -36,10 +36,13 @@ __all__ = [
 ]
 
 
+_MOST_THREADS = 2**16
+
+
 @final
 @dataclass(frozen=True)
 class DataSettings:
-    """Which data set, where it is, and how much of it.
+    """Which data set, where it is (a relative path is made absolute), and how much of it.
 
     Parameters
     ----------
@@ -63,6 +66,15 @@ class DataSettings:
     download: bool = False
     n_train: int | None = None
     n_test: int | None = None
+
+    def __post_init__(self) -> None:
+        kind, _, place = self.name.partition(":")
+        if "\0" in f"{place}{self.directory}":
+            raise ConfigError("expected a path without null characters")
+        if place:
+            object.__setattr__(self, "name", f"{kind}:{os.path.abspath(place)}")
+        if self.directory is not None:
+            object.__setattr__(self, "directory", os.path.abspath(self.directory))
 
     def load(self) -> data.Dataset:
         """Load the data set."""
@@ -145,6 +157,9 @@ class RunSettings:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
+        if self.threads is not None and self.threads > _MOST_THREADS:
+            raise ConfigError(f"threads: expected at most {_MOST_THREADS}, got {self.threads}")
+
     def finished(self, step: int, seconds: float) -> bool:
         """Tell whether the budget is used up."""
         by_steps = self.steps is not None and step >= self.steps
@@ -154,10 +169,14 @@ class RunSettings:
         """Tell whether a step from (step, seconds) `before` to `after` passes an evaluation."""
         return self._slot(*after) > self._slot(*before)
 
+    def checkpoint_due(self, step: int) -> bool:
+        """Tell whether a step is followed by a checkpoint."""
+        return self.checkpoint_every > 0 and step % self.checkpoint_every == 0
+
     def _slot(self, step: int, seconds: float) -> int:
         used = [step / self.steps] if self.steps else []
         used += [seconds / self.seconds] if self.seconds else []
-        return int(self.evaluations * max(used, default=0.0))
+        return int(self.evaluations * min(1.0, max(used, default=0.0)))
 
 
 @final
@@ -268,10 +287,11 @@ def read_table(path: str | os.PathLike[str]) -> dict[str, Any]:
     kfac_np.errors.ConfigError: no/such/file.toml: expected a TOML file, found no such file
     """
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        # Names of files that are not UTF-8 keep their bytes (`write_text`).
+        return parse_toml(Path(path).read_text(encoding="utf-8", errors="surrogateescape"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: expected a TOML file, found no such file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise ConfigError(f"{path}: expected a TOML file ({error})") from error
 
 

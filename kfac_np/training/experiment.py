@@ -10,7 +10,7 @@ from typing import final
 import numpy as np
 
 from kfac_np.backend import Array, Backend, Rng, get_backend
-from kfac_np.errors import FactorizationError
+from kfac_np.errors import ConfigError, FactorizationError, KfacError
 from kfac_np.objective import Objective
 from kfac_np.optimizers import KFAC, Optimizer
 from kfac_np.training.config import Config
@@ -112,8 +112,27 @@ class Experiment:
         return min(self.config.run.evaluation_examples, self.supply.x.shape[0])
 
     def start(self) -> Position:
-        """The position before the first step."""
-        return start(self.optimizer, self.backend, self.config.seed)
+        """The position before the first step.
+
+        Raises
+        ------
+        ConfigError
+            The parameters do not fit into memory.
+        """
+        try:
+            return start(self.optimizer, self.backend, self.config.seed)
+        except (MemoryError, OverflowError, ValueError) as error:
+            if isinstance(error, KfacError):
+                raise
+            raise ConfigError(
+                f"model: expected parameters that fit into memory ({error})"
+            ) from error
+
+    def loss_at(self, position: Position) -> float:
+        """The loss that the next step would find: on its minibatch, without what layers draw."""
+        _, x, t = self.supply.next(position.batches, position.step + 1)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            return self.optimizer.objective.value(position.state.params, x, t)
 
     def evaluate(self, params: Tree) -> Metrics:
         """Metrics on the fixed part of the training set."""

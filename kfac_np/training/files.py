@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,19 +16,20 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
     """Let `write` fill a file beside `path`, make it durable, and rename it to `path`.
 
     A process killed at any moment leaves either the old file or the new one, and perhaps a
-    forgotten ``.NAME.part``, which the next call overwrites.
+    forgotten ``.NAME.part``, which the next call replaces.
 
     Parameters
     ----------
     path : path
-        Its directory is created when missing.
+        Its directory is created when missing. A symbolic link is written through.
     write : callable
         Gets the open binary file.
 
     Raises
     ------
     OSError
-        The directory cannot be written to, or the disk is full; `path` is as it was.
+        The directory cannot be written to, the disk is full, or `path` is something else than a
+        file; it is as it was.
 
     Examples
     --------
@@ -38,11 +40,14 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
     ...     path.read_text()
     'whole'
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "expected a file, found something else", os.fspath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:
-        with naming(path), part.open("wb") as file:
+        part.unlink(missing_ok=True)  # it may be a link, which is not to be followed
+        with naming(path), part.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -77,13 +82,15 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file as a whole (see `write_atomically`).
 
+    Names of files that are not UTF-8 keep their bytes.
+
     Examples
     --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     write_text(f"{directory}/a.txt", "whole")
     """
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode(errors="surrogateescape")))
 
 
 def _sync_directory(directory: Path) -> None:

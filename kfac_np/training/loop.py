@@ -15,7 +15,7 @@ from kfac_np.optimizers import Optimizer, State, StepReport
 from kfac_np.training.data import BatchSchedule, BatchState, MiniBatches
 from kfac_np.trees import Tree
 
-__all__ = ["Position", "Step", "Supply", "start", "train"]
+__all__ = ["Position", "Step", "Supply", "advance", "settled", "start", "train"]
 
 
 @final
@@ -123,6 +123,14 @@ class Position:
 class Step:
     """One step of training: where it led, and what the optimiser says about it.
 
+    Attributes
+    ----------
+    position : Position
+    report : StepReport
+    under_way : bool
+        Whether a device that works ahead may still be at it, so that reading the report waits,
+        and its errors are yet to come (`settled`).
+
     Examples
     --------
     >>> position = Position(State(params=(), average=None, step=1), seconds=0.25)
@@ -133,6 +141,7 @@ class Step:
 
     position: Position
     report: StepReport
+    under_way: bool = False
 
     def record(self) -> dict[str, Any]:
         """The step as plain values: step, seconds, loss, and the rest of the report."""
@@ -156,6 +165,56 @@ def start(optimizer: Optimizer, backend: Backend, seed: int = 0) -> Position:
     return Position(optimizer.init(params))
 
 
+def advance(optimizer: Optimizer, supply: Supply, position: Position) -> Step:
+    """Do one step, or on a device that works ahead ask for it; the clock runs meanwhile.
+
+    Raises
+    ------
+    DivergenceError
+        Loss, gradient or update are not finite; of this step, or on a device that works ahead
+        also of the last one, whose position is then not good.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kfac_np.backend import get_backend
+    >>> from kfac_np.optimizers import SGD
+    >>> from kfac_np.training.data import ConstantBatch
+    >>> from kfac_np.training.models import mlp
+    >>> backend, sgd = get_backend(), SGD(mlp((2, 2)))
+    >>> supply = Supply(backend.zeros((4, 2)), np.zeros(4, np.int64), ConstantBatch(4))
+    >>> step = advance(sgd, supply, start(sgd, backend))
+    >>> step.position.step, step.under_way
+    (1, False)
+    """
+    began = time.perf_counter()
+    batches, x, t = supply.next(position.batches, position.step + 1)
+    state, report = optimizer.step(position.state, x, t)
+    seconds = position.seconds + time.perf_counter() - began
+    return Step(Position(state, batches, seconds), report, state.doubts is not None)
+
+
+def settled(step: Step) -> Step:
+    """Wait until the device has done the step; the clock runs meanwhile.
+
+    Raises
+    ------
+    DivergenceError
+        As `advance`, of this step; its position is not good.
+
+    Examples
+    --------
+    >>> step = Step(Position(State((), None, 1)), StepReport(1, 8, loss=0.5, objective=0.5))
+    >>> settled(step).position.step
+    1
+    """
+    began, position = time.perf_counter(), step.position
+    _wait_for(position.state.params)
+    position.state.settle()
+    seconds = position.seconds + time.perf_counter() - began
+    return Step(dataclasses.replace(position, seconds=seconds), step.report)
+
+
 def train(optimizer: Optimizer, supply: Supply, position: Position) -> Iterator[Step]:
     """Train for as long as the caller goes on asking for steps.
 
@@ -175,7 +234,8 @@ def train(optimizer: Optimizer, supply: Supply, position: Position) -> Iterator[
     Raises
     ------
     DivergenceError
-        Loss, gradient or update are not finite; the last position yielded is still good.
+        Loss, gradient or update are not finite. If it is the loss, the last position yielded is to
+        blame, and the one before it is good.
 
     Examples
     --------
@@ -192,14 +252,9 @@ def train(optimizer: Optimizer, supply: Supply, position: Position) -> Iterator[
     True
     """
     while True:
-        began = time.perf_counter()
-        batches, x, t = supply.next(position.batches, position.step + 1)
-        state, report = optimizer.step(position.state, x, t)
-        _wait_for(state.params)
-        state.settle()
-        seconds = position.seconds + time.perf_counter() - began
-        position = Position(state, batches, seconds)
-        yield Step(position, report)
+        step = settled(advance(optimizer, supply, position))
+        position = step.position
+        yield step
 
 
 def _wait_for(params: Tree) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from kfac_np.errors import ConfigError
 from kfac_np.training.files import write_atomically
-from kfac_np.training.records import read_records
+from kfac_np.training.records import read_evaluations
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -134,7 +134,7 @@ def read_curves(directory: str | os.PathLike[str], label: str) -> list[Curve]:
     >>> read_curves("no/such/run", "kfac")
     []
     """
-    records = read_records(Path(directory) / "evaluations.jsonl")
+    records = read_evaluations(Path(directory) / "evaluations.jsonl")
     curves = []
     for kind, suffix in (("current", ""), ("averaged", _AVERAGED)):
         have = [r for r in records if kind in r and r[kind]["loss"] is not None]

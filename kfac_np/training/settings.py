@@ -205,7 +205,7 @@ def _build_dataclass(
             arguments[name] = inherited
     try:
         return cls(**arguments)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ConfigError(f"{path or 'configuration'}: {error}") from error
 
 
@@ -235,7 +235,7 @@ def _build_union(
         structured = [m for m in structured if value in choices.get(m, ())]
     elif isinstance(value, Mapping):
         name = value.get("name")
-        named = [m for m in structured if name is None or name in choices.get(m, {name: m})]
+        named = [m for m in structured if name is None or _may_be_named(m, name, choices)]
         structured = named or structured
     else:
         structured = [
@@ -246,6 +246,10 @@ def _build_union(
     holder = structured[0]
     fits = default is not None and holds(holder, default, choices)
     return build(holder, value, choices, path=path, default=default if fits else None, given=given)
+
+
+def _may_be_named(annotation: Any, name: Any, choices: Choices) -> bool:
+    return annotation not in choices or (isinstance(name, str) and name in choices[annotation])
 
 
 def _build_tuple(

@@ -9,9 +9,45 @@ from typing import Any
 
 from kfac_np.errors import ConfigError
 
-__all__ = ["Table", "assign", "merge", "parse_assignment"]
+__all__ = ["Table", "assign", "merge", "parse_assignment", "parse_toml"]
 
 Table = dict[str, Any]
+
+_DEEPEST = 30
+
+
+def parse_toml(text: str) -> Table:
+    """Read TOML text, with or without the byte order mark that some editors put before it.
+
+    Raises
+    ------
+    tomllib.TOMLDecodeError
+        It is not TOML.
+    ConfigError
+        Tables and lists are in each other more than 30 deep.
+
+    Examples
+    --------
+    >>> parse_toml("a.b = [1, 2]")
+    {'a': {'b': [1, 2]}}
+    >>> parse_toml(f"a = {'[' * 99}{']' * 99}")
+    Traceback (most recent call last):
+    kfac_np.errors.ConfigError: expected tables and lists at most 30 deep, got deeper ones
+    """
+    too_deep = f"expected tables and lists at most {_DEEPEST} deep, got deeper ones"
+    try:
+        table = tomllib.loads(text.removeprefix("\ufeff"))
+    except RecursionError as error:
+        raise ConfigError(too_deep) from error
+    level: list[Any] = [table]
+    for _ in range(_DEEPEST):
+        inner = (v.values() if isinstance(v, dict) else v for v in level)
+        level = [
+            child for children in inner for child in children if isinstance(child, dict | list)
+        ]
+    if level:
+        raise ConfigError(too_deep)
+    return table
 
 
 def merge(base: Table, override: Mapping[str, Any]) -> Table:
@@ -62,10 +98,12 @@ def parse_assignment(text: str) -> Table:
     ({'optimizer': {'rate': 0.001}}, {'optimizer': {'name': 'sgd'}})
     """
     path, equals, value = (part.strip() for part in text.partition("="))
-    for candidate in (value, json.dumps(value)):
-        if equals and "\n" not in text:
+    if equals and "\n" not in text:
+        for candidate in (value, json.dumps(value)):
             try:
-                return tomllib.loads(f"{path} = {candidate}")
+                return parse_toml(f"{path} = {candidate}")
             except tomllib.TOMLDecodeError:
                 continue
+            except ConfigError as error:
+                raise ConfigError(f"--set {text:.40}...: {error}") from error
     raise ConfigError(f"--set: expected path.to.option=value, got {text!r}")

@@ -462,6 +462,15 @@ def test_factors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["compare", "--set", "compare.sdg.seed=0", "--optimizers", "sgd"], "did you mean 'sgd'?"),
         (["compare", "--set", "compare=3"], "compare: expected a table for each optimiser"),
+        (["train", "--steps", "1", "--out=--"], "argument --out: expected a value, got '--'"),
+        (["train", "--steps", "1", "--set=--"], "argument --set: expected a value, got '--'"),
+        (["train", "--config", "\0"], r"argument --config: expected a path, got '\x00'"),
+        (["train", "--data-dir", ""], "argument --data-dir: expected a path, got ''"),
+        (
+            ["train", "--steps", "1", "--set", "optimizer.statistics_fraction.name=[1]"],
+            "statistics_fraction.name: expected constant, exponential,",
+        ),
+        (["describe", *DIGITS, "--sizes", f"{10**30}"], "expected fewer than 2^60 parameters"),
         (["factors", "/no"], "/no: expected a run directory"),
         (["describe", "--sizes", "0"], "model sizes"),
         (["describe", "--model", "convnet"], "expected data with labels for a convnet, got"),
@@ -489,6 +498,18 @@ def test_bad_usage_is_one_line_and_exit_code_2(
     (line,) = printed.err.splitlines()
     assert line.startswith("kfac-np: error: ")
     assert message in line
+
+
+def test_a_model_that_does_not_fit_is_bad_usage(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*_: object) -> None:
+        raise MemoryError("Unable to allocate 23.3 TiB")
+
+    monkeypatch.setattr("kfac_np.training.experiment.start", start)
+    assert main(["describe", *SMALL]) == 2
+    expected = "model: expected parameters that fit into memory (Unable to allocate 23.3 TiB)"
+    assert capsys.readouterr().err == f"kfac-np: error: {expected}\n"
 
 
 def test_debug_shows_the_traceback() -> None:
@@ -588,6 +609,33 @@ def test_settings_in_help_are_settings(capsys: pytest.CaptureFixture[str]) -> No
             capsys.readouterr()
 
 
+def test_a_picture_that_fails_leaves_the_run_what_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no\nlatex")
+
+    for name in ("plot_curves", "plot_images"):
+        monkeypatch.setattr(f"kfac_np.training.plots.{name}", fail)
+    for command, pictures in (("train", 1), ("compare", 2)):
+        words = [command, *SMALL, "--steps", "1", "--out", str(tmp_path / command)]
+        assert main(words) == 0
+        printed = capsys.readouterr()
+        assert printed.err.count("png could not be drawn (RuntimeError: no latex)") == pictures
+        assert "Everything is in" in printed.out
+    words = ["train", *SMALL, "--optimizer", "sgd", "--rate", "1e30", "--steps", "9"]
+    assert main([*words, "--out", str(tmp_path / "failed")]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("kfac-np: error: step ")
+
+
+def test_a_run_that_makes_things_worse_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", *SMALL, "--model", "mlp", "--optimizer", "sgd", "--rate", "1e9"]
+    assert main([*words, "--steps", "3", "--out", str(tmp_path)]) == 0
+    assert "kfac-np: SGD: the training loss rose from 2." in capsys.readouterr().err
+
+
 def test_a_progress_bar_on_a_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -606,6 +654,26 @@ def test_a_second_interrupt_stops_at_once(capsys: pytest.CaptureFixture[str]) ->
             signal.raise_signal(signal.SIGINT)
     assert "interrupt again" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows")
+def test_a_hangup_is_a_polite_end_unless_it_is_ignored() -> None:
+    def hang_up() -> None:
+        with interruptible() as interrupted:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)  # the shell's, after the terminal's
+            assert interrupted()
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit, match="129"):
+            hang_up()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+        with interruptible() as interrupted:
+            signal.raise_signal(signal.SIGHUP)
+            assert not interrupted()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_only_the_main_thread_hears_interrupts() -> None:
@@ -637,20 +705,6 @@ def test_an_interrupted_comparison_stops_there(
     assert main(["compare", "--resume", str(tmp_path)]) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [s["steps"] for s in summary.values()] == [4, 4]
-
-
-def test_a_reader_that_goes_away_is_no_error() -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    with subprocess.Popen(
-        [sys.executable, "-m", "kfac_np", "describe", *SMALL],
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        os.close(writer)
-        _, errors = process.communicate()
-    assert (process.returncode, errors) == (1, "")
 
 
 def test_the_version_of_a_source_tree(

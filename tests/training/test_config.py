@@ -177,10 +177,20 @@ def test_the_seed_is_one_unless_said_otherwise() -> None:
         ({"backend": {"name": "jax"}}, "backend.name: expected numpy, cupy, torch"),
         ({"run": {"steps": 1, "threads": 0}}, "run: threads: expected at least 1, got 0"),
         (
+            {"run": {"steps": 1, "threads": 10**30}},
+            "run: threads: expected at most 65536, got 1000",
+        ),
+        (
             {"run": {"steps": 1, "threads": 2}, "backend": {"name": "torch"}},
             "run.threads: expected with the backend numpy, got torch, whose threads are its own",
         ),
         ({"backend": {"dtype": "float16"}}, "backend.dtype: expected float32 or float64"),
+        (
+            {"optimizer": {"statistics_fraction": {"name": [1]}}},
+            "optimizer.statistics_fraction.name: expected constant, exponential, inverse",
+        ),
+        ({"optimizer": {"l2": 10**400}}, "optimizer.l2: expected a number, got 1000"),
+        ({"data": {"name": "idx:\0"}}, "data: expected a path without null characters"),
     ],
 )
 def test_mistakes_are_one_clear_line(changes: dict[str, Any], message: str) -> None:
@@ -286,6 +296,7 @@ def test_evaluations_are_spread_over_the_budget() -> None:
     assert by_time.evaluation_due((3, 1.9), (4, 2.1))
     assert not by_time.evaluation_due((3, 2.1), (4, 3.9))
     assert not RunSettings(steps=0).evaluation_due((0, 0.0), (0, 0.0))
+    assert RunSettings(seconds=1e-320).evaluation_due((0, 0.0), (1, 0.1))
     both = RunSettings(steps=10, seconds=1.0)
     assert [both.finished(10, 0.0), both.finished(0, 1.0), both.finished(9, 0.9)] == [1, 1, 0]
 
@@ -300,8 +311,31 @@ def test_files(tmp_path: Path) -> None:
     path.write_bytes(b"\xff")
     with pytest.raises(ConfigError, match="expected a TOML file"):
         read_table(path)
+    path.write_text("seed = 3", encoding="utf-8-sig")
+    assert read_table(path) == {"seed": 3}
+    for deep in (f"a = {'[' * 9999}{']' * 9999}", f"{'a.' * 9999}a = 1", f"[{'a.' * 40}a]\nb = 1"):
+        path.write_text(deep)
+        with pytest.raises(ConfigError, match=r"toml: expected a TOML file \(expected tables and"):
+            read_table(path)
+    with pytest.raises(ConfigError, match="expected a TOML file"):
+        read_table("\0")
     with pytest.raises(ConfigError, match="expected a TOML file"):
         read_table(tmp_path)
+
+
+def test_relative_paths_of_data_become_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for data, expected in (
+        ("idx:a/../b", {"name": f"idx:{tmp_path}/b"}),
+        ({"name": "cifar", "directory": "b"}, {"name": "cifar", "directory": f"{tmp_path}/b"}),
+        ("cifar:/c", {"name": "cifar:/c"}),
+        ("idx:", {"name": "idx:"}),
+        ("digits", {"name": "digits", "directory": "none"}),
+    ):
+        found = to_table(from_table({"data": data, "run": {"steps": 1}}))["data"]
+        assert found == found | expected
 
 
 def test_without_tomli_w(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
 
 from kfac_np.errors import CheckpointError
-from kfac_np.training.files import write_atomically
-from kfac_np.training.records import append_record, cut_after, read_records, sync, to_json
+from kfac_np.training.files import write_atomically, write_text
+from kfac_np.training.records import RecordFile, append_record, cut_after, read_records, to_json
 
 
 def test_each_record_is_on_disk_before_the_next(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     for step in (1, 2, 3):
         append_record(path, {"step": step, "loss": 0.1 * step})
-        sync(path)
         assert len(path.read_text().splitlines()) == step
     assert [r["step"] for r in read_records(path)] == [1, 2, 3]
     assert read_records(path)[0]["loss"] == 0.1
@@ -64,9 +64,45 @@ def test_damage_after_the_last_wanted_step_is_dropped(tmp_path: Path, tail: byte
 
 def test_no_file_is_no_records(tmp_path: Path) -> None:
     cut_after(tmp_path / "none.jsonl", 3)
-    sync(tmp_path / "none.jsonl")
     assert read_records(tmp_path / "none.jsonl") == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not each time; half a line is written over, and there is no second record of a step."""
+    path = tmp_path / "metrics.jsonl"
+    file = RecordFile(path)
+    assert file.append({"step": 1}) is None
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(os, "open", full)
+    tried = [file.append({"step": step}) is not None for step in range(2, 18)]
+    assert [n for n, one in enumerate(tried) if one] == [0, 1, 3, 7, 15]
+    assert not file.complete
+    monkeypatch.undo()
+    with path.open("ab") as other:
+        other.write(b'{"ste')
+    file.append({"step": 17})
+    file.flush(durably=True)
+    assert file.complete
+    assert [r["step"] for r in read_records(path)] == list(range(1, 18))
+
+
+def test_records_of_others_are_not_made_up_for(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    file = RecordFile(path)
+    file.append({"step": 1})
+    path.write_bytes(b"")
+    error = file.append({"step": 2})
+    assert "metrics.jsonl: expected the records of this run, found fewer" in str(error)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        file.flush()
+    assert not path.exists()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
@@ -90,3 +126,19 @@ def test_a_failed_writing_names_the_file(tmp_path: Path, error: OSError, message
     with pytest.raises(type(error), match=message):
         write_atomically(tmp_path / "a.txt", write)
     assert not list(tmp_path.iterdir())
+
+
+def test_files_are_written_through_links_and_over_nothing_else(tmp_path: Path) -> None:
+    """A link in the place of the file that is being written is not followed."""
+    for name in ("precious", "real"):
+        (tmp_path / name).write_text("old")
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / ".real.part").symlink_to("precious")
+    write_text(tmp_path / "link", os.fsdecode(b"\xe9t\xe9"))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_bytes() == b"\xe9t\xe9"
+    assert (tmp_path / "precious").read_text() == "old"
+    os.mkfifo(tmp_path / "fifo")
+    for place in (tmp_path, tmp_path / "fifo", Path("/")):
+        with pytest.raises(OSError, match="expected a file, found something else"):
+            write_text(place, "new")

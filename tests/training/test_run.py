@@ -11,40 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from runs import KFAC, assert_same_run, experiment, table
 
 from kfac_np import trees
 from kfac_np.backend import threads
 from kfac_np.errors import CheckpointError, ConfigError, DivergenceError
 from kfac_np.training import checkpoint
-from kfac_np.training.config import from_table, read_table
+from kfac_np.training.config import from_table
 from kfac_np.training.experiment import Experiment
 from kfac_np.training.lock import locked
 from kfac_np.training.loop import Position, Step
 from kfac_np.training.records import read_records
 from kfac_np.training.run import Observer, new_directory, read_config, run
-
-KFAC = {
-    "name": "kfac",
-    "damping": {"initial": 10.0},
-    "refresh": {"interval": 5},
-    "gamma": {"interval": 5},
-    "statistics_fraction": 0.5,
-}
-
-
-def table(**changes: Any) -> dict[str, Any]:
-    return {
-        "data": {"name": "digits", "n_train": 120, "n_test": 40},
-        "model": {"sizes": [8, 3]},
-        "optimizer": KFAC,
-        "batch": {"name": "growing", "first": 30, "full_at": 30},
-        "run": {"steps": 23, "evaluations": 5, "checkpoint_every": 6},
-        **changes,
-    }
-
-
-def experiment(**changes: Any) -> Experiment:
-    return Experiment.of(from_table(table(**changes)))
 
 
 class Killed(BaseException):
@@ -57,43 +35,6 @@ def killed_after(step: int) -> Observer:
             raise Killed
 
     return Observer(stepped=stepped)
-
-
-def without_seconds(path: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in r.items() if k != "seconds"} for r in read_records(path)]
-
-
-def arrays_of(directory: Path) -> list[bytes]:
-    _, tree, _ = checkpoint.load_latest(directory / "checkpoints")
-    found: list[bytes] = []
-
-    def walk(node: Any) -> None:
-        if isinstance(node, dict):
-            for key in node:
-                if key != "seconds":
-                    walk(node[key])
-        elif isinstance(node, (tuple, list)):
-            for child in node:
-                walk(child)
-        else:
-            found.append(node.tobytes() if isinstance(node, np.ndarray) else repr(node).encode())
-
-    walk(tree)
-    return found
-
-
-def assert_same_run(directory: Path, reference: Path) -> None:
-    for name in ("metrics.jsonl", "evaluations.jsonl"):
-        assert without_seconds(directory / name) == without_seconds(reference / name)
-    assert arrays_of(directory) == arrays_of(reference)
-    assert read_table(directory / "config.toml") == read_table(reference / "config.toml")
-
-
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("whole")
-    run(experiment(), directory)
-    return directory
 
 
 def test_a_run_directory_holds_everything(whole_run: Path) -> None:
@@ -217,10 +158,7 @@ def test_an_interrupted_run_saves_and_goes_on(whole_run: Path, tmp_path: Path) -
     assert (summary["status"], summary["steps"]) == ("interrupted", 9)
     _, summary = run(experiment(), tmp_path, resume=True)
     assert summary["status"] == "finished"
-    assert without_seconds(tmp_path / "metrics.jsonl") == without_seconds(
-        whole_run / "metrics.jsonl"
-    )
-    assert arrays_of(tmp_path) == arrays_of(whole_run)
+    assert_same_run(tmp_path, whole_run)
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:

@@ -232,3 +232,9 @@ def test_assignments(text: str, value: Any) -> None:
 def test_malformed_assignments(text: str) -> None:
     with pytest.raises(ConfigError, match=r"--set: expected path\.to\.option=value"):
         parse_assignment(text)
+
+
+@pytest.mark.parametrize("text", [f"a={'[' * 9999}{']' * 9999}", f"{'a.' * 9999}a=1"])
+def test_assignments_that_are_too_deep(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--set a.{39}\.\.\.: expected tables and lists at most"):
+        parse_assignment(text)
