@@ -75,18 +75,15 @@ _PATHS = {
 class _Parser(argparse.ArgumentParser):
     """Reports bad usage like every other error: in one line, and by the command it is about."""
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        for word in args or ():  # argparse would take the value away
-            if re.fullmatch("--[a-z0-9-]+=--", word):
-                self.error(f"argument {word[:-3]}: expected a value, got '--'")
-        return super().parse_known_args(args, namespace)
-
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} ({self.prog} --help tells more)")
 
-    def parse_known_args(self, *args: Any, **options: Any) -> Any:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Refuse here what a command does not know: it would be reported without the command."""
-        namespace, unknown = super().parse_known_args(*args, **options)
+        for word in args or ():  # argparse would take the value away
+            if re.fullmatch("--[a-z0-9-]+=--", word):
+                self.error(f"argument {word[:-3]}: expected a value, got '--'")
+        namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
             option = next((word for word in unknown if word.startswith("-")), unknown[0])
             meant = did_you_mean(option.partition("=")[0], self._option_string_actions)
