@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kfac_np import trees
-from kfac_np.backend import Array, Rng, Scalar, array_namespace, quiet, quiet_methods
+from kfac_np.backend import Array, Rng, Scalar, Truth, array_namespace, quiet, quiet_methods
 from kfac_np.curvature.ladder import Ladder, LadderEvent
 from kfac_np.errors import require_instance
 from kfac_np.fisher import FisherType
@@ -73,6 +73,10 @@ class Block(ABC):
         is damped in the units that it comes in.
         """
         return None
+
+    def mixes_units(self, moments: Moments) -> Truth:
+        """Tell whether inputs of the layer differ by orders of magnitude, as raw features do."""
+        return False
 
     def in_units(self, moments: Moments, units: Units) -> Moments:
         """Moments of diag(u) F diag(u), the block of θ̃."""
@@ -245,6 +249,10 @@ class Curvature(ABC):
         None by default: `factorise` damps by a multiple of I.
         """
         return {}
+
+    def mixes_units(self, moments: dict[str, Moments]) -> bool:
+        """Tell whether there is a layer whose inputs differ by orders of magnitude."""
+        return False
 
     def in_units(
         self, moments: dict[str, Moments], units: Mapping[str, Units]

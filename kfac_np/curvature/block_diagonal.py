@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, final
 
 from kfac_np import trees
-from kfac_np.backend import Array
+from kfac_np.backend import Array, known
 from kfac_np.backend.threads import side_by_side
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments, Units
 from kfac_np.curvature.kfac import KFACBlock
@@ -105,6 +105,9 @@ class BlockDiagonal(Curvature):
             path: self.block_of(path).units(moments[path], p) for path, p in trees.items(params)
         }
         return {path: u for path, u in found.items() if u is not None}
+
+    def mixes_units(self, moments: dict[str, Moments]) -> bool:
+        return any(known(*(self.block_of(path).mixes_units(m) for path, m in moments.items())))
 
     def in_units(
         self, moments: dict[str, Moments], units: Mapping[str, Units]

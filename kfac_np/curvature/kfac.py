@@ -10,16 +10,18 @@ from kfac_np.backend import (
     Array,
     Backend,
     Patches,
+    Truth,
     array_namespace,
     clip,
     second_moment,
     sum_by_index,
+    truth,
 )
 from kfac_np.curvature.base import Block, Factors, Moments, Units
 from kfac_np.curvature.damping import DampingRule, pi_trace
 from kfac_np.curvature.ladder import Ladder
 from kfac_np.curvature.sharing import Sharing, expand
-from kfac_np.curvature.units import UnitBlock, rescaled, scales, together
+from kfac_np.curvature.units import UnitBlock, commensurate, rescaled, scales, together
 from kfac_np.errors import (
     CurvatureError,
     FactorizationError,
@@ -194,9 +196,9 @@ class KFACBlock(Block):
         E[s_i²] = w̄_iᵀ A w̄_i. A scale of 0 (a feature that never occurs, a unit that was initialised
         with zeros) counts as the largest of its layer.
 
-        Inputs whose scales are within a factor of `COMMENSURATE` of their geometric mean are one
+        Inputs whose scales are within a factor of `COMMENSURATE` of their median are one
         quantity, as pixels and hidden units are, and small ones are small for a reason. They have
-        one unit together, their root mean square; only others have one each.
+        one unit together, their root mean square; only others have one each. So for outputs.
         """
         if "G" not in moments:
             return self.elementwise.units(moments, parameter)
@@ -208,9 +210,16 @@ class KFACBlock(Block):
         outputs = terms if one_hot else xp.sum((w @ a) * w, axis=-1)
         # what cancels to less than this is rounding, or as good as nothing
         outputs = xp.maximum(outputs, 1e-6 * terms)
-        inputs = together(inputs) if not one_hot else inputs
-        s, x = xp.sqrt(scales(outputs)), xp.sqrt(scales(inputs))
+        inputs = inputs if one_hot else together(inputs)
+        s, x = xp.sqrt(scales(together(outputs))), xp.sqrt(scales(inputs))
         return s[..., :, None], 1.0 / x[..., None, :]
+
+    def mixes_units(self, moments: Moments) -> Truth:
+        a = moments["A"] if "G" in moments else None
+        if a is None or a.ndim == 1:
+            return False
+        xp = array_namespace(a)
+        return truth(xp.any(~commensurate(xp.linalg.diagonal(a))))
 
     def in_units(self, moments: Moments, units: Units) -> Moments:
         if "G" not in moments:

@@ -229,6 +229,9 @@ class BlockTridiagonal(Curvature):
     def units(self, moments: dict[str, Moments], params: Tree) -> dict[str, Units]:
         return BlockDiagonal(self.block).units(moments, params)
 
+    def mixes_units(self, moments: dict[str, Moments]) -> bool:
+        return BlockDiagonal(self.block).mixes_units(moments)
+
     def in_units(
         self, moments: dict[str, Moments], units: Mapping[str, Units]
     ) -> dict[str, Moments]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
@@ -20,10 +19,10 @@ from kfac_np.statistics import (
     term_gradients,
 )
 
-__all__ = ["COMMENSURATE", "UnitBlock", "rescaled", "scales", "together"]
+__all__ = ["COMMENSURATE", "UnitBlock", "commensurate", "rescaled", "scales", "together"]
 
 COMMENSURATE = 10.0
-"""How far the largest scale of one quantity is from the geometric mean of all, at most."""
+"""How far the largest scale of one quantity is from the median of all, at most."""
 
 
 @final
@@ -123,14 +122,32 @@ def together(squares: Array) -> Array:
     """
     xp = array_namespace(squares)
     known = xp.isfinite(squares) & (squares > 0.0)
-    one, zero = xp.ones_like(squares), xp.zeros_like(squares)
-    logarithms = xp.where(known, xp.log(xp.where(known, squares, one)), zero)
-    count = xp.sum(xp.where(known, one, zero), axis=-1, keepdims=True)
-    middle = xp.sum(logarithms, axis=-1, keepdims=True) / xp.maximum(count, one[..., :1])
-    largest = xp.max(xp.where(known, logarithms, middle), axis=-1, keepdims=True)
-    near = largest - middle <= 2.0 * math.log(COMMENSURATE)
-    mean = xp.mean(xp.where(known, squares, zero), axis=-1, keepdims=True)
-    return xp.where(near, mean * one, squares)
+    mean = xp.mean(xp.where(known, squares, xp.zeros_like(squares)), axis=-1, keepdims=True)
+    near = commensurate(squares)[..., None]
+    return xp.where(near, mean * xp.ones_like(squares), squares)
+
+
+def commensurate(squares: Array) -> Array:
+    """Whether the largest root is at most `COMMENSURATE` times the median; zeros apart.
+
+    Parameters
+    ----------
+    squares : Array, shape (..., n)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> commensurate(np.asarray([[1.0, 0.0, 9.0], [1.0, 1.0, 1e8]]))
+    array([ True, False])
+    """
+    xp, n = array_namespace(squares), squares.shape[-1]
+    known = xp.isfinite(squares) & (squares > 0.0)
+    ordered = xp.sort(xp.where(known, squares, xp.zeros_like(squares)), axis=-1)
+    # of k that are not zero, the last k of all, the upper one of the middle
+    count = xp.sum(xp.astype(known, xp.int64), axis=-1, keepdims=True)
+    middle = xp.arange(n, device=squares.device) == n - 1 - xp.maximum(count - 1, 0 * count) // 2
+    median = xp.sum(xp.where(middle, ordered, xp.zeros_like(ordered)), axis=-1)
+    return ordered[..., -1] <= COMMENSURATE**2 * median
 
 
 def rescaled(m: Array, u: Array) -> Array:

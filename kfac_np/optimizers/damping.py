@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 
+_MOST = 1e30  # that λ grows to where updates are taken back: no update is left of it
 _NO_FLOOR = 1e-10  # of a typical eigenvalue: far below, the damping of singular factors is rounding
 
 
@@ -76,11 +77,10 @@ class DampingPolicy(ABC):
         differ, so that the batch of the step does not speak for the others.
         """
 
-    def rejected(
-        self, current: Scalar, times: int, eigenvalue: Callable[[], Scalar] | None = None
-    ) -> Scalar:
+    def rejected(self, current: Scalar, times: int) -> Scalar:
         """λ after an update was taken back, the last of so many in a row: 4^times as much."""
-        return current * 4.0**times
+        raised = current * 4.0 ** min(times, 8)
+        return select(raised < _MOST, raised, _MOST)
 
 
 @final
@@ -234,16 +234,8 @@ class LevenbergMarquardt(DampingPolicy):
         least = (self.floor if noisy else _NO_FLOOR) * typical
         new = select(new > least, new, least)
         most = self.ceiling * typical
-        return self._within(select(new < most, new, select(most > 0.0, most, new)))
-
-    def rejected(
-        self, current: Scalar, times: int, eigenvalue: Callable[[], Scalar] | None = None
-    ) -> Scalar:
-        raised = super().rejected(current, times)
-        if eigenvalue is None or math.isinf(self.ceiling):
-            return raised
-        most = self.ceiling * eigenvalue()
-        return select(raised < most, raised, select(most > current, most, current))
+        most = select(most > omega * current, most, omega * current)  # down, but step by step
+        return self._within(select(new < most, new, most))
 
     def _within(self, current: Scalar) -> Scalar:
         current = select(current > self.minimum, current, self.minimum)

@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Scalar, Truth, both, isfinite, negation, select, sqrt
-from kfac_np.errors import DivergenceError
 from kfac_np.optimizers.schedules import require_positive, require_whole
 
 __all__ = ["Guard"]
-
-_IN_A_ROW = 40  # updates taken back, λ at its ceiling since long: no damping helps
 
 
 @final
@@ -74,19 +71,3 @@ class Guard:
             room = self.errors * sqrt(errors[0] * errors[0] + errors[1] * errors[1])
             room = select(isfinite(room), room, math.inf)
         return negation(both(isfinite(new), new - old <= room))
-
-
-def require_hope(k: int, rejections: int) -> None:
-    """Raise `DivergenceError` after too many updates in a row were taken back.
-
-    Examples
-    --------
-    >>> require_hope(50, 41)
-    Traceback (most recent call last):
-    kfac_np.errors.DivergenceError: step 50: 41 updates in a row raised the objective, ...
-    """
-    if rejections > _IN_A_ROW:
-        raise DivergenceError(
-            f"step {k}: {rejections} updates in a row raised the objective, and were taken back; "
-            "the parameters are unchanged, and no damping helps. Scale the data"
-        )

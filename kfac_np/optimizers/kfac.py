@@ -59,7 +59,7 @@ from kfac_np.optimizers.damping import (
     GammaSearch,
     LevenbergMarquardt,
 )
-from kfac_np.optimizers.guard import Guard, require_hope
+from kfac_np.optimizers.guard import Guard
 from kfac_np.optimizers.local_model import LocalModel, in_units
 from kfac_np.optimizers.reports import StepReport, report_of
 from kfac_np.optimizers.schedules import (
@@ -86,7 +86,7 @@ __all__ = ["KFAC", "KFACState"]
 
 _PROPORTION = 30.0  # of a batch's moments to their average, beyond which the batch counts for less
 _ROUNDINGS = 10.0  # of h, below which a change says nothing
-_OF_LOSS = 0.001  # of the loss, that a typical eigenvalue in a layer's own units is at least
+_OF_LOSS = 10.0  # of the loss for each parameter, that is added to F̂ in a layer's own units
 
 
 @final
@@ -314,6 +314,9 @@ class KFAC(Optimizer):
         moments, events = self._update_moments(e, state, k, doubts)
         due = self._due(state, moments, k)
         units = self._units(state, moments, due)
+        if units and not state.units:
+            due = tuple(moments)
+            state = replace(state, damping=None, gamma=None)  # these were in other units
         room = h.value - e.lower_bound
         typical = partial(self._typical_eigenvalue, moments, units, state.params, room)
         damping = self._damping(state, typical, k)
@@ -357,7 +360,7 @@ class KFAC(Optimizer):
             )
         if self.guard is not None:
             times = state.rejections + 1
-            more = self.damping.rejected(damping, times, typical)
+            more = self.damping.rejected(damping, times)
             outcome = replace(outcome, damping=select(outcome.rejected, more, outcome.damping))
         _require_damping(self.damping, "update", k, outcome.damping)
         kept = outcome.kept
@@ -464,7 +467,6 @@ class KFAC(Optimizer):
         if not rejected:
             return replace(state, rejections=0, raised=max(1.0, state.raised / 2.0)), False
         n = state.rejections + 1
-        require_hope(state.step + 1, n)
         raised = 1.0 if self.damping.adapts else float(self.damping.rejected(state.raised, n))
         return replace(state, rejections=n, raised=raised, trouble=state.step), False
 
@@ -515,9 +517,16 @@ class KFAC(Optimizer):
     def _units(
         self, state: KFACState, moments: dict[str, Moments], due: tuple[str, ...]
     ) -> dict[str, Units]:
-        """The units that factors are in: those of the step that renewed them."""
-        if not self.relative or not due:
+        """The units that factors are in: those of the step that renewed them.
+
+        None until a layer is met whose inputs differ by orders of magnitude, as raw features do:
+        pixels and hidden units need none, and small ones among them are small for a reason.
+        """
+        if not (self.relative and due):
             return state.units
+        if not (state.units or self.curvature.mixes_units(moments)):
+            return {}
+        due = due if state.units else tuple(moments)
         found = self.curvature.units(moments, state.params)
         return {**state.units, **{path: u for path, u in found.items() if path in due}}
 
@@ -574,10 +583,12 @@ class KFAC(Optimizer):
         before = self.curvature.block_traces(state.moments, state.params, state.units)
         now = self.curvature.block_traces(new, state.params, state.units)
         sizes = {path: math.prod(p.shape) for path, p in trees.items(state.params)}
+        h = 0.0 if state.objective is None else state.objective
+        least = _OF_LOSS / sum(sizes.values()) * select(h > 0.0, h, 0.0)
         weights, events = {}, []
         for path in state.units:
-            known = scalar(before[path]) + _OF_LOSS * sizes[path] * state.objective
-            trace, most = scalar(now[path]), _PROPORTION * known
+            trace = scalar(now[path])
+            most = _PROPORTION * (scalar(before[path]) + sizes[path] * least)
             outsized = both(trace > most, most > 0.0)
             weights[path] = select(outsized, most / select(outsized, trace, 1.0), 1.0)
             event = LadderEvent(path, "moments", "moments out of proportion", 0.0)
@@ -623,15 +634,19 @@ class KFAC(Optimizer):
             current = state.gamma_ratio * root
         candidates = self.gamma.candidates(k, current, float(damping) + self.l2)
         _require_candidates(candidates, k)
-        none_finite = True
+        found, trial = False, None
         for gamma in candidates:
             new, events = self.curvature.factorise(part, gamma**2, state.factors)
             factors = {**(state.factors or {}), **new}
             proposal = propose(factors)
+            ratio = gamma / root if root else None
+            trial = _Trial(gamma, ratio, factors, proposal, due, events)
             if all_finite(*trees.leaves(proposal)):
-                none_finite = False
-                yield _Trial(gamma, gamma / root if root else None, factors, proposal, due, events)
-        if none_finite:
+                found = True
+                yield trial
+        if not found and trial is not None and self.guard is not None:
+            yield trial  # to be rejected
+        elif not found:
             raise DivergenceError(
                 f"step {k}: no proposal is finite for gamma in {list(candidates)}; the parameters "
                 "are unchanged. Use more damping"
@@ -668,8 +683,8 @@ class KFAC(Optimizer):
         """Π_i (tr F̂_i / n_i)^(n_i / n), n = Σ_i n_i, over the layers' blocks of n_i parameters.
 
         Layers without curvature do not count; a thousandth of tr F̂ / n at least; 0 where nothing
-        is left. In the layers' own units, where F̂ has that of h, a thousandth of h is added: a
-        network that is sure of wrong answers has no F̂ that is worth the name.
+        is left. In the layers' own units, where F̂ has that of h, _OF_LOSS h / n is added: a network
+        that is sure of wrong answers has no F̂ that is worth the name.
         """
         sizes = {path: math.prod(p.shape) for path, p in trees.items(params)}
         blocks = self.curvature.block_traces(moments, params, units)
@@ -688,7 +703,11 @@ class KFAC(Optimizer):
         least = 1e-3 * trace / n
         found = select(trace > 0.0, select(typical > least, typical, least), 0.0)
         room = select(isfinite(room), room, 0.0)  # infinite for a loss without a lower bound
-        return found + _OF_LOSS * select(room > 0.0, room, 0.0) if units else found
+        return (
+            found + _OF_LOSS / sum(sizes.values()) * select(room > 0.0, room, 0.0)
+            if units
+            else found
+        )
 
     def _curvature_norm(self, moments: dict[str, Moments], v: Tree) -> Scalar:
         """vᵀ F̂ v."""
