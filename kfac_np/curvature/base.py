@@ -48,6 +48,15 @@ class Block(ABC):
     array([[3.]])
     """
 
+    @property
+    def unit_free(self) -> bool:
+        """Whether damping is relative to the block's own diagonal, not a multiple of the identity.
+
+        Then it has no units: rescaled features, hidden units and outputs change nothing of the
+        damped update (Marquardt's scaling, `kfac_np.curvature.marquardt`).
+        """
+        return False
+
     @abstractmethod
     def supports(self, statistics: object) -> bool:
         """Tell whether the block is defined for such statistics."""
@@ -82,7 +91,10 @@ class Block(ABC):
     def factorise(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
     ) -> Factors:
-        """Prepare `solve` for the block plus damping · I (damping is λ, not √λ)."""
+        """Prepare `solve` for the block plus damping · I (damping is λ, not √λ).
+
+        If the block is `unit_free`, its diagonal stands in the place of I.
+        """
 
     @abstractmethod
     def solve(self, factors: Factors, v: Array) -> Array:
@@ -203,6 +215,14 @@ class Curvature(ABC):
         return {path: blend(path, m) for path, m in new.items()}
 
     @property
+    def unit_free(self) -> bool:
+        """Whether damping is relative to the diagonal, not a multiple of the identity.
+
+        As `Block.unit_free`; of several blocks, whether all are.
+        """
+        return False
+
+    @property
     def separable(self) -> bool:
         """Whether layers know nothing of each other.
 
@@ -250,6 +270,13 @@ class Curvature(ABC):
         (F + damping · diag(u)⁻²)⁻¹ v.
         """
         return moments
+
+    def diagonal(self, moments: dict[str, Moments], params: Tree) -> Tree:
+        """The diagonal of `matrix`, as a tree like `params`.
+
+        Override it where it is had for less than the matrix.
+        """
+        return self.matrix(moments, params).diagonal()
 
     @abstractmethod
     def factorise(

@@ -42,7 +42,7 @@ class BlockDiagonal(Curvature):
     --------
     >>> from kfac_np.curvature import DiagonalBlock
     >>> BlockDiagonal(overrides={"2": DiagonalBlock()}).block_of("2")
-    DiagonalBlock()
+    DiagonalBlock(unit_free=False)
     """
 
     block: Block = KFACBlock()
@@ -58,6 +58,10 @@ class BlockDiagonal(Curvature):
     @property
     def separable(self) -> bool:
         return True
+
+    @property
+    def unit_free(self) -> bool:
+        return all(block.unit_free for block in (self.block, *self.overrides.values()))
 
     def block_of(self, path: str) -> Block:
         return self.overrides.get(path, self.block)

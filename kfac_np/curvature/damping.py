@@ -1,7 +1,11 @@
 """Rules that split damping between two Kronecker factors: (A, G, γ) → (γ_A, γ_G).
 
-With γ = √λ the product (G + γ_G I) ⊗ (A + γ_A I) approximates G ⊗ A + λI. The exact matrix
+What a rule gives is added to the diagonals of A and G: a number, or one for each entry. With
+γ = √λ and numbers the product (G + γ_G I) ⊗ (A + γ_A I) approximates G ⊗ A + λI. The exact matrix
 G ⊗ A + λI is not a rule of this kind: see ``KFACBlock(exact_damping=True)``.
+
+A multiple of I has the units of whatever I stands for, and damps features, hidden units and outputs
+as if all had the same ones. `marquardt` damps each in its own.
 
 A is given by its diagonal alone where it has no other entries (embeddings).
 """
@@ -10,9 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kfac_np.backend import Array, all_finite, array_namespace, spectral_norm
+from kfac_np.backend import Array, Backend, all_finite, array_namespace, spectral_norm
+from kfac_np.curvature.ladder import Ladder
 
-__all__ = ["DampingRule", "no_pi", "pi_frobenius", "pi_spectral", "pi_trace", "plain"]
+__all__ = [
+    "DampingRule",
+    "damped_inverse",
+    "in_own_units",
+    "marquardt",
+    "no_pi",
+    "pi_frobenius",
+    "pi_spectral",
+    "pi_trace",
+    "plain",
+    "units_of",
+]
 
 DampingRule = Callable[[Array, Array, float], tuple[Array | float, Array | float]]
 
@@ -92,6 +108,121 @@ def plain(A: Array, G: Array, gamma: float) -> tuple[float, float]:
     (0.25, 0.25)
     """
     return gamma**2, gamma**2
+
+
+def marquardt(A: Array, G: Array, gamma: float) -> tuple[Array, Array]:
+    """γ_A = γ diag A, γ_G = γ diag G: every entry is damped in proportion to itself.
+
+    (G + γ diag G) ⊗ (A + γ diag A), Marquardt's scaling of the damping, factor by factor. The
+    damped update is the same whichever units features, hidden units and outputs are measured in:
+    A → ΩAΩ and G → ΦGΦ with diagonal Ω and Φ change nothing, A → cA, G → G/c among them. γ itself
+    has no unit: 1 doubles the diagonals.
+
+    An entry of zero (a feature that was never seen, a dead unit) has no scale of its own. It gets
+    the largest of its factor, 1 if there is none: its gradient is zero, too, and should it come to
+    life between two refreshes, the step is a cautious one.
+
+    References
+    ----------
+    Marquardt 1963, *An Algorithm for Least-Squares Estimation of Nonlinear Parameters*, which
+    scales by diag F instead of its factors' diagonals.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> a, g = marquardt(np.diag([4.0, 1e-6, 0.0]), np.eye(2), 0.1)
+    >>> a.round(12).tolist(), g.tolist()
+    ([0.4, 1e-07, 0.4], [0.1, 0.1])
+    """
+    return gamma * units_of(_diagonal(A)), gamma * units_of(_diagonal(G))
+
+
+def units_of(diagonal: Array) -> Array:
+    """The diagonal of a matrix as a scale for each entry: where it has none, the largest of all.
+
+    Parameters
+    ----------
+    diagonal : Array
+        Of a positive semi-definite matrix, in any shape.
+
+    Returns
+    -------
+    Array, of the same shape
+        Positive and finite; the inverse of a matrix with such a diagonal does not overflow. 1 where
+        no entry can be used.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> units_of(np.asarray([2.0, 0.0])), units_of(np.zeros(2))
+    (array([2., 2.]), array([1., 1.]))
+    """
+    xp = array_namespace(diagonal)
+    info, one = xp.finfo(diagonal.dtype), xp.ones_like(diagonal)
+    known = xp.isfinite(diagonal) & (diagonal > float(info.smallest_normal) / float(info.eps))
+    largest = xp.max(xp.where(known, diagonal, xp.zeros_like(diagonal)))
+    return xp.where(known, diagonal, xp.where(largest > 0, largest, one))
+
+
+def in_own_units(m: Array) -> tuple[Array, Array]:
+    """D⁻¹ᐟ² M D⁻¹ᐟ² with D the `units_of` the diagonal, and the diagonal of D⁻¹ᐟ².
+
+    Parameters
+    ----------
+    m : Array, shape (n, n), or (n,) where it is diagonal
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> scaled, unit = in_own_units(np.asarray([[4.0, 1.0], [1.0, 1.0]]))
+    >>> scaled.tolist(), unit.tolist()
+    ([[1.0, 0.5], [0.5, 1.0]], [0.5, 1.0])
+    """
+    diagonal = _diagonal(m)
+    units = units_of(diagonal)
+    if m.ndim == 1:
+        return diagonal / units, 1.0 / array_namespace(m).sqrt(units)
+    unit = 1.0 / array_namespace(m).sqrt(units)
+    scaled = m * unit[:, None]
+    scaled *= unit[None, :]
+    return scaled, unit
+
+
+def damped_inverse(
+    ladder: Ladder, factor: str, m: Array, shift: Array | float, previous: Array | None
+) -> Array:
+    """`Ladder.inverse` of m with `shift` added to its diagonal: a number, or one for each entry.
+
+    With one for each entry the ladder gets the damped matrix in units of its own diagonal, so that
+    its rungs know of no others; the damping of its events is relative to the diagonal, then.
+
+    Parameters
+    ----------
+    ladder : Ladder
+    factor : str
+        For the record.
+    m : Array, shape (n, n), or (n,) where it is diagonal
+    shift : float or Array, shape () or (n,)
+    previous : Array or None
+        The last good inverse.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> damped_inverse(Ladder("0"), "A", np.diag([1.0, 4.0]), np.asarray([1.0, 4.0]), None)
+    array([[0.5  , 0.   ],
+           [0.   , 0.125]])
+    """
+    if isinstance(shift, float | int) or shift.ndim == 0:
+        invert = ladder.inverse_diagonal if m.ndim == 1 else ladder.inverse
+        return invert(factor, m, shift, previous)
+    if m.ndim == 1:
+        return ladder.inverse_diagonal(factor, m + shift, 0.0, previous)
+    scaled, unit = in_own_units(m + shift * Backend.of(m).eye(m.shape[0]))
+    inverse = ladder.inverse(factor, scaled, 0.0, previous)
+    if inverse is previous:
+        return inverse
+    return (unit[:, None] * inverse) * unit[None, :]
 
 
 def _diagonal(m: Array) -> Array:

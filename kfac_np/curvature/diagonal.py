@@ -9,8 +9,9 @@ from typing import Any, final
 
 from kfac_np.backend import Array, Patches, all_finite, array_namespace
 from kfac_np.curvature.base import Block, Factors, Moments
+from kfac_np.curvature.damping import units_of
 from kfac_np.curvature.ladder import Ladder
-from kfac_np.errors import CurvatureError
+from kfac_np.errors import CurvatureError, require_instance
 from kfac_np.matrices import DiagonalMatrix
 from kfac_np.statistics import AffineStatistics, Scale, Statistics, term_gradients
 
@@ -24,6 +25,11 @@ class DiagonalBlock(Block):
 
     The exact diagonal of the chosen Fisher. Its inverse is that of diag(F) + damping · I.
 
+    Parameters
+    ----------
+    unit_free : bool
+        Damp by damping · diag(F) instead (`kfac_np.curvature.marquardt`).
+
     Examples
     --------
     >>> import numpy as np
@@ -32,6 +38,11 @@ class DiagonalBlock(Block):
     >>> DiagonalBlock().moments(s, Scale(terms=1, examples=1))["diagonal"]
     array([[ 9., 36.]])
     """
+
+    unit_free: bool = False
+
+    def __post_init__(self) -> None:
+        require_instance("DiagonalBlock unit_free", self.unit_free, bool)
 
     def supports(self, statistics: object) -> bool:
         return isinstance(statistics, Statistics)
@@ -62,9 +73,12 @@ class DiagonalBlock(Block):
     def factorise(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
     ) -> Factors:
-        if not all_finite(moments["diagonal"]):
+        diagonal = moments["diagonal"]
+        if not all_finite(diagonal):
             return ladder.keep("diagonal", previous, damping)
-        return {"inverse": ladder.reciprocal("diagonal", moments["diagonal"], damping)}
+        if self.unit_free:
+            diagonal, damping = diagonal + damping * units_of(diagonal), 0.0
+        return {"inverse": ladder.reciprocal("diagonal", diagonal, damping)}
 
     def solve(self, factors: Factors, v: Array) -> Array:
         return factors["inverse"] * v

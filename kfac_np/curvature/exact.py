@@ -10,9 +10,10 @@ from typing import Any, final
 from kfac_np import trees
 from kfac_np.backend import Array, array_namespace, second_moment
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments
+from kfac_np.curvature.damping import damped_inverse, units_of
 from kfac_np.curvature.diagonal import require_vectors
 from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping
-from kfac_np.errors import CurvatureError, plain_fields, require_sizes
+from kfac_np.errors import CurvatureError, plain_fields, require_instance, require_sizes
 from kfac_np.matrices import DenseMatrix, FlattenedMatrix
 from kfac_np.statistics import AffineStatistics, Scale, Statistics, term_gradients
 from kfac_np.trees import Tree
@@ -27,6 +28,11 @@ class ExactBlock(Block):
 
     U_nk is the sum over locations of g āᵀ: the exact block for every kind of weight sharing.
 
+    Parameters
+    ----------
+    unit_free : bool
+        Damp by damping · diag instead of damping · I (`kfac_np.curvature.marquardt`).
+
     Examples
     --------
     >>> import numpy as np
@@ -36,6 +42,11 @@ class ExactBlock(Block):
     array([[ 9., 18.],
            [18., 36.]])
     """
+
+    unit_free: bool = False
+
+    def __post_init__(self) -> None:
+        require_instance("ExactBlock unit_free", self.unit_free, bool)
 
     def supports(self, statistics: object) -> bool:
         return isinstance(statistics, Statistics)
@@ -53,8 +64,8 @@ class ExactBlock(Block):
     def factorise(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
     ) -> Factors:
-        old = (previous or {}).get("inverse")
-        return {"inverse": ladder.inverse("block", moments["block"], damping, old)}
+        old, m = (previous or {}).get("inverse"), moments["block"]
+        return {"inverse": damped_inverse(ladder, "block", m, _shift(self, m, damping), old)}
 
     def solve(self, factors: Factors, v: Array) -> Array:
         xp = array_namespace(v)
@@ -79,6 +90,8 @@ class FullMatrix(Curvature):
     ----------
     max_parameters : int
         A larger network is refused rather than allowed to exhaust the memory.
+    unit_free : bool
+        Damp by damping · diag instead of damping · I (`kfac_np.curvature.marquardt`).
 
     Examples
     --------
@@ -96,10 +109,12 @@ class FullMatrix(Curvature):
     """
 
     max_parameters: int = 20_000
+    unit_free: bool = False
 
     def __post_init__(self) -> None:
         plain_fields(self)
         require_sizes("FullMatrix", max_parameters=self.max_parameters)
+        require_instance("FullMatrix unit_free", self.unit_free, bool)
 
     def input_moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
         return {}
@@ -134,11 +149,19 @@ class FullMatrix(Curvature):
         require_damping(damping)
         ladder = Ladder("full")
         old = previous["full"]["inverse"] if previous else None
-        inverse = ladder.inverse("matrix", moments["full"]["matrix"], damping, old)
+        m = moments["full"]["matrix"]
+        inverse = damped_inverse(ladder, "matrix", m, _shift(self, m, damping), old)
         return {"full": {"inverse": inverse}}, ladder.events
 
     def solve(self, factors: dict[str, Factors], v: Tree) -> Tree:
         return trees.unravel(factors["full"]["inverse"] @ trees.ravel(v), v)
 
     def block_of(self, path: str) -> Block:
-        return ExactBlock()
+        return ExactBlock(self.unit_free)
+
+
+def _shift(curvature: ExactBlock | FullMatrix, m: Array, damping: float) -> Array | float:
+    """What is added to the diagonal of m."""
+    if not curvature.unit_free:
+        return damping
+    return damping * units_of(array_namespace(m).linalg.diagonal(m))

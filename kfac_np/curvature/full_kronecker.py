@@ -11,6 +11,7 @@ from kfac_np import trees
 from kfac_np.backend import Array, array_namespace
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments
 from kfac_np.curvature.block_diagonal import BlockDiagonal
+from kfac_np.curvature.damping import damped_inverse, units_of
 from kfac_np.curvature.kfac import KFACBlock
 from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping
 from kfac_np.curvature.tridiagonal_moments import (
@@ -41,7 +42,7 @@ class FullKronecker(Curvature):
     ----------
     block : KFACBlock
         Says how locations are shared, and how the factors of the diagonal blocks are damped; with
-        exact damping it is damping · I that is added.
+        exact damping it is damping · I that is added, or the diagonal in its place (`marquardt`).
     max_parameters : int
         A larger network is refused rather than allowed to exhaust the memory.
 
@@ -73,6 +74,10 @@ class FullKronecker(Curvature):
         plain_fields(self)
         require_instance("FullKronecker block", self.block, KFACBlock)
         require_sizes("FullKronecker", max_parameters=self.max_parameters)
+
+    @property
+    def unit_free(self) -> bool:
+        return self.block.unit_free
 
     def block_of(self, path: str) -> Block:
         return self.block
@@ -155,15 +160,20 @@ class FullKronecker(Curvature):
         require_damping(damping)
         ladder = Ladder("full")
         old = previous["full"]["inverse"] if previous else None
-        if self.block.exact_damping:
-            dense = ladder.inverse("matrix", _assembled(moments), damping, old)
-            return {"full": {"inverse": dense}}, ladder.events
+        exact = self.block.exact_damping
+        dense = _assembled(moments if exact else self._damped(moments, damping))
+        shift = damping if exact else 0.0
+        each = units_of(array_namespace(dense).linalg.diagonal(dense)) if self.unit_free else 1.0
+        inverse = damped_inverse(ladder, "matrix", dense, shift * each, old)
+        return {"full": {"inverse": inverse}}, ladder.events
+
+    def _damped(self, moments: dict[str, Moments], damping: float) -> dict[str, Moments]:
+        """Moments with A and G of every layer damped by the block's rule."""
         damped = {}
         for path, m in moments.items():
             shift_a, shift_g = self.block.rule(m["A"], m["G"], damping**0.5)
             damped[path] = m | {"A": _shifted(m["A"], shift_a), "G": _shifted(m["G"], shift_g)}
-        inverse = ladder.inverse("matrix", _assembled(damped), 0.0, old)
-        return {"full": {"inverse": inverse}}, ladder.events
+        return damped
 
     def solve(self, factors: dict[str, Factors], v: Tree) -> Tree:
         return trees.unravel(factors["full"]["inverse"] @ trees.ravel(v), v)

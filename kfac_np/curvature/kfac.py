@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 from kfac_np.backend import (
@@ -15,7 +15,15 @@ from kfac_np.backend import (
     sum_by_index,
 )
 from kfac_np.curvature.base import Block, Factors, Moments, Units
-from kfac_np.curvature.damping import DampingRule, pi_trace
+from kfac_np.curvature.damping import (
+    DampingRule,
+    damped_inverse,
+    in_own_units,
+    marquardt,
+    pi_trace,
+)
+from kfac_np.curvature.diagonal import DiagonalBlock
+from kfac_np.curvature.exact import ExactBlock
 from kfac_np.curvature.ladder import Ladder
 from kfac_np.curvature.sharing import Sharing, expand
 from kfac_np.curvature.units import UnitBlock, rescaled, scales
@@ -60,11 +68,14 @@ class KFACBlock(Block):
         `expand` (KFC) or `reduce`, for weights used at several locations.
     rule : callable
         (A, G, γ) → (γ_A, γ_G): how √damping is split between the factors. The inverse is
-        (G + γ_G I)⁻¹ ⊗ (A + γ_A I)⁻¹.
+        (G + γ_G I)⁻¹ ⊗ (A + γ_A I)⁻¹. With `marquardt` damping is relative to the diagonals of A
+        and G, and no units matter.
     exact_damping : bool
-        Invert G ⊗ A + damping · I itself instead, by eigendecompositions; `rule` is not used.
+        Invert G ⊗ A + damping · I itself instead, by eigendecompositions; with `marquardt` it is
+        G ⊗ A + damping · diag G ⊗ diag A, and other rules are not used.
     elementwise : Block
-        For scale and shift: `UnitBlock` (exact 2×2 blocks), `DiagonalBlock` or `ExactBlock`.
+        For scale and shift: `UnitBlock` (exact 2×2 blocks), `DiagonalBlock` or `ExactBlock`. With
+        `marquardt` it is damped by its diagonal, too.
 
     References
     ----------
@@ -98,6 +109,17 @@ class KFACBlock(Block):
         names = [getattr(f, "__name__", repr(f)) for f in (self.sharing, self.rule)]
         exact = ", exact_damping=True" if self.exact_damping else ""
         return f"KFACBlock({', '.join(names)}{exact})"
+
+    @property
+    def unit_free(self) -> bool:
+        return self.rule is marquardt
+
+    @property
+    def _scale_and_shift(self) -> Block:
+        """`elementwise`, damped in the way of the other parameters."""
+        if self.unit_free and isinstance(self.elementwise, UnitBlock | DiagonalBlock | ExactBlock):
+            return replace(self.elementwise, unit_free=True)
+        return self.elementwise
 
     def supports(self, statistics: object) -> bool:
         if isinstance(statistics, ElementwiseStatistics):
@@ -212,7 +234,7 @@ class KFACBlock(Block):
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
     ) -> Factors:
         if "G" not in moments:
-            return self.elementwise.factorise(moments, damping, ladder, previous)
+            return self._scale_and_shift.factorise(moments, damping, ladder, previous)
         if moments["A"].ndim < 3:
             return self._factorise(moments, damping, ladder, previous)
         groups = []
@@ -228,33 +250,44 @@ class KFACBlock(Block):
     ) -> Factors:
         if self.exact_damping:
             return self._eigenbasis(moments, damping, ladder, previous)
-        damping_a, damping_g = self.rule(moments["A"], moments["G"], damping**0.5)
+        shifts = self.rule(moments["A"], moments["G"], damping**0.5)
         old = previous or {}
-        invert_a = ladder.inverse_diagonal if moments["A"].ndim == 1 else ladder.inverse
         return {
-            "A_inverse": invert_a("A", moments["A"], damping_a, old.get("A_inverse")),
-            "G_inverse": ladder.inverse("G", moments["G"], damping_g, old.get("G_inverse")),
+            f"{name}_inverse": damped_inverse(
+                ladder, name, moments[name], shift, old.get(f"{name}_inverse")
+            )
+            for name, shift in zip("AG", shifts, strict=True)
         }
 
     def _eigenbasis(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None
     ) -> Factors:
-        diagonal = moments["A"].ndim == 1
+        a, g = moments["A"], moments["G"]
+        unit_a = unit_g = None
+        if self.unit_free:
+            (a, unit_a), (g, unit_g) = in_own_units(a), in_own_units(g)
         try:
-            a, u_a = (moments["A"], None) if diagonal else resolved_eigh(moments["A"])
-            g, u_g = resolved_eigh(moments["G"])
+            a, u_a = (a, None) if a.ndim == 1 else resolved_eigh(a)
+            g, u_g = resolved_eigh(g)
         except FactorizationError:
             return ladder.keep("A, G", previous, damping)
         xp = array_namespace(a)
         values = xp.clip(g, min=0.0)[:, None] * xp.clip(a, min=0.0)[None, :]
-        factors = {"U_G": u_g, "inverse_values": ladder.reciprocal("A, G", values, damping)}
+        inverse = ladder.reciprocal("A, G", values, damping)
+        if unit_a is not None and unit_g is not None:  # back from the units of A and G
+            u_g = unit_g[:, None] * u_g
+            if u_a is None:
+                inverse = inverse * (unit_a * unit_a)[None, :]
+            else:
+                u_a = unit_a[:, None] * u_a
+        factors = {"U_G": u_g, "inverse_values": inverse}
         return factors if u_a is None else {"U_A": u_a, **factors}
 
     def solve(self, factors: Factors, v: Array) -> Array:
         if "U_G" in factors:
             return self._solve_in_eigenbasis(factors, v)
         if "G_inverse" not in factors:
-            return self.elementwise.solve(factors, v)
+            return self._scale_and_shift.solve(factors, v)
         a = factors["A_inverse"]
         left = factors["G_inverse"] @ v
         return left * a[None, :] if a.ndim == 1 else left @ a

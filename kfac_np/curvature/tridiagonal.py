@@ -116,6 +116,10 @@ class BlockTridiagonal(Curvature):
                 f"BlockTridiagonal chains: expected a tuple of tuples of paths, got {self.chains!r}"
             )
 
+    @property
+    def unit_free(self) -> bool:
+        return self.block.unit_free
+
     def block_of(self, path: str) -> Block:
         return self.block
 
@@ -218,6 +222,10 @@ class BlockTridiagonal(Curvature):
     ) -> dict[str, Array]:
         own = BlockDiagonal(self.block).in_units(moments, units or {})
         return {path: block.trace() for path, block in self._blocks(own, params).items()}
+
+    def diagonal(self, moments: dict[str, Moments], params: Tree) -> Tree:
+        blocks = self._blocks(moments, params)
+        return trees.map_named(lambda path, _: blocks[path].diagonal(), params)
 
     def _blocks(self, moments: dict[str, Moments], params: Tree) -> dict[str, Matrix]:
         return {

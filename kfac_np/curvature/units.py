@@ -8,7 +8,9 @@ from typing import Any, final
 
 from kfac_np.backend import Array, all_finite, array_namespace
 from kfac_np.curvature.base import Block, Factors, Moments, Units
+from kfac_np.curvature.damping import units_of
 from kfac_np.curvature.ladder import Ladder
+from kfac_np.errors import require_instance
 from kfac_np.matrices import UnitMatrix
 from kfac_np.matrices.stacked import unit_apply, unit_eigh
 from kfac_np.statistics import (
@@ -31,6 +33,11 @@ class UnitBlock(Block):
     vectors (`InputOnly`) it is what a Kronecker factor of inputs is elsewhere, the mean over
     examples and locations of u uᵀ with u = (x̂_c, 1).
 
+    Parameters
+    ----------
+    unit_free : bool
+        Damp by damping · diag instead of damping · I (`kfac_np.curvature.marquardt`).
+
     Examples
     --------
     >>> import numpy as np
@@ -40,6 +47,11 @@ class UnitBlock(Block):
     array([[[36., 18.],
             [18.,  9.]]])
     """
+
+    unit_free: bool = False
+
+    def __post_init__(self) -> None:
+        require_instance("UnitBlock unit_free", self.unit_free, bool)
 
     def supports(self, statistics: object) -> bool:
         return isinstance(statistics, ElementwiseStatistics)
@@ -69,10 +81,16 @@ class UnitBlock(Block):
     def factorise(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
     ) -> Factors:
-        if not all_finite(moments["units"]):
+        blocks = moments["units"]
+        if not all_finite(blocks):
             return ladder.keep("units", previous, damping)
-        values, vectors = unit_eigh(moments["units"])
-        return {"inverse_values": ladder.reciprocal("units", values, damping), "U": vectors}
+        if not self.unit_free:
+            values, vectors = unit_eigh(blocks)
+            return {"inverse_values": ladder.reciprocal("units", values, damping), "U": vectors}
+        unit = _own_units(blocks)
+        values, vectors = unit_eigh(unit[:, :, None] * blocks * unit[:, None, :])
+        inverse = ladder.reciprocal("units", values, damping)
+        return {"inverse_values": inverse, "U": unit[:, :, None] * vectors}
 
     def solve(self, factors: Factors, v: Array) -> Array:
         return unit_apply(factors["U"], factors["inverse_values"], v)
@@ -117,6 +135,13 @@ def rescaled(m: Array, u: Array) -> Array:
     m = m * u[..., :, None]
     m *= u[..., None, :]
     return m
+
+
+def _own_units(blocks: Array) -> Array:
+    """1 / √ of the diagonals, shape (C, r): scales have units of their own, and so have shifts."""
+    xp = array_namespace(blocks)
+    rows = [units_of(blocks[:, i, i]) for i in range(blocks.shape[1])]
+    return 1.0 / xp.sqrt(xp.stack(rows, axis=-1))
 
 
 def _squares(u: Array, v: Array) -> Array:

@@ -46,6 +46,15 @@ class Matrix(ABC):
     def trace(self) -> Array:
         """Sum of the diagonal (0-d array)."""
 
+    def diagonal(self) -> Array:
+        """The diagonal, in the operand's shape.
+
+        Override it where it is had for less than the matrix written out.
+        """
+        dense = self.to_dense()
+        xp = array_namespace(dense)
+        return xp.reshape(xp.linalg.diagonal(dense), self.operand_shape)
+
     @abstractmethod
     def frobenius_norm(self) -> Array:
         """Root of the sum of squared entries (0-d array)."""

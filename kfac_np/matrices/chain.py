@@ -126,6 +126,9 @@ class ChainMatrix(TreeMatrix):
         parts = list(self.block_traces().values())
         return array_namespace(*parts).sum(array_namespace(*parts).stack(parts))
 
+    def diagonal(self) -> Tree:
+        return trees.map_named(lambda path, _: self.blocks[path].diagonal(), self.like)
+
     def block_traces(self) -> dict[str, Array]:
         return {path: self.blocks[path].trace() for path, _ in trees.items(self.like)}
 

@@ -96,6 +96,10 @@ class DenseSpectral(Spectral):
     def with_values(self, values: Array) -> DenseSpectral:
         return DenseSpectral(values, self.vectors, self.shape)
 
+    def diagonal(self) -> Array:
+        xp = array_namespace(self.values)
+        return xp.reshape(self.vectors**2 @ self.values, self.shape)
+
     def matvec(self, v: Array) -> Array:
         return _apply((self.vectors * self.values[None, :]) @ self.vectors.T, v)
 

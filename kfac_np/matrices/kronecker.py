@@ -59,6 +59,10 @@ class KroneckerMatrix(Matrix):
     def to_dense(self) -> Array:
         return kron(self.G, self.A)
 
+    def diagonal(self) -> Array:
+        diagonal = array_namespace(self.A).linalg.diagonal
+        return diagonal(self.G)[:, None] * diagonal(self.A)[None, :]
+
     def trace(self) -> Array:
         xp = array_namespace(self.A)
         return xp.linalg.trace(self.A) * xp.linalg.trace(self.G)
@@ -118,6 +122,10 @@ class KroneckerSpectral(Spectral):
         v = self.U_G @ v
         return v if self.U_A is None else v @ self.U_A.T
 
+    def diagonal(self) -> Array:
+        values = self.U_G**2 @ self.values
+        return values if self.U_A is None else values @ (self.U_A**2).T
+
     def to_dense(self) -> Array:
         xp, values = array_namespace(self.values), self.values
         u_a = self.U_A
@@ -158,6 +166,9 @@ class KroneckerDiagonal(Matrix):
     def to_dense(self) -> Array:
         eye = array_namespace(self.A).eye(self.A.shape[0], dtype=self.A.dtype, device=self.A.device)
         return kron(self.G, self.A[:, None] * eye)
+
+    def diagonal(self) -> Array:
+        return array_namespace(self.G).linalg.diagonal(self.G)[:, None] * self.A[None, :]
 
     def trace(self) -> Array:
         xp = array_namespace(self.A)

@@ -47,6 +47,10 @@ class StackedMatrix(Matrix):
     def to_dense(self) -> Array:
         return _block_diagonal([block.to_dense() for block in self.blocks])
 
+    def diagonal(self) -> Array:
+        parts = [block.diagonal() for block in self.blocks]
+        return array_namespace(*parts).stack(parts)
+
     def trace(self) -> Array:
         return self._sum(lambda block: block.trace())
 
@@ -103,6 +107,10 @@ class StackedSpectral(Spectral):
         parts = [part.matvec(v[i, ...]) for i, part in enumerate(self.parts)]
         return array_namespace(v).stack(parts)
 
+    def diagonal(self) -> Array:
+        parts = [part.diagonal() for part in self.parts]
+        return array_namespace(*parts).stack(parts)
+
     def to_dense(self) -> Array:
         return _block_diagonal([part.to_dense() for part in self.parts])
 
@@ -142,6 +150,9 @@ class UnitMatrix(Matrix):
 
     def to_dense(self) -> Array:
         return _units_to_dense(self.blocks)
+
+    def diagonal(self) -> Array:
+        return array_namespace(self.blocks).linalg.diagonal(self.blocks).T
 
     def trace(self) -> Array:
         xp = array_namespace(self.blocks)
@@ -189,6 +200,10 @@ class UnitSpectral(Spectral):
 
     def matvec(self, v: Array) -> Array:
         return unit_apply(self.U, self.values, v)
+
+    def diagonal(self) -> Array:
+        xp = array_namespace(self.U)
+        return xp.sum(self.U**2 * self.values.T[:, None, :], axis=-1).T
 
     def to_dense(self) -> Array:
         xp = array_namespace(self.U)

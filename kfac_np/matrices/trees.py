@@ -45,6 +45,10 @@ class TreeMatrix(ABC):
     def trace(self) -> Array:
         """Sum of the diagonal (0-d array)."""
 
+    @abstractmethod
+    def diagonal(self) -> Tree:
+        """The diagonal, as a tree of the parameters' structure."""
+
     def block_traces(self) -> dict[str, Array]:
         """The trace's part of each parameter, by paths; empty where there are no blocks."""
         return {}
@@ -102,6 +106,9 @@ class BlockDiagonalMatrix(TreeMatrix):
 
     def trace(self) -> Array:
         return self._sum(lambda block: block.trace())
+
+    def diagonal(self) -> Tree:
+        return trees.tree_map(lambda block: block.diagonal(), self.blocks)
 
     def block_traces(self) -> dict[str, Array]:
         return {path: block.trace() for path, block in trees.items(self.blocks)}
@@ -172,6 +179,9 @@ class FlattenedMatrix(TreeMatrix):
 
     def trace(self) -> Array:
         return self.matrix.trace()
+
+    def diagonal(self) -> Tree:
+        return trees.unravel(self.matrix.diagonal(), self.like)
 
     def logdet(self, damping: float = 0.0) -> Array:
         return self.matrix.logdet(damping)

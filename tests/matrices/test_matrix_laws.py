@@ -7,6 +7,7 @@ import pytest
 from matrix_cases import CASES, SINGULAR, Case, dense, gram, kronecker, positive, units
 from numerics import assert_close, flat, host
 
+from kfac_np import trees
 from kfac_np.backend import Backend, Rng
 from kfac_np.errors import FactorizationError, ShapeError
 from kfac_np.matrices import UnitMatrix
@@ -57,7 +58,8 @@ def test_matvec_keeps_the_shape_and_the_operand(any_case: Case):
     np.testing.assert_array_equal(host(v), before)
 
 
-def test_trace_and_norm_are_those_of_the_dense_matrix(any_case: Case):
+def test_diagonal_trace_and_norm_are_those_of_the_dense_matrix(any_case: Case):
+    assert_close(trees.ravel((any_case.matrix.diagonal(),)), np.diag(any_case.dense))
     assert_close(any_case.matrix.trace(), np.trace(any_case.dense))
     assert_close(any_case.matrix.frobenius_norm(), np.linalg.norm(any_case.dense))
 
