@@ -218,10 +218,14 @@ def damped_inverse(
         return invert(factor, m, shift, previous)
     if m.ndim == 1:
         return ladder.inverse_diagonal(factor, m + shift, 0.0, previous)
-    scaled, unit = in_own_units(m + shift * Backend.of(m).eye(m.shape[0]))
+    xp, eye = array_namespace(m), Backend.of(m).eye(m.shape[0])
+    scaled, unit = in_own_units(m + shift * eye)
+    # Of an entry without a scale of its own there is damping only, and below rounding not even that
+    left = _diagonal(scaled)
+    scaled -= xp.where(left < float(xp.finfo(m.dtype).eps), left, xp.zeros_like(left)) * eye
     inverse = ladder.inverse(factor, scaled, 0.0, previous)
     if inverse is previous:
-        return inverse
+        return previous
     return (unit[:, None] * inverse) * unit[None, :]
 
 

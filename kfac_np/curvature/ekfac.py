@@ -11,6 +11,7 @@ from kfac_np import trees
 from kfac_np.backend import Array, Rng, Scalar, all_finite, array_namespace
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments, accumulate
 from kfac_np.curvature.block_diagonal import BlockDiagonal
+from kfac_np.curvature.damping import marquardt, pi_trace, units_of
 from kfac_np.curvature.diagonal import require_vectors
 from kfac_np.curvature.ekfac_basis import eigenvectors, first_basis, next_bases
 from kfac_np.curvature.ekfac_moments import resolve, rotated_squares
@@ -28,7 +29,13 @@ from kfac_np.errors import (
 )
 from kfac_np.fisher import FisherType
 from kfac_np.layers import Layer
-from kfac_np.matrices import BlockDiagonalMatrix, KroneckerSpectral, Matrix, StackedMatrix
+from kfac_np.matrices import (
+    BlockDiagonalMatrix,
+    KroneckerSpectral,
+    Matrix,
+    ScaledMatrix,
+    StackedMatrix,
+)
 from kfac_np.objective import Evaluation
 from kfac_np.statistics import ElementwiseStatistics, Scale
 from kfac_np.trees import Tree
@@ -73,6 +80,13 @@ class EKFAC(Curvature):
         For scale and shift, as in `KFACBlock`.
     basis_interval : int
         Estimates for which a basis is used; 1 takes a new one each time.
+    unit_free : bool
+        Take the eigenvectors of A and G in units of their own diagonals, and damp there. The
+        eigenvectors of A are others when features are rescaled, and so are eigenvalues S that are
+        measured along them; those of D_A⁻¹ᐟ² A D_A⁻¹ᐟ², D_A = diag A, are the same. U_A is
+        D_A⁻¹ᐟ² times these, U_G likewise, F ≈ (U_G ⊗ U_A)⁻ᵀ diag(S) (U_G ⊗ U_A)⁻¹, and the damping
+        is damping · diag G ⊗ diag A, G and A as they were when the basis was made (of embeddings, A
+        as it is).
 
     References
     ----------
@@ -102,6 +116,7 @@ class EKFAC(Curvature):
     sharing: Sharing = expand
     elementwise: Block = UnitBlock()
     basis_interval: int = 20
+    unit_free: bool = False
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -110,12 +125,13 @@ class EKFAC(Curvature):
         n = self.basis_interval
         if not is_whole(n) or n < 1:
             raise ConfigError(f"EKFAC basis_interval: expected a whole number > 0, got {n!r}")
+        require_instance("EKFAC unit_free", self.unit_free, bool)
 
     @property
     def _blocks(self) -> BlockDiagonal:
         """A, G and blocks without a product; factors in an eigenbasis are applied by it, too."""
-        block = KFACBlock(self.sharing, exact_damping=True, elementwise=self.elementwise)
-        return BlockDiagonal(block)
+        rule = marquardt if self.unit_free else pi_trace
+        return BlockDiagonal(KFACBlock(self.sharing, rule, True, self.elementwise))
 
     @property
     def separable(self) -> bool:
@@ -157,7 +173,7 @@ class EKFAC(Curvature):
             The first A or G is finite, and has no eigendecomposition.
         """
         if old is not None:
-            bases = next_bases(old, self.basis_interval)
+            bases = next_bases(old, self.basis_interval, unit_free=self.unit_free)
 
             def all_moments(statistics: Tree, scale: Scale) -> dict[str, Moments]:
                 return _joined(self.moments(statistics, scale), _squares(bases, statistics, scale))
@@ -166,7 +182,11 @@ class EKFAC(Curvature):
         else:
             rng = rng.spawn()  # of which both passes take the same vectors
             plain = super().estimate(e, fisher, rng.child())
-            bases = {path: first_basis(path, m) for path, m in plain.items() if "G" in m}
+            bases = {
+                path: first_basis(path, m, unit_free=self.unit_free)
+                for path, m in plain.items()
+                if "G" in m
+            }
             again = partial(_squares, bases)
             found = _joined(plain, accumulate(e, fisher, rng.child(), lambda *_: {}, again))
         return {
@@ -221,16 +241,24 @@ class EKFAC(Curvature):
         def leaf(path: str, parameter: Array) -> Matrix:
             m = moments[path]
             if "S" not in m:
-                return self.elementwise.matrix(m, parameter.shape)
+                return self._blocks.block.matrix(m, parameter.shape)
             if m["S"].ndim == 2:
-                return KroneckerSpectral(m["S"], m.get("U_A"), m["U_G"])
+                return self._matrix(m["S"], m.get("U_A"), m["U_G"])
             three = m["S"], m["U_A"], m["U_G"]
             groups = range(m["S"].shape[0])
-            return StackedMatrix(
-                tuple(KroneckerSpectral(*(x[i, ...] for x in three)) for i in groups)
-            )
+            return StackedMatrix(tuple(self._matrix(*(x[i, ...] for x in three)) for i in groups))
 
         return BlockDiagonalMatrix(trees.map_named(leaf, params))
+
+    def _matrix(self, s: Array, u_a: Array | None, u_g: Array) -> Matrix:
+        if not self.unit_free:
+            return KroneckerSpectral(s, u_a, u_g)
+        u_g, units = _orthogonal(u_g)
+        units = units[:, None] * array_namespace(s).ones_like(s)
+        if u_a is not None:
+            u_a, units_a = _orthogonal(u_a)
+            units = units * units_a[None, :]
+        return ScaledMatrix(KroneckerSpectral(s, u_a, u_g), units)
 
     def factorise(
         self,
@@ -251,7 +279,7 @@ class EKFAC(Curvature):
             if "S" in m:
                 factors[path] = self._factorise(m, damping, ladder, before)
             else:
-                factors[path] = self.elementwise.factorise(m, damping, ladder, before)
+                factors[path] = self._blocks.block.factorise(m, damping, ladder, before)
         return factors, events
 
     def _factorise(
@@ -263,6 +291,9 @@ class EKFAC(Curvature):
             return kept
         if float(m["age"]) >= self.basis_interval:
             ladder.note("A, G", "kept the last basis", damping)
+        if self.unit_free and m["A"].ndim == 1:
+            s = m["S"] + damping * units_of(m["A"])[None, :]
+            return {**basis, "inverse_values": ladder.reciprocal("S", s, 0.0)}
         if m["S"].ndim == 2:
             return {**basis, "inverse_values": ladder.reciprocal("S", m["S"], damping)}
         inverses = []
@@ -282,6 +313,13 @@ def _squares(bases: Mapping[str, Moments], statistics: Tree, scale: Scale) -> di
         for path, s in trees.items(statistics)
         if path in bases
     }
+
+
+def _orthogonal(basis: Array) -> tuple[Array, Array]:
+    """U and the units d of a basis D⁻¹ U: the rows of U have length 1."""
+    xp = array_namespace(basis)
+    units = 1.0 / xp.sqrt(xp.sum(basis**2, axis=-1))
+    return units[:, None] * basis, units
 
 
 def _joined(first: Mapping[str, Moments], second: Mapping[str, Moments]) -> dict[str, Moments]:

@@ -78,12 +78,12 @@ CURVATURES: dict[str, CurvatureCase] = {
 # Damped by their own diagonals: `solve` inverts another matrix than those above.
 UNIT_FREE: dict[str, Curvature] = {
     "kfac": BlockDiagonal(KFACBlock(rule=marquardt)),
-    "kfac reduce": BlockDiagonal(KFACBlock(sharing=reduce, rule=marquardt)),
     "kfac exactly damped": BlockDiagonal(KFACBlock(rule=marquardt, exact_damping=True)),
     "diagonal": BlockDiagonal(DiagonalBlock(unit_free=True)),
     "exact blocks": BlockDiagonal(ExactBlock(unit_free=True)),
     "full": FullMatrix(unit_free=True),
     "full kronecker": FullKronecker(KFACBlock(rule=marquardt)),
+    "ekfac": EKFAC(unit_free=True),
     "tridiagonal": BlockTridiagonal(KFACBlock(rule=marquardt), split=True),
 }
 

@@ -26,6 +26,7 @@ from kfac_np.curvature import (
     plain,
 )
 from kfac_np.errors import InputError
+from kfac_np.testing import CURVATURE_LAWS, check_curvature
 
 HostArray = np.ndarray[Any, Any]
 PI_RULES = {"trace": pi_trace, "frobenius": pi_frobenius, "spectral": pi_spectral}
@@ -115,7 +116,9 @@ def test_exact_unit_free_damping_is_by_the_diagonal_of_the_product(backend, a, d
     assert_close(flat(actual), expected, 1e-12 + 1e-14 * condition)
 
 
-@pytest.mark.parametrize("name", ["kfac exactly damped", "diagonal", "exact blocks", "full"])
+@pytest.mark.parametrize(
+    "name", ["kfac exactly damped", "diagonal", "exact blocks", "full", "ekfac"]
+)
 @pytest.mark.parametrize("network", SOME_OF_EACH_KIND, ids=str)
 def test_unit_free_damping_adds_the_diagonal(backend: Backend, name: str, network: NetworkCase):
     """(F + λ diag F) solve(v) = v, wherever F is not zero altogether (dead units, unseen words)."""
@@ -124,10 +127,24 @@ def test_unit_free_damping_adds_the_diagonal(backend: Backend, name: str, networ
     moments = estimate(curvature, e)
     factors, events = curvature.factorise(moments, damping)
     x, diagonal = curvature.solve(factors, v), flat(curvature.diagonal(moments, e.params))
+    if name == "ekfac":  # whose own diagonal is that of the exact blocks only in some basis
+        kfac = UNIT_FREE["kfac"]
+        diagonal = flat(kfac.diagonal(estimate(kfac, e), e.params))
     back = flat(curvature.matrix(moments, e.params).matvec(x)) + damping * diagonal * flat(x)
     assert not events
     assert_close(back[diagonal > 0], flat(v)[diagonal > 0], 1e-11)
     assert np.all(np.isfinite(flat(x)))
+
+
+@pytest.mark.parametrize("name", UNIT_FREE)
+def test_unit_free_curvatures_keep_the_laws(backend: Backend, name: str):
+    """But where S is measured in the basis of the batch at hand, it is no mean (of "ekfac")."""
+    problem = networks(name="tanh_squared")[0].build(backend)
+    of_the_basis = ("means", "chunks") if name == "ekfac" else ()
+    laws = [law for law in CURVATURE_LAWS if law not in of_the_basis]
+    check_curvature(
+        UNIT_FREE[name], problem.objective, problem.params, problem.x, problem.t, laws=laws
+    )
 
 
 @pytest.mark.parametrize("exact", [False, True], ids=["factored", "exact"])
