@@ -48,6 +48,9 @@ class Block(ABC):
     array([[3.]])
     """
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({'unit_free=True' if self.unit_free else ''})"
+
     @property
     def unit_free(self) -> bool:
         """Whether damping is relative to the block's own diagonal, not a multiple of the identity.

@@ -42,7 +42,7 @@ class BlockDiagonal(Curvature):
     --------
     >>> from kfac_np.curvature import DiagonalBlock
     >>> BlockDiagonal(overrides={"2": DiagonalBlock()}).block_of("2")
-    DiagonalBlock(unit_free=False)
+    DiagonalBlock()
     """
 
     block: Block = KFACBlock()

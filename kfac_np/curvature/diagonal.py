@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-from kfac_np.backend import Array, Patches, all_finite, array_namespace
+from kfac_np.backend import Array, Patches, above_rounding, all_finite, array_namespace
 from kfac_np.curvature.base import Block, Factors, Moments
 from kfac_np.curvature.damping import units_of
 from kfac_np.curvature.ladder import Ladder
@@ -19,7 +19,7 @@ __all__ = ["DiagonalBlock"]
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DiagonalBlock(Block):
     """F ≈ diag((1/M) Σ_{n,k} U_nk²), U_nk the gradient of one vector at one example.
 
@@ -59,13 +59,17 @@ class DiagonalBlock(Block):
             # the square of an outer product is the product of squares
             g2 = xp.sum(s.stacked_g[:, :, 0, :] ** 2, axis=0)
             return {"diagonal": g2.T @ (s.inputs[:, 0, :] ** 2) / scale.terms}
-        total: Any = 0.0
+        total = xp.zeros(s.parameter_shape, dtype=s.g.dtype, device=s.g.device)
+        largest = magnitude = total
         for chunk in s.chunks():
             for k in range(s.num_vectors):  # one vector at a time bounds the memory
-                u = xp.matrix_transpose(chunk.stacked_g[k, ...]) @ chunk.inputs
+                g, a = xp.matrix_transpose(chunk.stacked_g[k, ...]), chunk.a
+                u = g @ a
                 total = total + xp.sum(u**2, axis=0)
-            del chunk  # before the next one is unfolded
-        return {"diagonal": total / scale.terms}
+                largest = xp.maximum(largest, xp.max(xp.abs(u), axis=0))
+                magnitude = xp.maximum(magnitude, xp.max(xp.abs(g) @ xp.abs(a), axis=0))
+            del chunk, a, u  # before the next one is unfolded
+        return {"diagonal": above_rounding(total, largest, magnitude) / scale.terms}
 
     def matrix(self, moments: Moments, shape: tuple[int, ...]) -> DiagonalMatrix:
         return DiagonalMatrix(moments["diagonal"])

@@ -22,7 +22,7 @@ __all__ = ["ExactBlock", "FullMatrix"]
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ExactBlock(Block):
     """(1/M) Σ_{n,k} vec(U_nk) vec(U_nk)ᵀ, stored whole; vec is row-major.
 

@@ -248,6 +248,8 @@ class KFACBlock(Block):
     def _factorise(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None
     ) -> Factors:
+        if self.sharing is not expand and not bool(_any(moments["G"])):
+            ladder.note("G", "zero up to rounding", damping)
         if self.exact_damping:
             return self._eigenbasis(moments, damping, ladder, previous)
         shifts = self.rule(moments["A"], moments["G"], damping**0.5)
@@ -341,6 +343,12 @@ class KFACBlock(Block):
             "factorise": (9 if self.exact_damping else 2) * cubes,
             "solve": (4 if self.exact_damping else 2) * times * d_out * d_in * (d_out + d_in),
         }
+
+
+def _any(m: Array) -> Array:
+    """Whether a matrix with such a diagonal is anything but 0 (NaN is)."""
+    xp = array_namespace(m)
+    return xp.any(xp.linalg.diagonal(m) != 0.0)
 
 
 def _stack(arrays: list[Array]) -> Array:

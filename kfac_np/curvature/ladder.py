@@ -41,8 +41,9 @@ class LadderEvent:
         Which matrix: "A", "G", "block", ...
     rung : str
         What helped: "more damping", "float64", "eigenvalues clipped", "kept the last inverse",
-        "kept the last basis" (of EKFAC), "left uncoupled" (from the next layer), or "moments
-        rejected" for statistics that were not finite.
+        "kept the last basis" (of EKFAC), "left uncoupled" (from the next layer), "zero up to
+        rounding" (of `reduce`: there is damping and no curvature), or "moments rejected" for
+        statistics that were not finite.
     damping : float
         Damping added to the diagonal in the end.
 

@@ -25,7 +25,7 @@ __all__ = ["UnitBlock", "rescaled", "scales"]
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class UnitBlock(Block):
     """The exact 2×2 block of each channel's scale and shift; what couples channels is left out.
 
