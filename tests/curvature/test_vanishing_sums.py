@@ -179,7 +179,7 @@ def test_what_is_not_finite_is_kept(backend: Backend):
 
 
 def test_convolutions_before_instance_norm_train_by_reduce():
-    """Rounding errors for curvature: steps too long by powers of ten, and a loss that rose to 1.37."""
+    """With rounding errors for curvature the loss rose to 1.37."""
     backend = get_backend("numpy", "float64")
     e = CASES["convolutions"].evaluate(backend)
     kfac = KFAC(e.objective, curvature=BlockDiagonal(KFACBlock(sharing=reduce)))
