@@ -72,6 +72,13 @@ class Block(ABC):
     def moments(self, s: Any, scale: Scale) -> Moments:
         """Moments that sum over the K vectors: those of several chunks are added."""
 
+    def owns(self, moments: Moments) -> bool:
+        """Tell whether these are moments as the block makes them, from their names.
+
+        Override it, so that moments of another curvature are refused by name.
+        """
+        return True
+
     @abstractmethod
     def matrix(self, moments: Moments, shape: tuple[int, ...]) -> Matrix:
         """The undamped block, acting on arrays of the parameter's shape."""
@@ -190,7 +197,13 @@ class Curvature(ABC):
             As `estimate` gives them; `new` was given `old`.
         epsilon : float
             Weight of the old moments, in [0, 1).
+
+        Raises
+        ------
+        CurvatureError
+            Moments of another curvature; so for all that takes moments.
         """
+        self.require_own(old)
         return trees.combine(epsilon, old, 1.0 - epsilon, new)
 
     def weighted(
@@ -234,6 +247,13 @@ class Curvature(ABC):
         block-diagonal curvature of your own says True.
         """
         return False
+
+    def require_own(self, moments: Mapping[str, Moments]) -> None:
+        """Raise `CurvatureError` if the moments are another curvature's, as their names tell.
+
+        Override it, and call it in `factorise` and `matrix`.
+        """
+        return
 
     @abstractmethod
     def input_moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
@@ -290,6 +310,10 @@ class Curvature(ABC):
     ) -> tuple[dict[str, Factors], list[LadderEvent]]:
         """Prepare `solve` for the approximation plus damping · I.
 
+        With a damping, however small, it always succeeds: where it does not suffice the ladder
+        adds to it, and an event says so. Without, `solve` is the inverse of the approximation
+        itself, and there has to be one, as for `kfac_np.matrices.Matrix.solve`.
+
         Parameters
         ----------
         moments : dict
@@ -310,7 +334,10 @@ class Curvature(ABC):
         InputError
             Damping is negative or not finite.
         FactorizationError
-            A moment is not finite and there are no previous factors.
+            A moment is not finite and there are no previous factors; damping is 0 and the
+            approximation singular up to rounding.
+        CurvatureError
+            Moments of another curvature.
         """
 
     @abstractmethod

@@ -12,7 +12,8 @@ from kfac_np.backend import Array
 from kfac_np.backend.threads import side_by_side
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments, Units
 from kfac_np.curvature.kfac import KFACBlock
-from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping
+from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping, require_regular
+from kfac_np.curvature.owners import require_own
 from kfac_np.errors import CurvatureError, require_instance
 from kfac_np.matrices import BlockDiagonalMatrix, Matrix
 from kfac_np.statistics import Scale
@@ -89,7 +90,14 @@ class BlockDiagonal(Curvature):
         found = dict(trees.items(statistics))
         return _of_each(found, lambda path, s: self.block_of(path).moments(s, scale))
 
+    def require_own(self, moments: Mapping[str, Moments]) -> None:
+        strangers = [path for path, m in moments.items() if not self.block_of(path).owns(m)]
+        if strangers:
+            require_own(self.block_of(strangers[0]), moments, lambda path, _: path not in strangers)
+
     def matrix(self, moments: dict[str, Moments], params: Tree) -> BlockDiagonalMatrix:
+        self.require_own(moments)
+
         def leaf(path: str, parameter: Array) -> Matrix:
             return self.block_of(path).matrix(moments[path], parameter.shape)
 
@@ -116,6 +124,7 @@ class BlockDiagonal(Curvature):
         previous: dict[str, Factors] | None = None,
     ) -> tuple[dict[str, Factors], list[LadderEvent]]:
         require_damping(damping)
+        self.require_own(moments)
 
         def of_layer(path: str) -> tuple[Factors, list[LadderEvent]]:
             ladder, old = Ladder(path), None if previous is None else previous.get(path)
@@ -126,7 +135,9 @@ class BlockDiagonal(Curvature):
         operations = sum(2.0 * math.prod(x.shape) ** 1.5 for x in arrays)
         found = list(side_by_side(of_layer, moments, operations, arrays))
         factors = {path: one for path, (one, _) in zip(moments, found, strict=True)}
-        return factors, [event for _, events in found for event in events]
+        events = [event for _, events in found for event in events]
+        require_regular(damping, events)
+        return factors, events
 
     def solve(self, factors: dict[str, Factors], v: Tree) -> Tree:
         return trees.map_named(lambda path, x: self.block_of(path).solve(factors[path], x), v)

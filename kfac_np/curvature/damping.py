@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from kfac_np.backend import Array, Backend, all_finite, array_namespace, spectral_norm
 from kfac_np.curvature.ladder import Ladder
+from kfac_np.matrices.base import norm
 
 __all__ = [
     "DampingRule",
@@ -63,9 +64,7 @@ def pi_frobenius(A: Array, G: Array, gamma: float) -> tuple[Array, Array]:
     >>> round(float(a), 12), round(float(g), 12)
     (0.2, 0.05)
     """
-    xp = array_namespace(A, G)
-    norm_a, norm_g = xp.sqrt(xp.sum(A * A)), xp.sqrt(xp.sum(G * G))
-    return _split(norm_a / A.shape[0] ** 0.5, norm_g / G.shape[0] ** 0.5, gamma)
+    return _split(norm(A) / A.shape[0] ** 0.5, norm(G) / G.shape[0] ** 0.5, gamma)
 
 
 def pi_spectral(A: Array, G: Array, gamma: float) -> tuple[Array | float, Array | float]:

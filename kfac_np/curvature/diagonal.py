@@ -10,7 +10,7 @@ from typing import Any, final
 from kfac_np.backend import Array, Patches, above_rounding, all_finite, array_namespace
 from kfac_np.curvature.base import Block, Factors, Moments
 from kfac_np.curvature.damping import units_of
-from kfac_np.curvature.ladder import Ladder
+from kfac_np.curvature.ladder import Ladder, require_damping
 from kfac_np.errors import CurvatureError, require_instance
 from kfac_np.matrices import DiagonalMatrix
 from kfac_np.statistics import AffineStatistics, Scale, Statistics, term_gradients
@@ -71,12 +71,16 @@ class DiagonalBlock(Block):
             del chunk, a, u  # before the next one is unfolded
         return {"diagonal": above_rounding(total, largest, magnitude) / scale.terms}
 
+    def owns(self, moments: Moments) -> bool:
+        return set(moments) == {"diagonal"}
+
     def matrix(self, moments: Moments, shape: tuple[int, ...]) -> DiagonalMatrix:
         return DiagonalMatrix(moments["diagonal"])
 
     def factorise(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
     ) -> Factors:
+        require_damping(damping)
         diagonal = moments["diagonal"]
         if not all_finite(diagonal):
             return ladder.keep("diagonal", previous, damping)

@@ -16,7 +16,8 @@ from kfac_np.curvature.diagonal import require_vectors
 from kfac_np.curvature.ekfac_basis import eigenvectors, first_basis, next_bases
 from kfac_np.curvature.ekfac_moments import resolve, rotated_squares
 from kfac_np.curvature.kfac import KFACBlock
-from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping
+from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping, require_regular
+from kfac_np.curvature.owners import require_own
 from kfac_np.curvature.sharing import Sharing, expand
 from kfac_np.curvature.units import UnitBlock
 from kfac_np.errors import (
@@ -173,6 +174,7 @@ class EKFAC(Curvature):
             The first A or G is finite, and has no eigendecomposition.
         """
         if old is not None:
+            self.require_own(old)
             bases = next_bases(old, self.basis_interval, unit_free=self.unit_free)
 
             def all_moments(statistics: Tree, scale: Scale) -> dict[str, Moments]:
@@ -214,12 +216,13 @@ class EKFAC(Curvature):
         S is a plain mean at first, as all moments are at the beginning of training: its weight
         ε is at most 1 - 1/k at the k-th estimate in a basis. `new` was estimated given `old`.
         """
+        self.require_own(old)
         averaged = {
             path: {name: x for name, x in m.items() if name not in ("U_A", "U_G", "age")}
             for path, m in new.items()
         }
         before = {path: {name: old[path][name] for name in m} for path, m in averaged.items()}
-        mixed = super().mix(before, averaged, epsilon)
+        mixed = trees.combine(epsilon, before, 1.0 - epsilon, averaged)
         for path, m in new.items():
             if "age" in m:
                 xp, s = array_namespace(m["S"]), m["S"]
@@ -237,7 +240,17 @@ class EKFAC(Curvature):
 
     # ---------------------------------------------------------------- matrix and factors
 
+    def require_own(self, moments: Mapping[str, Moments]) -> None:
+        names = {"A", "G", "U_A", "U_G", "S", "age"}
+
+        def owns(_: str, m: Mapping[str, Array]) -> bool:
+            return {*m, "U_A"} == names or self.elementwise.owns(dict(m))
+
+        require_own(type(self).__name__, moments, owns)
+
     def matrix(self, moments: dict[str, Moments], params: Tree) -> BlockDiagonalMatrix:
+        self.require_own(moments)
+
         def leaf(path: str, parameter: Array) -> Matrix:
             m = moments[path]
             if "S" not in m:
@@ -271,6 +284,7 @@ class EKFAC(Curvature):
         A basis that could not be renewed when it was due is an event, "kept the last basis".
         """
         require_damping(damping)
+        self.require_own(moments)
         factors: dict[str, Factors] = {}
         events: list[LadderEvent] = []
         for path, m in moments.items():
@@ -280,6 +294,7 @@ class EKFAC(Curvature):
                 factors[path] = self._factorise(m, damping, ladder, before)
             else:
                 factors[path] = self._blocks.block.factorise(m, damping, ladder, before)
+        require_regular(damping, events)
         return factors, events
 
     def _factorise(

@@ -8,7 +8,7 @@ from contextlib import suppress
 from kfac_np.backend import Array, all_finite, array_namespace, eigh_many, to_numpy
 from kfac_np.curvature.base import Moments
 from kfac_np.curvature.damping import in_own_units
-from kfac_np.errors import CurvatureError, FactorizationError
+from kfac_np.errors import FactorizationError
 from kfac_np.matrices.base import resolved, resolved_eigh
 
 __all__ = ["eigenvectors", "first_basis", "next_bases"]
@@ -73,11 +73,6 @@ def next_bases(
     [0.0, 1.0]
     """
     kronecker = {path: m for path, m in old.items() if "G" in m}
-    for path, m in kronecker.items():
-        if "age" not in m:
-            raise CurvatureError(
-                f"layer {path}: EKFAC expected moments of its own to go on from, got {', '.join(m)}"
-            )
     ages = _to_host([m["age"] for m in kronecker.values()])
     bases: dict[str, Moments] = {}
     for (path, m), age in zip(kronecker.items(), ages, strict=True):

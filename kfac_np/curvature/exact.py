@@ -12,7 +12,8 @@ from kfac_np.backend import Array, array_namespace, second_moment
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments
 from kfac_np.curvature.damping import damped_inverse, units_of
 from kfac_np.curvature.diagonal import require_vectors
-from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping
+from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping, require_regular
+from kfac_np.curvature.owners import require_own
 from kfac_np.errors import CurvatureError, plain_fields, require_instance, require_sizes
 from kfac_np.matrices import DenseMatrix, FlattenedMatrix
 from kfac_np.statistics import AffineStatistics, Scale, Statistics, term_gradients
@@ -58,12 +59,16 @@ class ExactBlock(Block):
         require_vectors(s, "ExactBlock")
         return {"block": second_moment(term_gradients(s, scale)) / scale.terms}
 
+    def owns(self, moments: Moments) -> bool:
+        return set(moments) == {"block"}
+
     def matrix(self, moments: Moments, shape: tuple[int, ...]) -> DenseMatrix:
         return DenseMatrix(moments["block"], shape)
 
     def factorise(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
     ) -> Factors:
+        require_damping(damping)
         old, m = (previous or {}).get("inverse"), moments["block"]
         return {"inverse": damped_inverse(ladder, "block", m, _shift(self, m, damping), old)}
 
@@ -136,7 +141,11 @@ class FullMatrix(Curvature):
         rows = array_namespace(*rows).concat(rows, axis=1)
         return {"full": {"matrix": second_moment(rows) / scale.terms}}
 
+    def require_own(self, moments: Mapping[str, Moments]) -> None:
+        require_own(type(self).__name__, moments, lambda path, m: (path, *m) == ("full", "matrix"))
+
     def matrix(self, moments: dict[str, Moments], params: Tree) -> FlattenedMatrix:
+        self.require_own(moments)
         m = moments["full"]["matrix"]
         return FlattenedMatrix(DenseMatrix(m, (m.shape[0],)), params)
 
@@ -147,10 +156,12 @@ class FullMatrix(Curvature):
         previous: dict[str, Factors] | None = None,
     ) -> tuple[dict[str, Factors], list[LadderEvent]]:
         require_damping(damping)
+        self.require_own(moments)
         ladder = Ladder("full")
         old = previous["full"]["inverse"] if previous else None
         m = moments["full"]["matrix"]
         inverse = damped_inverse(ladder, "matrix", m, _shift(self, m, damping), old)
+        require_regular(damping, ladder.events)
         return {"full": {"inverse": inverse}}, ladder.events
 
     def solve(self, factors: dict[str, Factors], v: Tree) -> Tree:

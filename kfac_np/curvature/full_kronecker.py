@@ -13,7 +13,8 @@ from kfac_np.curvature.base import Block, Curvature, Factors, Moments
 from kfac_np.curvature.block_diagonal import BlockDiagonal
 from kfac_np.curvature.damping import damped_inverse, units_of
 from kfac_np.curvature.kfac import KFACBlock
-from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping
+from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping, require_regular
+from kfac_np.curvature.owners import require_own
 from kfac_np.curvature.tridiagonal_moments import (
     cross_derivative_moment,
     cross_input_moment,
@@ -147,7 +148,16 @@ class FullKronecker(Curvature):
                 f"FullKronecker: expected at most {self.max_parameters} parameters, got {size}"
             )
 
+    def require_own(self, moments: Mapping[str, Moments]) -> None:
+        last = list(moments)[-1:]
+
+        def owns(path: str, m: Mapping[str, Array]) -> bool:
+            return set(m) == {"A", "G"} | (set() if [path] == last else {"A_later", "G_later"})
+
+        require_own(type(self).__name__, moments, owns)
+
     def matrix(self, moments: dict[str, Moments], params: Tree) -> FlattenedMatrix:
+        self.require_own(moments)
         dense = _assembled(moments)
         return FlattenedMatrix(DenseMatrix(dense, (dense.shape[0],)), params)
 
@@ -158,6 +168,7 @@ class FullKronecker(Curvature):
         previous: dict[str, Factors] | None = None,
     ) -> tuple[dict[str, Factors], list[LadderEvent]]:
         require_damping(damping)
+        self.require_own(moments)
         ladder = Ladder("full")
         old = previous["full"]["inverse"] if previous else None
         exact = self.block.exact_damping
@@ -165,6 +176,7 @@ class FullKronecker(Curvature):
         shift = damping if exact else 0.0
         each = units_of(array_namespace(dense).linalg.diagonal(dense)) if self.unit_free else 1.0
         inverse = damped_inverse(ladder, "matrix", dense, shift * each, old)
+        require_regular(damping, ladder.events)
         return {"full": {"inverse": inverse}}, ladder.events
 
     def _damped(self, moments: dict[str, Moments], damping: float) -> dict[str, Moments]:

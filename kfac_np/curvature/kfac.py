@@ -24,7 +24,7 @@ from kfac_np.curvature.damping import (
 )
 from kfac_np.curvature.diagonal import DiagonalBlock
 from kfac_np.curvature.exact import ExactBlock
-from kfac_np.curvature.ladder import Ladder
+from kfac_np.curvature.ladder import Ladder, require_damping
 from kfac_np.curvature.sharing import Sharing, expand
 from kfac_np.curvature.units import UnitBlock, rescaled, scales
 from kfac_np.errors import (
@@ -195,6 +195,9 @@ class KFACBlock(Block):
 
     # ---------------------------------------------------------------- matrices and factors
 
+    def owns(self, moments: Moments) -> bool:
+        return set(moments) == {"A", "G"} or self.elementwise.owns(moments)
+
     def matrix(self, moments: Moments, shape: tuple[int, ...]) -> Matrix:
         if "G" not in moments:
             return self.elementwise.matrix(moments, shape)
@@ -233,6 +236,7 @@ class KFACBlock(Block):
     def factorise(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
     ) -> Factors:
+        require_damping(damping)
         if "G" not in moments:
             return self._scale_and_shift.factorise(moments, damping, ladder, previous)
         if moments["A"].ndim < 3:

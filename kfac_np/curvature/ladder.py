@@ -7,7 +7,7 @@ Each step down is recorded; nothing here ever returns NaN.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -20,11 +20,13 @@ from kfac_np.backend import (
     spd_inverse,
     symmetrize,
 )
-from kfac_np.errors import FactorizationError, InputError
+from kfac_np.errors import FactorizationError
+from kfac_np.matrices.base import require_damping
 
-__all__ = ["Ladder", "LadderEvent", "require_damping"]
+__all__ = ["Ladder", "LadderEvent", "require_damping", "require_regular"]
 
 _MORE = (10.0, 100.0)
+_ADDED = ("more damping", "float64", "eigenvalues clipped")  # rungs on which something is added
 _DIGIT = 0.1  # relative error of an inverse that has one digit
 
 
@@ -242,14 +244,17 @@ def _resolved_inverse(m: Array) -> Array:
     return inverse
 
 
-def require_damping(damping: float) -> None:
-    """Raise `InputError` unless damping is a finite number >= 0.
+def require_regular(damping: float, events: Iterable[LadderEvent]) -> None:
+    """Raise `FactorizationError` if damping is 0 and some matrix had no inverse without.
 
     Examples
     --------
-    >>> require_damping(-1.0)
+    >>> require_regular(0.0, [LadderEvent("0", "A", "more damping", 1e-15)])
     Traceback (most recent call last):
-    kfac_np.errors.InputError: damping: expected a finite number >= 0, got -1.0
+    kfac_np.errors.FactorizationError: layer 0: factor A is singular; give a damping > 0
     """
-    if not (math.isfinite(damping) and damping >= 0):
-        raise InputError(f"damping: expected a finite number >= 0, got {damping}")
+    for event in events:
+        if float(damping) == 0.0 and event.rung in _ADDED:
+            raise FactorizationError(
+                f"layer {event.layer}: factor {event.factor} is singular; give a damping > 0"
+            )

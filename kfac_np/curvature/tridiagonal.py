@@ -12,7 +12,8 @@ from kfac_np.backend import Array, Rng
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments, Units
 from kfac_np.curvature.block_diagonal import BlockDiagonal
 from kfac_np.curvature.kfac import KFACBlock
-from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping
+from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping, require_regular
+from kfac_np.curvature.owners import require_own
 from kfac_np.curvature.tridiagonal_chains import find_chains
 from kfac_np.curvature.tridiagonal_factors import (
     couple,
@@ -206,6 +207,18 @@ class BlockTridiagonal(Curvature):
 
     # ---------------------------------------------------------------- matrix and factors
 
+    def require_own(self, moments: Mapping[str, Moments]) -> None:
+        paths, coupled = list(moments), {"A", "G", "A_next", "G_next"}
+        chains = (tuple(paths),) if self.chains is None else self.chains
+        pairs = {path for chain in chains for path, _ in itertools.pairwise(chain)}
+
+        def owns(path: str, m: Mapping[str, Array]) -> bool:
+            if set(m) == coupled:
+                return path != paths[-1]
+            return self.block.owns(dict(m)) and (self.split or path not in pairs)
+
+        require_own(type(self).__name__, moments, owns)
+
     def matrix(self, moments: dict[str, Moments], params: Tree) -> ChainMatrix:
         links = {
             path: Link(
@@ -228,6 +241,7 @@ class BlockTridiagonal(Curvature):
         return trees.map_named(lambda path, _: blocks[path].diagonal(), params)
 
     def _blocks(self, moments: dict[str, Moments], params: Tree) -> dict[str, Matrix]:
+        self.require_own(moments)
         return {
             path: self.block.matrix(
                 {k: m for k, m in moments[path].items() if not k.endswith("_next")}, p.shape
@@ -257,6 +271,7 @@ class BlockTridiagonal(Curvature):
         previous: dict[str, Factors] | None = None,
     ) -> tuple[dict[str, Factors], list[LadderEvent]]:
         require_damping(damping)
+        self.require_own(moments)
         before = previous or {}
         factors: dict[str, Factors] = {}
         events: list[LadderEvent] = []
@@ -276,6 +291,7 @@ class BlockTridiagonal(Curvature):
                 before.get(path),
                 stale=stale,
             )
+        require_regular(damping, events)
         return factors, events
 
     def solve(self, factors: dict[str, Factors], v: Tree) -> Tree:

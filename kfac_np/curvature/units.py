@@ -9,7 +9,7 @@ from typing import Any, final
 from kfac_np.backend import Array, all_finite, array_namespace
 from kfac_np.curvature.base import Block, Factors, Moments, Units
 from kfac_np.curvature.damping import units_of
-from kfac_np.curvature.ladder import Ladder
+from kfac_np.curvature.ladder import Ladder, require_damping
 from kfac_np.errors import require_instance
 from kfac_np.matrices import UnitMatrix
 from kfac_np.matrices.stacked import unit_apply, unit_eigh
@@ -66,6 +66,9 @@ class UnitBlock(Block):
         u = array_namespace(rows).reshape(rows, (rows.shape[0], *s.parameter_shape))
         return {"units": _squares(u, u) / scale.terms}
 
+    def owns(self, moments: Moments) -> bool:
+        return set(moments) == {"units"}
+
     def matrix(self, moments: Moments, shape: tuple[int, ...]) -> UnitMatrix:
         return UnitMatrix(moments["units"])
 
@@ -81,6 +84,7 @@ class UnitBlock(Block):
     def factorise(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
     ) -> Factors:
+        require_damping(damping)
         blocks = moments["units"]
         if not all_finite(blocks):
             return ladder.keep("units", previous, damping)

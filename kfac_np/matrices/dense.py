@@ -9,7 +9,7 @@ from typing import final
 
 from kfac_np.backend import Array, array_namespace
 from kfac_np.errors import ShapeError
-from kfac_np.matrices.base import Matrix, Spectral, resolved_eigh
+from kfac_np.matrices.base import Matrix, Spectral, norm, resolved_eigh
 
 __all__ = ["DenseMatrix", "DenseSpectral"]
 
@@ -56,7 +56,7 @@ class DenseMatrix(Matrix):
         return array_namespace(self.array).linalg.trace(self.array)
 
     def frobenius_norm(self) -> Array:
-        return array_namespace(self.array).linalg.matrix_norm(self.array)
+        return norm(self.array)
 
     def spectral(self) -> DenseSpectral:
         return self._spectral

@@ -9,7 +9,7 @@ from typing import final
 
 from kfac_np.backend import Array, array_namespace
 from kfac_np.errors import ShapeError
-from kfac_np.matrices.base import Matrix, Spectral
+from kfac_np.matrices.base import Matrix, Spectral, norm
 
 __all__ = ["StackedMatrix", "StackedSpectral", "UnitMatrix", "UnitSpectral"]
 
@@ -55,8 +55,8 @@ class StackedMatrix(Matrix):
         return self._sum(lambda block: block.trace())
 
     def frobenius_norm(self) -> Array:
-        total = self._sum(lambda block: block.frobenius_norm() ** 2)
-        return array_namespace(total).sqrt(total)
+        norms = [block.frobenius_norm() for block in self.blocks]
+        return norm(array_namespace(*norms).stack(norms))
 
     def spectral(self) -> StackedSpectral:
         return self._spectral
@@ -159,8 +159,7 @@ class UnitMatrix(Matrix):
         return xp.sum(xp.linalg.trace(self.blocks))
 
     def frobenius_norm(self) -> Array:
-        xp = array_namespace(self.blocks)
-        return xp.sqrt(xp.sum(self.blocks * self.blocks))
+        return norm(self.blocks)
 
     def spectral(self) -> UnitSpectral:
         return self._spectral

@@ -9,7 +9,7 @@ from typing import final
 
 from kfac_np import trees
 from kfac_np.backend import Array, Rng, array_namespace
-from kfac_np.matrices.base import Matrix
+from kfac_np.matrices.base import Matrix, norm
 from kfac_np.trees import Tree
 
 __all__ = ["BlockDiagonalMatrix", "FlattenedMatrix", "TreeMatrix"]
@@ -117,8 +117,8 @@ class BlockDiagonalMatrix(TreeMatrix):
         return self._sum(lambda block: block.logdet(damping))
 
     def frobenius_norm(self) -> Array:
-        total = self._sum(lambda block: block.frobenius_norm() ** 2)
-        return array_namespace(total).sqrt(total)
+        norms = [block.frobenius_norm() for block in trees.leaves(self.blocks)]
+        return norm(array_namespace(*norms).stack(norms))
 
     def sample(self, rng: Rng, damping: float = 0.0, *, inverse: bool = False) -> Tree:
         # One stream for all blocks, in order: blocks are independent, and so are further draws.

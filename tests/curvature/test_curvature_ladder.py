@@ -306,12 +306,12 @@ ALL = OF_THE_IDENTITY | {
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 @pytest.mark.parametrize("name", HOSTILE)
 def test_the_solution_is_finite_at_every_damping(backend: Backend, name: str, precision: str):
-    """λ = 0 exactly, λ → 0, and huge λ; warnings, too, would be errors here."""
+    """λ → 0, and huge λ; warnings, too, would be errors here."""
     e = HOSTILE[name].evaluate(backend if precision == "float64" else single(backend))
     gradient = e.gradient()
     for curvature in ALL.values() if precision == "float32" else OF_THE_IDENTITY.values():
         moments = estimate(curvature, e, Exact())
-        for damping in (0.0, 1e-300 if precision == "float64" else 1e-38, 1e-12, 1e30):
+        for damping in (1e-300 if precision == "float64" else 1e-38, 1e-12, 1e30):
             factors, _ = curvature.factorise(moments, damping)
             solution = curvature.solve(factors, gradient)
             assert np.all(np.isfinite(flat(solution)))
@@ -323,16 +323,20 @@ def test_enough_damping_needs_no_ladder(backend: Backend, name: str):
     e = HOSTILE[name].evaluate(backend)
     for curvature in ALL.values():
         _, events = curvature.factorise(estimate(curvature, e), 1e-3)
-        assert events == []
+        assert [event for event in events if event.rung != "zero up to rounding"] == []
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_zero_damping_of_a_singular_curvature_is_recorded(backend: Backend, name: str):
+def test_a_singular_curvature_has_no_inverse_without_damping(backend: Backend, name: str):
+    """`factorise` says so, with earlier factors or without, and so does `solve` of the matrix."""
     e = HOSTILE["dead units"].evaluate(backend)
     curvature = ALL[name]
-    _, events = curvature.factorise(estimate(curvature, e), 0.0)
-    assert events
-    assert {event.layer for event in events} <= {"0", "2", "4", "full"}
+    moments = estimate(curvature, e)
+    for old in (None, curvature.factorise(moments, 1.0)[0]):
+        with pytest.raises(FactorizationError, match=r"^layer (0|2|4|full): factor .* is singular"):
+            curvature.factorise(moments, 0.0, old)
+    with pytest.raises(FactorizationError, match="numerically singular"):
+        curvature.matrix(moments, e.params).solve(e.gradient())
 
 
 @pytest.mark.parametrize("name", CURVATURES)
