@@ -47,7 +47,7 @@ class LadderEvent:
         rounding" (of `reduce`: there is damping and no curvature), or "moments rejected" for
         statistics that were not finite.
     damping : float
-        Damping added to the diagonal in the end.
+        Damping added to the diagonal in the end; a multiple of it where damping is unit-free.
 
     Examples
     --------
