@@ -271,7 +271,7 @@ class Curvature(ABC):
     def block_traces(
         self, moments: dict[str, Moments], params: Tree, units: Mapping[str, Units] | None = None
     ) -> dict[str, Array]:
-        """Those of `matrix`, in units: the trace of each parameter's block, empty if there are none.
+        """Those of `matrix`, in units: the trace of each parameter's block; empty if it has none.
 
         Override it where they are had for less than the matrix.
         """

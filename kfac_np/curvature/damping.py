@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from kfac_np.backend import Array, Backend, all_finite, array_namespace, spectral_norm
 from kfac_np.curvature.ladder import Ladder
+from kfac_np.curvature.units import rescaled, scales
 from kfac_np.matrices.base import norm
 
 __all__ = [
@@ -28,7 +29,6 @@ __all__ = [
     "pi_spectral",
     "pi_trace",
     "plain",
-    "units_of",
 ]
 
 DampingRule = Callable[[Array, Array, float], tuple[Array | float, Array | float]]
@@ -133,38 +133,11 @@ def marquardt(A: Array, G: Array, gamma: float) -> tuple[Array, Array]:
     >>> a.round(12).tolist(), g.tolist()
     ([0.4, 1e-07, 0.4], [0.1, 0.1])
     """
-    return gamma * units_of(_diagonal(A)), gamma * units_of(_diagonal(G))
-
-
-def units_of(diagonal: Array) -> Array:
-    """The diagonal of a matrix as a scale for each entry: where it has none, the largest of all.
-
-    Parameters
-    ----------
-    diagonal : Array
-        Of a positive semi-definite matrix, in any shape.
-
-    Returns
-    -------
-    Array, of the same shape
-        Positive and finite; the inverse of a matrix with such a diagonal does not overflow. 1 where
-        no entry can be used.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> units_of(np.asarray([2.0, 0.0])), units_of(np.zeros(2))
-    (array([2., 2.]), array([1., 1.]))
-    """
-    xp = array_namespace(diagonal)
-    info, one = xp.finfo(diagonal.dtype), xp.ones_like(diagonal)
-    known = xp.isfinite(diagonal) & (diagonal > float(info.smallest_normal) / float(info.eps))
-    largest = xp.max(xp.where(known, diagonal, xp.zeros_like(diagonal)))
-    return xp.where(known, diagonal, xp.where(largest > 0, largest, one))
+    return gamma * scales(_diagonal(A)), gamma * scales(_diagonal(G))
 
 
 def in_own_units(m: Array) -> tuple[Array, Array]:
-    """D⁻¹ᐟ² M D⁻¹ᐟ² with D the `units_of` the diagonal, and the diagonal of D⁻¹ᐟ².
+    """D⁻¹ᐟ² M D⁻¹ᐟ² with D the `scales` of the diagonal, and the diagonal of D⁻¹ᐟ².
 
     Parameters
     ----------
@@ -178,13 +151,9 @@ def in_own_units(m: Array) -> tuple[Array, Array]:
     ([[1.0, 0.5], [0.5, 1.0]], [0.5, 1.0])
     """
     diagonal = _diagonal(m)
-    units = units_of(diagonal)
-    if m.ndim == 1:
-        return diagonal / units, 1.0 / array_namespace(m).sqrt(units)
-    unit = 1.0 / array_namespace(m).sqrt(units)
-    scaled = m * unit[:, None]
-    scaled *= unit[None, :]
-    return scaled, unit
+    own = scales(diagonal)
+    unit = 1.0 / array_namespace(m).sqrt(own)
+    return (diagonal / own if m.ndim == 1 else rescaled(m, unit)), unit
 
 
 def damped_inverse(

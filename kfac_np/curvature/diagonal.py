@@ -9,9 +9,9 @@ from typing import Any, final
 
 from kfac_np.backend import Array, Patches, above_rounding, all_finite, array_namespace
 from kfac_np.curvature.base import Block, Factors, Moments
-from kfac_np.curvature.damping import units_of
 from kfac_np.curvature.ladder import Ladder, require_damping
-from kfac_np.errors import CurvatureError, require_instance
+from kfac_np.curvature.units import scales
+from kfac_np.errors import CurvatureError, plain_fields, require_instance
 from kfac_np.matrices import DiagonalMatrix
 from kfac_np.statistics import AffineStatistics, Scale, Statistics, term_gradients
 
@@ -42,6 +42,7 @@ class DiagonalBlock(Block):
     unit_free: bool = False
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_instance("DiagonalBlock unit_free", self.unit_free, bool)
 
     def supports(self, statistics: object) -> bool:
@@ -85,7 +86,9 @@ class DiagonalBlock(Block):
         if not all_finite(diagonal):
             return ladder.keep("diagonal", previous, damping)
         if self.unit_free:
-            diagonal, damping = diagonal + damping * units_of(diagonal), 0.0
+            xp = array_namespace(diagonal)
+            own = xp.reshape(scales(xp.reshape(diagonal, (-1,))), diagonal.shape)
+            diagonal, damping = diagonal + damping * own, 0.0
         return {"inverse": ladder.reciprocal("diagonal", diagonal, damping)}
 
     def solve(self, factors: Factors, v: Array) -> Array:

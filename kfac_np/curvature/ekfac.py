@@ -11,7 +11,7 @@ from kfac_np import trees
 from kfac_np.backend import Array, Rng, Scalar, all_finite, array_namespace
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments, accumulate
 from kfac_np.curvature.block_diagonal import BlockDiagonal
-from kfac_np.curvature.damping import marquardt, pi_trace, units_of
+from kfac_np.curvature.damping import marquardt, pi_trace
 from kfac_np.curvature.diagonal import require_vectors
 from kfac_np.curvature.ekfac_basis import eigenvectors, first_basis, next_bases
 from kfac_np.curvature.ekfac_moments import resolve, rotated_squares
@@ -19,7 +19,7 @@ from kfac_np.curvature.kfac import KFACBlock
 from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping, require_regular
 from kfac_np.curvature.owners import require_own
 from kfac_np.curvature.sharing import Sharing, expand
-from kfac_np.curvature.units import UnitBlock
+from kfac_np.curvature.units import UnitBlock, scales
 from kfac_np.errors import (
     ConfigError,
     CurvatureError,
@@ -307,7 +307,7 @@ class EKFAC(Curvature):
         if float(m["age"]) >= self.basis_interval:
             ladder.note("A, G", "kept the last basis", damping)
         if self.unit_free and m["A"].ndim == 1:
-            s = m["S"] + damping * units_of(m["A"])[None, :]
+            s = m["S"] + damping * scales(m["A"])[None, :]
             return {**basis, "inverse_values": ladder.reciprocal("S", s, 0.0)}
         if m["S"].ndim == 2:
             return {**basis, "inverse_values": ladder.reciprocal("S", m["S"], damping)}

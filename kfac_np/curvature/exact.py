@@ -10,10 +10,11 @@ from typing import Any, final
 from kfac_np import trees
 from kfac_np.backend import Array, array_namespace, second_moment
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments
-from kfac_np.curvature.damping import damped_inverse, units_of
+from kfac_np.curvature.damping import damped_inverse
 from kfac_np.curvature.diagonal import require_vectors
 from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping, require_regular
 from kfac_np.curvature.owners import require_own
+from kfac_np.curvature.units import scales
 from kfac_np.errors import CurvatureError, plain_fields, require_instance, require_sizes
 from kfac_np.matrices import DenseMatrix, FlattenedMatrix
 from kfac_np.statistics import AffineStatistics, Scale, Statistics, term_gradients
@@ -47,6 +48,7 @@ class ExactBlock(Block):
     unit_free: bool = False
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_instance("ExactBlock unit_free", self.unit_free, bool)
 
     def supports(self, statistics: object) -> bool:
@@ -175,4 +177,4 @@ def _shift(curvature: ExactBlock | FullMatrix, m: Array, damping: float) -> Arra
     """What is added to the diagonal of m."""
     if not curvature.unit_free:
         return damping
-    return damping * units_of(array_namespace(m).linalg.diagonal(m))
+    return damping * scales(array_namespace(m).linalg.diagonal(m))

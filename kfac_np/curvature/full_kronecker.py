@@ -11,7 +11,7 @@ from kfac_np import trees
 from kfac_np.backend import Array, array_namespace
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments
 from kfac_np.curvature.block_diagonal import BlockDiagonal
-from kfac_np.curvature.damping import damped_inverse, units_of
+from kfac_np.curvature.damping import damped_inverse
 from kfac_np.curvature.kfac import KFACBlock
 from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping, require_regular
 from kfac_np.curvature.owners import require_own
@@ -20,6 +20,7 @@ from kfac_np.curvature.tridiagonal_moments import (
     cross_input_moment,
     rows_each,
 )
+from kfac_np.curvature.units import scales
 from kfac_np.errors import CurvatureError, plain_fields, require_instance, require_sizes
 from kfac_np.layers import Layer
 from kfac_np.matrices import DenseMatrix, FlattenedMatrix
@@ -174,7 +175,7 @@ class FullKronecker(Curvature):
         exact = self.block.exact_damping
         dense = _assembled(moments if exact else self._damped(moments, damping))
         shift = damping if exact else 0.0
-        each = units_of(array_namespace(dense).linalg.diagonal(dense)) if self.unit_free else 1.0
+        each = scales(array_namespace(dense).linalg.diagonal(dense)) if self.unit_free else 1.0
         inverse = damped_inverse(ladder, "matrix", dense, shift * each, old)
         require_regular(damping, ladder.events)
         return {"full": {"inverse": inverse}}, ladder.events

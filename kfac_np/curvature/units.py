@@ -8,9 +8,8 @@ from typing import Any, final
 
 from kfac_np.backend import Array, all_finite, array_namespace
 from kfac_np.curvature.base import Block, Factors, Moments, Units
-from kfac_np.curvature.damping import units_of
 from kfac_np.curvature.ladder import Ladder, require_damping
-from kfac_np.errors import require_instance
+from kfac_np.errors import plain_fields, require_instance
 from kfac_np.matrices import UnitMatrix
 from kfac_np.matrices.stacked import unit_apply, unit_eigh
 from kfac_np.statistics import (
@@ -51,6 +50,7 @@ class UnitBlock(Block):
     unit_free: bool = False
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         require_instance("UnitBlock unit_free", self.unit_free, bool)
 
     def supports(self, statistics: object) -> bool:
@@ -91,7 +91,8 @@ class UnitBlock(Block):
         if not self.unit_free:
             values, vectors = unit_eigh(blocks)
             return {"inverse_values": ladder.reciprocal("units", values, damping), "U": vectors}
-        unit = _own_units(blocks)
+        xp = array_namespace(blocks)  # scales have units of their own, and so have shifts
+        unit = 1.0 / xp.sqrt(scales(xp.linalg.diagonal(blocks).T).T)
         values, vectors = unit_eigh(unit[:, :, None] * blocks * unit[:, None, :])
         inverse = ladder.reciprocal("units", values, damping)
         return {"inverse_values": inverse, "U": unit[:, :, None] * vectors}
@@ -139,13 +140,6 @@ def rescaled(m: Array, u: Array) -> Array:
     m = m * u[..., :, None]
     m *= u[..., None, :]
     return m
-
-
-def _own_units(blocks: Array) -> Array:
-    """1 / √ of the diagonals, shape (C, r): scales have units of their own, and so have shifts."""
-    xp = array_namespace(blocks)
-    rows = [units_of(blocks[:, i, i]) for i in range(blocks.shape[1])]
-    return 1.0 / xp.sqrt(xp.stack(rows, axis=-1))
 
 
 def _squares(u: Array, v: Array) -> Array:
