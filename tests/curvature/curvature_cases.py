@@ -22,8 +22,10 @@ from kfac_np.curvature import (
     Curvature,
     DiagonalBlock,
     ExactBlock,
+    FullKronecker,
     FullMatrix,
     KFACBlock,
+    marquardt,
     no_pi,
     pi_frobenius,
     pi_spectral,
@@ -71,6 +73,18 @@ CURVATURES: dict[str, CurvatureCase] = {
     "tridiagonal reduce": CurvatureCase(
         BlockTridiagonal(KFACBlock(sharing=reduce), split=True), False, reduces=True
     ),
+}
+
+# Damped by their own diagonals: `solve` inverts another matrix than those above.
+UNIT_FREE: dict[str, Curvature] = {
+    "kfac": BlockDiagonal(KFACBlock(rule=marquardt)),
+    "kfac exactly damped": BlockDiagonal(KFACBlock(rule=marquardt, exact_damping=True)),
+    "diagonal": BlockDiagonal(DiagonalBlock(unit_free=True)),
+    "exact blocks": BlockDiagonal(ExactBlock(unit_free=True)),
+    "full": FullMatrix(unit_free=True),
+    "full kronecker": FullKronecker(KFACBlock(rule=marquardt)),
+    "ekfac": EKFAC(unit_free=True),
+    "tridiagonal": BlockTridiagonal(KFACBlock(rule=marquardt), split=True),
 }
 
 FISHERS: dict[str, FisherType] = {

@@ -95,6 +95,20 @@ def test_traces_of_blocks(backend: Backend, name: str):
     assert {path: float(x) for path, x in found.items()} == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("case", NETWORKS[::3], ids=str)
+def test_diagonals(backend: Backend, case: NetworkCase):
+    """Those of the matrix written out, of every curvature, in the shapes of the parameters."""
+    e = case.build(backend).evaluate()
+    for found in CURVATURES.values():
+        if supported(found, case):
+            moments = estimate(found.curvature, e)
+            diagonal = found.curvature.diagonal(moments, e.params)
+            shapes = trees.tree_map(lambda p, d: p.shape == d.shape, e.params, diagonal)
+            assert all(trees.leaves(shapes))
+            matrix = host(found.curvature.matrix(moments, e.params).to_dense())
+            assert_close(trees.ravel(diagonal), np.diag(matrix))
+
+
 @pytest.mark.parametrize("case", NETWORKS, ids=str)
 def test_all_columns_at_once_or_one_at_a_time(backend: Backend, case: NetworkCase):
     """A budget of one byte carries back one column at a time: the moments are the same sums."""

@@ -16,16 +16,33 @@ from typing import Any, final
 import numpy as np
 import pytest
 from cases import class_targets, real_targets
-from curvature_cases import CURVATURES
+from curvature_cases import CURVATURES, UNIT_FREE
 from numerics import assert_close, frobenius_distance, host
 
 from kfac_np import trees
 from kfac_np.backend import Array, Backend, Rng, array_namespace
-from kfac_np.curvature import BlockDiagonal, Curvature, KFACBlock
+from kfac_np.curvature import (
+    Block,
+    BlockDiagonal,
+    Curvature,
+    DiagonalBlock,
+    ExactBlock,
+    KFACBlock,
+    Ladder,
+    marquardt,
+)
 from kfac_np.fisher import Empirical, Exact, FisherType, InputOnly, MonteCarlo
 from kfac_np.layers import Dense, Layer, Sequential, Tanh
 from kfac_np.losses import Loss, PoissonLogRate, SoftmaxCrossEntropy, SquaredError
 from kfac_np.objective import Objective
+from kfac_np.statistics import (
+    AffineStatistics,
+    ElementwiseStatistics,
+    EmbeddingStatistics,
+    GroupedStatistics,
+    Scale,
+    Statistics,
+)
 from kfac_np.trees import Tree
 
 HostArray = np.ndarray[Any, Any]
@@ -64,10 +81,16 @@ class Fixed(Layer):
 
 
 def affine(n: int, seed: int, kind: str = "affine") -> HostArray:
-    """An invertible affine map in homogeneous coordinates, condition number about 10."""
+    """An invertible affine map in homogeneous coordinates, condition number about 10.
+
+    Of the kind "units" each coordinate is multiplied by a number of its own, 1e-3 to 1e3.
+    """
     rng = np.random.default_rng(seed)
     m = np.eye(n + 1)
     if kind == "none":
+        return m
+    if kind == "units":
+        m[:n, :n] = np.diag(10.0 ** rng.uniform(-3, 3, n))
         return m
     u, v = (np.linalg.qr(rng.standard_normal((n, n)))[0] for _ in range(2))
     m[:n, :n] = u @ np.diag(np.geomspace(0.3, 3.0, n)) @ v
@@ -215,6 +238,80 @@ def test_a_diagonal_fails_the_same_test(backend: Backend, name: str, least: floa
 def test_damping_breaks_invariance(backend: Backend, block: KFACBlock):
     """λI is the same in all coordinates, and they are not: a stated price."""
     assert drift(backend, natural(BlockDiagonal(block), Exact(), damping=0.1)) >= 0.03
+
+
+@pytest.mark.parametrize("damping", [1e-4, 1.0])
+@pytest.mark.parametrize("name", UNIT_FREE)
+def test_unit_free_damping_does_not_break_invariance_to_units(
+    backend: Backend, name: str, damping: float
+):
+    """Features, hidden units and outputs rescaled by powers of ten: the damped update is the same.
+
+    To rounding errors of matrices of condition 1 / √damping, or 1 / damping; but rescaling by what
+    is no power of two rounds the weights themselves.
+    """
+    direction = natural(UNIT_FREE[name], Exact(), damping)
+    assert drift(backend, direction, omega="units", phi="units") <= 1e-10
+
+
+@pytest.mark.parametrize("name", ["kfac", "kfac exactly damped", "diagonal", "tridiagonal", "full"])
+def test_a_multiple_of_the_identity_has_units(backend: Backend, name: str):
+    direction = natural(CURVATURES[name].curvature, Exact(), 0.1)
+    assert drift(backend, direction, omega="units", phi="units") >= 0.05
+
+
+def every_kind(backend: Backend, *, rescaled: bool) -> dict[str, tuple[Statistics, HostArray]]:
+    """Statistics of each kind, and what a derivative is multiplied by in other units."""
+    rng = np.random.default_rng(6)
+    a, g = rng.standard_normal((2, 7, 3, 4)), rng.standard_normal((2, 7, 3, 4))
+    indices = backend.xp.asarray([[0, 1, 3]] * 3 + [[1, 1, 2]] * 4, device=backend.device)
+    omega, phi = 10.0 ** rng.uniform(-3, 3, (2, 2, 4)) if rescaled else np.ones((2, 2, 4))
+    a, g = (backend.asarray(x * units[:, None, None, :]) for x, units in ((a, omega), (g, phi)))
+    groups = [AffineStatistics(a[i, ...], g[i, ...]) for i in range(2)]
+    outer = phi[:, :, None] * omega[:, None, :]
+    return {
+        "affine": (groups[0], outer[0]),
+        "grouped": (GroupedStatistics(tuple(groups)), outer),
+        "embedding": (EmbeddingStatistics(indices, g[0, ...], 4), phi[0, :, None] * np.ones(4)),
+        "elementwise": (
+            ElementwiseStatistics(a[0, ...], g[0, ...], True),
+            np.stack([phi[0] * omega[0], phi[0]]),
+        ),
+    }
+
+
+@pytest.mark.parametrize("kind", ["affine", "grouped", "embedding", "elementwise"])
+@pytest.mark.parametrize(
+    ("own", "identity"),
+    [
+        (KFACBlock(rule=marquardt), KFACBlock()),
+        (KFACBlock(rule=marquardt, exact_damping=True), KFACBlock(exact_damping=True)),
+        (DiagonalBlock(unit_free=True), DiagonalBlock()),
+        (ExactBlock(unit_free=True), ExactBlock()),
+    ],
+    ids=repr,
+)
+def test_unit_free_damping_of_every_kind_of_parameter(
+    backend: Backend, own: Block, identity: Block, kind: str
+):
+    """Where U becomes D ∘ U, what is solved becomes D⁻¹ ∘ solve(D⁻¹ ∘ v)."""
+
+    def solved(block: Block, *, rescaled: bool) -> HostArray:
+        s, units = every_kind(backend, rescaled=rescaled)[kind]
+        scale, ladder = Scale(7, 7), Ladder("0")
+        moments = {**block.input_moments(s, scale), **block.moments(s, scale)}
+        factors = block.factorise(moments, 0.3, ladder)
+        assert not ladder.events
+        v = np.random.default_rng(7).standard_normal(units.shape)
+        return units * host(block.solve(factors, backend.asarray(units * v)))
+
+    assert own.unit_free
+    assert not identity.unit_free
+    first = solved(own, rescaled=False)
+    assert_close(solved(own, rescaled=True), first)
+    damped = solved(identity, rescaled=False)
+    assert frobenius_distance(damped, first) > 0.05
+    assert frobenius_distance(solved(identity, rescaled=True), damped) > 0.05
 
 
 def test_invariance_with_shared_weights(backend: Backend):
