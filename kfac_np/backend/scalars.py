@@ -24,7 +24,9 @@ __all__ = [
     "Doubts",
     "Scalar",
     "Truth",
+    "absolute",
     "are_finite",
+    "both",
     "isfinite",
     "known",
     "negation",
@@ -122,6 +124,30 @@ def negation(condition: Truth) -> Truth:
     False
     """
     return not condition if isinstance(condition, _TRUTHS) else ~condition
+
+
+def both(first: Truth, second: Truth) -> Truth:
+    """`first` and `second`.
+
+    Examples
+    --------
+    >>> both(True, False)
+    False
+    """
+    if isinstance(first, _TRUTHS):
+        return second if first else False
+    return both(second, first) if isinstance(second, _TRUTHS) else first & second
+
+
+def absolute(x: Scalar) -> Scalar:
+    """|x|.
+
+    Examples
+    --------
+    >>> absolute(-2.0)
+    2.0
+    """
+    return abs(x) if isinstance(x, int | float) else array_namespace(x).abs(x)
 
 
 def isfinite(x: Scalar) -> Truth:

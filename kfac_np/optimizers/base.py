@@ -15,6 +15,7 @@ from kfac_np.backend import (
     Truth,
     all_finite,
     are_finite,
+    both,
     isfinite,
     quiet_methods,
     require_float,
@@ -302,7 +303,7 @@ def moved(params: Tree, update: Tree) -> tuple[Tree, Scalar, Truth]:
     """
     new = trees.axpy(1.0, update, params)
     norm = sqrt(scalar(trees.squared_norm(update)))
-    return new, norm, isfinite(norm) & are_finite(*trees.leaves(new))
+    return new, norm, both(isfinite(norm), are_finite(*trees.leaves(new)))
 
 
 def apply_update(params: Tree, update: Tree, step: int, doubts: Doubts) -> tuple[Tree, Scalar]:

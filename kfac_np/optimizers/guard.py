@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import final
 
-from kfac_np.backend import Scalar, Truth, isfinite, negation, select, sqrt
+from kfac_np.backend import Scalar, Truth, both, isfinite, negation, select, sqrt
 from kfac_np.errors import DivergenceError
 from kfac_np.optimizers.schedules import require_positive, require_whole
 
@@ -73,7 +73,7 @@ class Guard:
         if noisy:
             room = self.errors * sqrt(errors[0] * errors[0] + errors[1] * errors[1])
             room = select(isfinite(room), room, math.inf)
-        return negation(isfinite(new) & (new - old <= room))  # type: ignore[operator]
+        return negation(both(isfinite(new), new - old <= room))
 
 
 def require_hope(k: int, rejections: int) -> None:

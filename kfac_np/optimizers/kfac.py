@@ -15,10 +15,13 @@ from kfac_np.backend import (
     Rng,
     Scalar,
     Truth,
+    absolute,
     all_finite,
     are_finite,
     array_namespace,
+    both,
     isfinite,
+    known,
     negation,
     scalar,
     select,
@@ -345,32 +348,24 @@ class KFAC(Optimizer):
         if self.guard is None:
             require_finite_update(finite, norm, k, doubts)
 
-        rho, decrease, next_damping = None, choice.decrease, damping
-        value, kept, telling = None, finite, True
+        outcome = _Outcome(finite, negation(finite), damping, choice.decrease)
         if self._measures(state, k):
             value = self.objective.mean_value(params, x, t, weights, noise.child(), doubts)
             value = value + l2_term(params, self.l2)
-            kept = kept & isfinite(value) & self._does_no_harm(value, h, e)
-            if self.damping.adapts or self.damping.measures(k):
-                decrease = model.decrease(update) if decrease is None else decrease
-                change = value - h.value
-                rounding = _ROUNDINGS * _epsilon(e.outputs) * abs(h.value)
-                telling = (abs(decrease) > rounding) | negation(isfinite(value))
-                rho = select(
-                    telling & kept, change / select(decrease != 0.0, decrease, 1.0), math.nan
-                )
-                next_damping = self.damping.update(damping, rho, typical, noisy=state.noisy)
-                _require_damping(self.damping, "update", k, next_damping)
-        rejected = negation(kept) & telling
-        next_damping = select(
-            rejected, self.damping.rejected(damping, state.rejections + 1, typical), next_damping
-        )
+            outcome = self._measured(
+                outcome, value, partial(model.decrease, update), h, e, state, typical
+            )
+        if self.guard is not None:
+            times = state.rejections + 1
+            more = self.damping.rejected(damping, times, typical)
+            outcome = replace(outcome, damping=select(outcome.rejected, more, outcome.damping))
+        _require_damping(self.damping, "update", k, outcome.damping)
+        kept = outcome.kept
         event = LadderEvent("all", "update", "update rejected", cast(float, damping))
-        events.append((rejected, event))
+        events.append((outcome.rejected, event))
         params = trees.select(kept, params, state.params)
         norm = select(kept, norm, 0.0)
         update = None if kept is False else trees.select(kept, update, trees.zeros_like(update))
-        value = value if value is None else select(kept, value, h.value)
 
         average = self.averaging.update(state.average, params, k) if self.averaging else None
         numbers = {
@@ -380,8 +375,8 @@ class KFAC(Optimizer):
             "gamma": trial.gamma,
             "alpha": choice.alpha,
             "mu": choice.mu if previous is not None else 0.0,
-            "model_decrease": decrease,
-            "rho": rho,
+            "model_decrease": outcome.decrease,
+            "rho": outcome.rho,
         }
         known = {"step": k, "batch_size": x.shape[0], "refreshed": trial.refreshed}
         new = replace(
@@ -392,7 +387,7 @@ class KFAC(Optimizer):
             moments=moments,
             factors=trial.factors,
             update=update,
-            damping=next_damping,
+            damping=outcome.damping,
             gamma=trial.gamma,
             gamma_ratio=trial.gamma_ratio,
             multipliers=multipliers,
@@ -406,10 +401,43 @@ class KFAC(Optimizer):
                 previous_average=state.average,
                 objective=h.value,
                 error=e.standard_error,
-                measured=value,
-                rejected=rejected,
+                measured=outcome.value,
+                rejected=outcome.rejected,
             )
         return keep_good(state, new, doubts), report_of(numbers, events, **known)
+
+    def _measured(
+        self,
+        outcome: _Outcome,
+        value: Scalar,
+        decrease: Callable[[], Scalar],
+        h: Regularized,
+        e: Evaluation,
+        state: KFACState,
+        typical: Callable[[], Scalar],
+    ) -> _Outcome:
+        """What becomes of an update after which h is `value` on the step's own batch."""
+        finite = isfinite(value)
+        kept = both(both(outcome.kept, finite), self._does_no_harm(value, h, e))
+        if not (self.damping.adapts or self.damping.measures(state.step + 1)):
+            value = select(kept, value, h.value)
+            return replace(outcome, kept=kept, rejected=negation(kept), value=value)
+        predicted = decrease() if outcome.decrease is None else outcome.decrease
+        # What is lost in the rounding of h tells nothing, of the model or of λ.
+        kept = both(kept, isfinite(predicted))
+        rounding = _ROUNDINGS * _epsilon(e.outputs) * absolute(h.value)
+        telling = negation(both(absolute(predicted) <= rounding, finite))
+        ratio = (value - h.value) / select(predicted != 0.0, predicted, 1.0)
+        bad = math.nan if self.guard is not None else -math.inf
+        rho = select(kept, select(telling, ratio, math.nan), bad)
+        return _Outcome(
+            kept,
+            both(negation(kept), telling),
+            self.damping.update(outcome.damping, rho, typical, noisy=state.noisy),
+            predicted,
+            select(isfinite(rho), rho, math.nan),
+            select(kept, value, h.value),
+        )
 
     def _judge(self, state: KFACState, h: Regularized, e: Evaluation) -> tuple[KFACState, bool]:
         """What this evaluation tells of the last update, and whether to undo it.
@@ -418,16 +446,20 @@ class KFAC(Optimizer):
         """
         if self.guard is None:
             return state, False
-        noisy, undone, rejected = state.noisy, False, bool(state.rejected)
+        same: Truth = not state.noisy
+        if state.measured is not None:
+            size = absolute(h.value) + absolute(state.measured)
+            same = absolute(h.value - state.measured) <= _ROUNDINGS * _epsilon(e.outputs) * size
+        harm: list[Truth] = [False, False]
         if state.objective is not None and state.error is not None:
-            if state.measured is not None:
-                rounding = _ROUNDINGS * _epsilon(e.outputs) * (abs(h.value) + abs(state.measured))
-                noisy = not bool(abs(h.value - state.measured) <= rounding)
-            if not rejected:
-                errors = (state.error, e.standard_error)
-                undone = bool(self.guard.undoes(h.value, state.objective, errors, noisy=noisy))
-        state = replace(state, noisy=noisy)
-        if undone:
+            errors = (state.error, e.standard_error)
+            harm = [
+                self.guard.undoes(h.value, state.objective, errors, noisy=noisy)
+                for noisy in (False, True)
+            ]
+        rejected, alike, *harmful = known(state.rejected, same, *harm)
+        state = replace(state, noisy=not alike)
+        if harmful[state.noisy] and not rejected:
             return state, True
         if not rejected:
             return replace(state, rejections=0, raised=max(1.0, state.raised / 2.0)), False
@@ -546,7 +578,7 @@ class KFAC(Optimizer):
         for path in state.units:
             known = scalar(before[path]) + _OF_LOSS * sizes[path] * state.objective
             trace, most = scalar(now[path]), _PROPORTION * known
-            outsized = (trace > most) & (most > 0.0)
+            outsized = both(trace > most, most > 0.0)
             weights[path] = select(outsized, most / select(outsized, trace, 1.0), 1.0)
             event = LadderEvent(path, "moments", "moments out of proportion", 0.0)
             events.append((outsized, event))
@@ -672,6 +704,19 @@ class _Trial:
     proposal: Tree
     refreshed: tuple[str, ...]
     events: list[LadderEvent]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Outcome:
+    """Whether an update is kept, and what follows for λ; h after it where it was measured."""
+
+    kept: Truth
+    rejected: Truth
+    damping: Scalar
+    decrease: Scalar | None
+    rho: Scalar | None = None
+    value: Scalar | None = None
 
 
 def _epsilon(x: Array) -> float:

@@ -612,7 +612,7 @@ def test_settings_in_help_are_settings(capsys: pytest.CaptureFixture[str]) -> No
 def test_a_picture_that_fails_leaves_the_run_what_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no\nlatex")
 
     for name in ("plot_curves", "plot_images"):

@@ -179,7 +179,7 @@ def test_what_is_not_finite_is_kept(backend: Backend):
 
 
 def test_convolutions_before_instance_norm_train_by_reduce():
-    """With rounding errors for curvature λ is small, and the loss 0.95 of what it was after 20 steps.
+    """With rounding errors for curvature λ is small, and the loss 0.95 of what it was at first.
 
     One λ for all layers, and no guard that takes back what a small λ brings about.
     """
