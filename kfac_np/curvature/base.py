@@ -230,7 +230,7 @@ class Curvature(ABC):
             if isinstance(w, int | float):
                 return m if w == 1.0 else trees.combine(w, m, 1.0 - w, old[path])
             return {
-                name: x + array_namespace(x).astype(1.0 - w, x.dtype) * (old[path][name] - x)
+                name: x + (1.0 - array_namespace(x).astype(w, x.dtype)) * (old[path][name] - x)
                 for name, x in m.items()
             }
 

@@ -16,7 +16,7 @@ from typing import Any, final
 import numpy as np
 import pytest
 from cases import class_targets, real_targets
-from curvature_cases import CURVATURES, UNIT_FREE
+from curvature_cases import CURVATURES, UNIT_FREE, in_units
 from numerics import assert_close, frobenius_distance, host
 
 from kfac_np import trees
@@ -30,7 +30,9 @@ from kfac_np.curvature import (
     KFACBlock,
     Ladder,
     marquardt,
+    plain,
 )
+from kfac_np.curvature.base import Units
 from kfac_np.fisher import Empirical, Exact, FisherType, InputOnly, MonteCarlo
 from kfac_np.layers import Dense, Layer, Sequential, Tanh
 from kfac_np.losses import Loss, PoissonLogRate, SoftmaxCrossEntropy, SquaredError
@@ -83,7 +85,8 @@ class Fixed(Layer):
 def affine(n: int, seed: int, kind: str = "affine") -> HostArray:
     """An invertible affine map in homogeneous coordinates, condition number about 10.
 
-    Of the kind "units" each coordinate is multiplied by a number of its own, 1e-3 to 1e3.
+    Of the kind "units" each coordinate is multiplied by a number of its own, 1e-3 to 1e3; of the
+    kind "spread", too, from 1e-3 to 1e3 in this order, and of "respread" by a power of two besides.
     """
     rng = np.random.default_rng(seed)
     m = np.eye(n + 1)
@@ -91,6 +94,10 @@ def affine(n: int, seed: int, kind: str = "affine") -> HostArray:
         return m
     if kind == "units":
         m[:n, :n] = np.diag(10.0 ** rng.uniform(-3, 3, n))
+        return m
+    if kind in ("spread", "respread"):
+        powers = 2.0 ** rng.integers(-3, 4, n) if kind == "respread" else 1.0
+        m[:n, :n] = np.diag(np.geomspace(1e-3, 1e3, n) * powers)
         return m
     u, v = (np.linalg.qr(rng.standard_normal((n, n)))[0] for _ in range(2))
     m[:n, :n] = u @ np.diag(np.geomspace(0.3, 3.0, n)) @ v
@@ -141,6 +148,19 @@ def natural(curvature: Curvature, fisher: FisherType, damping: float = 0.0) -> D
     return direction
 
 
+def in_own_units(curvature: Curvature, damping: float) -> Direction:
+    """As `natural`, but damped where every parameter is a pure number."""
+
+    def direction(e: Any) -> Tree:
+        moments = curvature.estimate(e, Exact(), Rng(5))
+        units = curvature.units(moments, e.params)
+        factors, events = curvature.factorise(curvature.in_units(moments, units), damping)
+        assert not events
+        return in_units(units, curvature.solve(factors, in_units(units, e.gradient())))
+
+    return direction
+
+
 def train(
     backend: Backend,
     network: tuple[Sequential, list[HostArray]],
@@ -173,11 +193,16 @@ def drift(
     rate: float = 0.02,
     omega: str = "affine",
     phi: str = "affine",
+    start: str = "",
 ) -> float:
-    """Relative difference of two parameterisations of one function after the last step."""
+    """Relative difference of two parameterisations of one function after the last step.
+
+    The first is `original`, or `transformed` by maps of the kind `start`.
+    """
     loss = loss or SquaredError()
     network, weights = original()
-    first = train(backend, (network, weights), loss, direction, rate)
+    given = transformed(weights, start, start) if start else (network, weights)
+    first = train(backend, given, loss, direction, rate)
     second = train(backend, transformed(weights, omega, phi), loss, direction, rate)
     moved = np.max(np.abs(first[-1] - first[0]))
     assert moved > 0.001, "an optimiser that stands still is invariant to everything"
@@ -260,12 +285,30 @@ def test_a_multiple_of_the_identity_has_units(backend: Backend, name: str):
     assert drift(backend, direction, omega="units", phi="units") >= 0.05
 
 
-def every_kind(backend: Backend, *, rescaled: bool) -> dict[str, tuple[Statistics, HostArray]]:
+@pytest.mark.parametrize("damping", [1e-4, 1.0])
+@pytest.mark.parametrize("name", [name for name in CURVATURES if name.startswith(("kfac", "tri"))])
+def test_damping_in_own_units_does_not_break_invariance_to_units(
+    backend: Backend, name: str, damping: float
+):
+    """Features and hidden units that are not one quantity rescaled, and outputs, too."""
+    curvature = CURVATURES[name].curvature
+    other = {"start": "spread", "omega": "respread", "phi": "respread"}
+    assert drift(backend, in_own_units(curvature, damping), **other) <= 1e-14
+    assert drift(backend, natural(curvature, Exact(), damping), **other) >= 0.01
+
+
+Rescaled = tuple[HostArray, HostArray]
+"""What inputs and derivatives are multiplied by, shape (2, 4) each: of two groups, or the first."""
+AS_THEY_ARE = (np.ones((2, 4)), np.ones((2, 4)))
+BY_ANYTHING = tuple(10.0 ** np.random.default_rng(6).uniform(-3, 3, (2, 2, 4)))
+BY_POWERS_OF_TWO = tuple(2.0 ** np.random.default_rng(6).integers(-3, 4, (2, 2, 4)))
+
+
+def every_kind(backend: Backend, by: Rescaled) -> dict[str, tuple[Statistics, HostArray]]:
     """Statistics of each kind, and what a derivative is multiplied by in other units."""
-    rng = np.random.default_rng(6)
+    rng, (omega, phi) = np.random.default_rng(6), by
     a, g = rng.standard_normal((2, 7, 3, 4)), rng.standard_normal((2, 7, 3, 4))
     indices = backend.xp.asarray([[0, 1, 3]] * 3 + [[1, 1, 2]] * 4, device=backend.device)
-    omega, phi = 10.0 ** rng.uniform(-3, 3, (2, 2, 4)) if rescaled else np.ones((2, 2, 4))
     a, g = (backend.asarray(x * units[:, None, None, :]) for x, units in ((a, omega), (g, phi)))
     groups = [AffineStatistics(a[i, ...], g[i, ...]) for i in range(2)]
     outer = phi[:, :, None] * omega[:, None, :]
@@ -296,8 +339,8 @@ def test_unit_free_damping_of_every_kind_of_parameter(
 ):
     """Where U becomes D ∘ U, what is solved becomes D⁻¹ ∘ solve(D⁻¹ ∘ v)."""
 
-    def solved(block: Block, *, rescaled: bool) -> HostArray:
-        s, units = every_kind(backend, rescaled=rescaled)[kind]
+    def solved(block: Block, by: Rescaled) -> HostArray:
+        s, units = every_kind(backend, by)[kind]
         scale, ladder = Scale(7, 7), Ladder("0")
         moments = {**block.input_moments(s, scale), **block.moments(s, scale)}
         factors = block.factorise(moments, 0.3, ladder)
@@ -307,11 +350,49 @@ def test_unit_free_damping_of_every_kind_of_parameter(
 
     assert own.unit_free
     assert not identity.unit_free
-    first = solved(own, rescaled=False)
-    assert_close(solved(own, rescaled=True), first)
-    damped = solved(identity, rescaled=False)
+    first = solved(own, AS_THEY_ARE)
+    assert_close(solved(own, BY_ANYTHING), first)
+    damped = solved(identity, AS_THEY_ARE)
     assert frobenius_distance(damped, first) > 0.05
-    assert frobenius_distance(solved(identity, rescaled=True), damped) > 0.05
+    assert frobenius_distance(solved(identity, BY_ANYTHING), damped) > 0.05
+
+
+@pytest.mark.parametrize("kind", ["affine", "grouped", "embedding", "elementwise"])
+@pytest.mark.parametrize(
+    "block", [KFACBlock(), KFACBlock(rule=plain), KFACBlock(exact_damping=True)], ids=repr
+)
+def test_damping_in_own_units_of_every_kind_of_parameter(
+    backend: Backend, block: KFACBlock, kind: str
+):
+    """As above, of u ∘ solve(u ∘ v) with the moments in units u.
+
+    Inputs have a unit each where they are too different to be one quantity. What is scaled and
+    shifted has been normalised, and is not rescaled.
+    """
+    spread = np.geomspace(1e-3, 1e3, 4) * np.ones((2, 1))
+    ones = np.ones((2, 4))
+
+    def solved(by: Rescaled, *, relative: bool) -> HostArray:
+        omega, phi = (ones, by[1]) if kind == "elementwise" else (by[0] * spread, by[1])
+        s, units = every_kind(backend, (omega, phi))[kind]
+        scale, ladder = Scale(7, 7), Ladder("0")
+        moments = {**block.input_moments(s, scale), **block.moments(s, scale)}
+        rng = np.random.default_rng(7)
+        w, v = (rng.standard_normal(units.shape) for _ in range(2))
+        u: Units = (backend.ones(()),)
+        if relative:
+            found = block.units(moments, backend.asarray(w / units))
+            assert found is not None
+            u, moments = found, block.in_units(moments, found)
+        factors = block.factorise(moments, 0.3, ladder)
+        assert not ladder.events
+        x = block.solve(factors, in_units({"": u}, backend.asarray(units * v)))
+        return units * host(in_units({"": u}, x))
+
+    first = solved(AS_THEY_ARE, relative=True)
+    assert_close(solved(BY_POWERS_OF_TWO, relative=True), first, 1e-15)
+    damped = solved(AS_THEY_ARE, relative=False)
+    assert frobenius_distance(solved(BY_POWERS_OF_TWO, relative=False), damped) > 0.05
 
 
 def test_invariance_with_shared_weights(backend: Backend):
