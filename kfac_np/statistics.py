@@ -10,11 +10,11 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import final
 
-from kfac_np.backend import Array, Patches, array_namespace, sum_by_index
+from kfac_np.backend import Array, Patches, array_namespace, sum_by_index, sums_above_rounding
 from kfac_np.errors import ShapeError
 
 __all__ = [
@@ -62,6 +62,14 @@ class Statistics(ABC):
     @abstractmethod
     def per_example(self) -> Array:
         """Derivative of each example, summed over locations, shape ([K,] N, *parameter)."""
+
+    def magnitudes(self, coupled: bool) -> Array | None:
+        """What `per_example` adds up, or `gradient` if `coupled`, with absolute values.
+
+        It tells a derivative from a rounding error of one that vanishes. A bound will do; None
+        where none is known.
+        """
+        return None
 
     def along(self, v: Array) -> Array:
         """⟨derivative of each example, v⟩ for v of the parameter's shape: shape ([K,] N)."""
@@ -140,6 +148,12 @@ class AffineStatistics(LocatedStatistics):
     @property
     def parameter_shape(self) -> tuple[int, ...]:
         return (self.g.shape[-1], self.inputs.shape[-1])
+
+    def magnitudes(self, coupled: bool) -> Array:
+        xp, a = array_namespace(self.g), self.inputs
+        a = replace(a, x=xp.abs(a.x)) if isinstance(a, Patches) else xp.abs(a)
+        s = AffineStatistics(a, xp.abs(self.g))
+        return s.gradient() if coupled else s.per_example()
 
     def inputs_only(self) -> AffineStatistics:
         """The same inputs, no vectors (K = 0)."""
@@ -223,6 +237,15 @@ class GroupedStatistics(Statistics):
     def parameter_shape(self) -> tuple[int, ...]:
         return (len(self.groups), *self.groups[0].parameter_shape)
 
+    @property
+    def num_locations(self) -> int:
+        """T."""
+        return self.groups[0].num_locations
+
+    def magnitudes(self, coupled: bool) -> Array:
+        parts = [s.magnitudes(coupled) for s in self.groups]
+        return array_namespace(parts[0]).stack(parts, axis=-3)
+
     def gradient(self) -> Array:
         parts = [s.gradient() for s in self.groups]
         return array_namespace(parts[0]).stack(parts, axis=-3)
@@ -266,6 +289,10 @@ class EmbeddingStatistics(LocatedStatistics):
     @property
     def parameter_shape(self) -> tuple[int, ...]:
         return (self.g.shape[-1], self.size)
+
+    def magnitudes(self, coupled: bool) -> Array:
+        s = replace(self, g=array_namespace(self.g).abs(self.g))
+        return s.gradient() if coupled else s.per_example()
 
     def gradient(self) -> Array:
         xp = array_namespace(self.g)
@@ -328,6 +355,15 @@ class ElementwiseStatistics(LocatedStatistics):
     def parameter_shape(self) -> tuple[int, ...]:
         return (2 if self.shift else 1, self.g.shape[-1])
 
+    def magnitudes(self, coupled: bool) -> Array:
+        # (Σ |g x|)² ≤ Σ g² Σ x², which takes no arrays of the size of g.
+        xp = array_namespace(self.g)
+        number = self.num_locations * (self.num_examples if coupled else 1)
+        squares = [xp.vecdot(y, y, axis=-2) for y in (self.g, self.x)]
+        g, x = (xp.sum(y, axis=-2) for y in squares) if coupled else squares
+        parts = [g * x, number * g] if self.shift else [g * x]
+        return xp.sqrt(xp.stack(parts, axis=-2))
+
     def gradient(self) -> Array:
         return array_namespace(self.g).sum(self.per_example(), axis=-3)
 
@@ -343,7 +379,8 @@ def term_gradients(s: Statistics, scale: Scale) -> Array:
     """Derivatives that a Fisher matrix squares, one a vector and example, as rows.
 
     Where examples influence each other (batch statistics) an example has no derivative of its
-    own: the batch is one example, and there is one row a vector.
+    own: the batch is one example, and there is one row a vector. A column of which there are but
+    rounding errors is 0: see `kfac_np.backend.above_rounding`.
 
     Returns
     -------
@@ -358,7 +395,12 @@ def term_gradients(s: Statistics, scale: Scale) -> Array:
     ((20, 6), (4, 6))
     """
     u = s.gradient() if scale.coupled else s.per_example()
-    return array_namespace(u).reshape(u, (-1, math.prod(s.parameter_shape)))
+    rows = array_namespace(u).reshape(u, (-1, math.prod(s.parameter_shape)))
+    single = isinstance(s, LocatedStatistics | GroupedStatistics) and s.num_locations == 1
+    magnitudes = s.magnitudes(scale.coupled) if scale.coupled or not single else None
+    if magnitudes is None:
+        return rows
+    return sums_above_rounding(rows, array_namespace(rows).reshape(magnitudes, rows.shape))
 
 
 @final

@@ -40,6 +40,7 @@ from kfac_np.backend.precision import tf32
 from kfac_np.backend.quiet import quiet, quiet_methods
 from kfac_np.backend.random import Rng
 from kfac_np.backend.reductions import inner
+from kfac_np.backend.rounding import above_rounding, sums_above_rounding
 from kfac_np.backend.scalars import (
     Doubts,
     Scalar,
@@ -69,6 +70,7 @@ __all__ = [
     "Rng",
     "Scalar",
     "Truth",
+    "above_rounding",
     "absolute",
     "all_finite",
     "append_ones",
@@ -113,6 +115,7 @@ __all__ = [
     "spectral_norm",
     "sqrt",
     "sum_by_index",
+    "sums_above_rounding",
     "symmetrize",
     "tanh_pull",
     "tf32",

@@ -5,6 +5,7 @@ from kfac_np.curvature.block_diagonal import BlockDiagonal
 from kfac_np.curvature.convolution import Assumption, convolution_block, kfc_factors
 from kfac_np.curvature.damping import (
     DampingRule,
+    marquardt,
     no_pi,
     pi_frobenius,
     pi_spectral,
@@ -49,6 +50,7 @@ __all__ = [
     "expand",
     "find_chains",
     "kfc_factors",
+    "marquardt",
     "no_pi",
     "pi_frobenius",
     "pi_spectral",

@@ -48,6 +48,18 @@ class Block(ABC):
     array([[3.]])
     """
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({'unit_free=True' if self.unit_free else ''})"
+
+    @property
+    def unit_free(self) -> bool:
+        """Whether damping is relative to the block's own diagonal, not a multiple of the identity.
+
+        Then it has no units: rescaled features, hidden units and outputs change nothing of the
+        damped update (Marquardt's scaling, `kfac_np.curvature.marquardt`).
+        """
+        return False
+
     @abstractmethod
     def supports(self, statistics: object) -> bool:
         """Tell whether the block is defined for such statistics."""
@@ -59,6 +71,13 @@ class Block(ABC):
     @abstractmethod
     def moments(self, s: Any, scale: Scale) -> Moments:
         """Moments that sum over the K vectors: those of several chunks are added."""
+
+    def owns(self, moments: Moments) -> bool:
+        """Tell whether these are moments as the block makes them, from their names.
+
+        Override it, so that moments of another curvature are refused by name.
+        """
+        return True
 
     @abstractmethod
     def matrix(self, moments: Moments, shape: tuple[int, ...]) -> Matrix:
@@ -91,7 +110,10 @@ class Block(ABC):
     def factorise(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
     ) -> Factors:
-        """Prepare `solve` for the block plus damping · I (damping is λ, not √λ)."""
+        """Prepare `solve` for the block plus damping · I (damping is λ, not √λ).
+
+        If the block is `unit_free`, its diagonal stands in the place of I.
+        """
 
     @abstractmethod
     def solve(self, factors: Factors, v: Array) -> Array:
@@ -184,7 +206,13 @@ class Curvature(ABC):
             As `estimate` gives them; `new` was given `old`.
         epsilon : float
             Weight of the old moments, in [0, 1).
+
+        Raises
+        ------
+        CurvatureError
+            Moments of another curvature; so for all that takes moments.
         """
+        self.require_own(old)
         return trees.combine(epsilon, old, 1.0 - epsilon, new)
 
     def weighted(
@@ -199,17 +227,26 @@ class Curvature(ABC):
         weights : mapping of path to Scalar
             In (0, 1]; 1 where there is none.
         """
+        self.require_own(old)
 
         def blend(path: str, m: Moments) -> Moments:
             w = weights.get(path, 1.0)
             if isinstance(w, int | float):
                 return m if w == 1.0 else trees.combine(w, m, 1.0 - w, old[path])
             return {
-                name: x + array_namespace(x).astype(1.0 - w, x.dtype) * (old[path][name] - x)
+                name: x + (1.0 - array_namespace(x).astype(w, x.dtype)) * (old[path][name] - x)
                 for name, x in m.items()
             }
 
         return {path: blend(path, m) for path, m in new.items()}
+
+    @property
+    def unit_free(self) -> bool:
+        """Whether damping is relative to the diagonal, not a multiple of the identity.
+
+        As `Block.unit_free`; of several blocks, whether all are.
+        """
+        return False
 
     @property
     def separable(self) -> bool:
@@ -220,6 +257,13 @@ class Curvature(ABC):
         block-diagonal curvature of your own says True.
         """
         return False
+
+    def require_own(self, moments: Mapping[str, Moments]) -> None:
+        """Raise `CurvatureError` if the moments are another curvature's, as their names tell.
+
+        Override it, and call it in `factorise` and `matrix`.
+        """
+        return
 
     @abstractmethod
     def input_moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
@@ -264,6 +308,13 @@ class Curvature(ABC):
         """
         return moments
 
+    def diagonal(self, moments: dict[str, Moments], params: Tree) -> Tree:
+        """The diagonal of `matrix`, as a tree like `params`.
+
+        Override it where it is had for less than the matrix.
+        """
+        return self.matrix(moments, params).diagonal()
+
     @abstractmethod
     def factorise(
         self,
@@ -272,6 +323,10 @@ class Curvature(ABC):
         previous: dict[str, Factors] | None = None,
     ) -> tuple[dict[str, Factors], list[LadderEvent]]:
         """Prepare `solve` for the approximation plus damping · I.
+
+        With a damping, however small, it always succeeds: where it does not suffice the ladder
+        adds to it, and an event says so. Without, `solve` is the inverse of the approximation
+        itself, and there has to be one, as for `kfac_np.matrices.Matrix.solve`.
 
         Parameters
         ----------
@@ -293,7 +348,10 @@ class Curvature(ABC):
         InputError
             Damping is negative or not finite.
         FactorizationError
-            A moment is not finite and there are no previous factors.
+            A moment is not finite and there are no previous factors; damping is 0 and the
+            approximation singular up to rounding.
+        CurvatureError
+            Moments of another curvature.
         """
 
     @abstractmethod

@@ -14,6 +14,7 @@ from kfac_np.backend.threads import side_by_side
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments, Units
 from kfac_np.curvature.kfac import KFACBlock
 from kfac_np.curvature.ladder import Ladder, LadderEvent, factorise_each, require_damping
+from kfac_np.curvature.owners import require_own
 from kfac_np.errors import CurvatureError, require_instance
 from kfac_np.matrices import BlockDiagonalMatrix, Matrix
 from kfac_np.statistics import Scale
@@ -60,6 +61,10 @@ class BlockDiagonal(Curvature):
     def separable(self) -> bool:
         return True
 
+    @property
+    def unit_free(self) -> bool:
+        return all(block.unit_free for block in (self.block, *self.overrides.values()))
+
     def block_of(self, path: str) -> Block:
         return self.overrides.get(path, self.block)
 
@@ -86,7 +91,14 @@ class BlockDiagonal(Curvature):
         found = dict(trees.items(statistics))
         return _of_each(found, lambda path, s: self.block_of(path).moments(s, scale))
 
+    def require_own(self, moments: Mapping[str, Moments]) -> None:
+        strangers = [path for path, m in moments.items() if not self.block_of(path).owns(m)]
+        if strangers:
+            require_own(self.block_of(strangers[0]), moments, lambda path, _: path not in strangers)
+
     def matrix(self, moments: dict[str, Moments], params: Tree) -> BlockDiagonalMatrix:
+        self.require_own(moments)
+
         def leaf(path: str, parameter: Array) -> Matrix:
             return self.block_of(path).matrix(moments[path], parameter.shape)
 
@@ -95,12 +107,14 @@ class BlockDiagonal(Curvature):
     def block_traces(
         self, moments: dict[str, Moments], params: Tree, units: Mapping[str, Units] | None = None
     ) -> dict[str, Array]:
+        self.require_own(moments)
         return {
             path: self.block_of(path).trace(moments[path], p.shape, (units or {}).get(path))
             for path, p in trees.items(params)
         }
 
     def units(self, moments: dict[str, Moments], params: Tree) -> dict[str, Units]:
+        self.require_own(moments)
         found = {
             path: self.block_of(path).units(moments[path], p) for path, p in trees.items(params)
         }
@@ -112,6 +126,7 @@ class BlockDiagonal(Curvature):
     def in_units(
         self, moments: dict[str, Moments], units: Mapping[str, Units]
     ) -> dict[str, Moments]:
+        self.require_own(moments)
         return {
             path: self.block_of(path).in_units(m, units[path]) if path in units else m
             for path, m in moments.items()
@@ -124,6 +139,7 @@ class BlockDiagonal(Curvature):
         previous: dict[str, Factors] | None = None,
     ) -> tuple[dict[str, Factors], list[LadderEvent]]:
         require_damping(damping)
+        self.require_own(moments)
 
         def of_layer(path: str, ladder: Ladder) -> Factors:
             old = None if previous is None else previous.get(path)
@@ -132,7 +148,7 @@ class BlockDiagonal(Curvature):
         arrays = [x for m in moments.values() for x in m.values()]
         operations = sum(2.0 * math.prod(x.shape) ** 1.5 for x in arrays)
         each = partial(side_by_side, operations=operations, arrays=arrays)
-        return factorise_each(moments, of_layer, each)
+        return factorise_each(moments, of_layer, damping, each)
 
     def solve(self, factors: dict[str, Factors], v: Tree) -> Tree:
         return trees.map_named(lambda path, x: self.block_of(path).solve(factors[path], x), v)

@@ -1,7 +1,11 @@
 """Rules that split damping between two Kronecker factors: (A, G, γ) → (γ_A, γ_G).
 
-With γ = √λ the product (G + γ_G I) ⊗ (A + γ_A I) approximates G ⊗ A + λI. The exact matrix
+What a rule gives is added to the diagonals of A and G: a number, or one for each entry. With
+γ = √λ and numbers the product (G + γ_G I) ⊗ (A + γ_A I) approximates G ⊗ A + λI. The exact matrix
 G ⊗ A + λI is not a rule of this kind: see ``KFACBlock(exact_damping=True)``.
+
+A multiple of I has the units of whatever I stands for, and damps features, hidden units and outputs
+as if all had the same ones. `marquardt` damps each in its own.
 
 A is given by its diagonal alone where it has no other entries (embeddings).
 """
@@ -10,9 +14,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kfac_np.backend import Array, all_finite, array_namespace, spectral_norm
+from kfac_np.backend import Array, Backend, all_finite, array_namespace, spectral_norm
+from kfac_np.curvature.ladder import Ladder
+from kfac_np.curvature.units import rescaled, scales
+from kfac_np.matrices.base import norm
 
-__all__ = ["DampingRule", "no_pi", "pi_frobenius", "pi_spectral", "pi_trace", "plain"]
+__all__ = [
+    "DampingRule",
+    "damped_inverse",
+    "in_own_units",
+    "marquardt",
+    "no_pi",
+    "pi_frobenius",
+    "pi_spectral",
+    "pi_trace",
+    "plain",
+]
 
 DampingRule = Callable[[Array, Array, float], tuple[Array | float, Array | float]]
 
@@ -47,9 +64,7 @@ def pi_frobenius(A: Array, G: Array, gamma: float) -> tuple[Array, Array]:
     >>> round(float(a), 12), round(float(g), 12)
     (0.2, 0.05)
     """
-    xp = array_namespace(A, G)
-    norm_a, norm_g = xp.sqrt(xp.sum(A * A)), xp.sqrt(xp.sum(G * G))
-    return _split(norm_a / A.shape[0] ** 0.5, norm_g / G.shape[0] ** 0.5, gamma)
+    return _split(norm(A) / A.shape[0] ** 0.5, norm(G) / G.shape[0] ** 0.5, gamma)
 
 
 def pi_spectral(A: Array, G: Array, gamma: float) -> tuple[Array | float, Array | float]:
@@ -92,6 +107,94 @@ def plain(A: Array, G: Array, gamma: float) -> tuple[float, float]:
     (0.25, 0.25)
     """
     return gamma**2, gamma**2
+
+
+def marquardt(A: Array, G: Array, gamma: float) -> tuple[Array, Array]:
+    """γ_A = γ diag A, γ_G = γ diag G: every entry is damped in proportion to itself.
+
+    (G + γ diag G) ⊗ (A + γ diag A), Marquardt's scaling of the damping, factor by factor. The
+    damped update is the same whichever units features, hidden units and outputs are measured in:
+    A → ΩAΩ and G → ΦGΦ with diagonal Ω and Φ change nothing, A → cA, G → G/c among them. γ itself
+    has no unit: 1 doubles the diagonals.
+
+    An entry of zero (a feature that was never seen, a dead unit) has no scale of its own. It gets
+    the largest of its factor, 1 if there is none: its gradient is zero, too, and should it come to
+    life between two refreshes, the step is a cautious one.
+
+    References
+    ----------
+    Marquardt 1963, *An Algorithm for Least-Squares Estimation of Nonlinear Parameters*, which
+    scales by diag F instead of its factors' diagonals.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> a, g = marquardt(np.diag([4.0, 1e-6, 0.0]), np.eye(2), 0.1)
+    >>> a.round(12).tolist(), g.tolist()
+    ([0.4, 1e-07, 0.4], [0.1, 0.1])
+    """
+    return gamma * scales(_diagonal(A)), gamma * scales(_diagonal(G))
+
+
+def in_own_units(m: Array) -> tuple[Array, Array]:
+    """D⁻¹ᐟ² M D⁻¹ᐟ² with D the `scales` of the diagonal, and the diagonal of D⁻¹ᐟ².
+
+    Parameters
+    ----------
+    m : Array, shape (n, n), or (n,) where it is diagonal
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> scaled, unit = in_own_units(np.asarray([[4.0, 1.0], [1.0, 1.0]]))
+    >>> scaled.tolist(), unit.tolist()
+    ([[1.0, 0.5], [0.5, 1.0]], [0.5, 1.0])
+    """
+    diagonal = _diagonal(m)
+    own = scales(diagonal)
+    unit = 1.0 / array_namespace(m).sqrt(own)
+    return (diagonal / own if m.ndim == 1 else rescaled(m, unit)), unit
+
+
+def damped_inverse(
+    ladder: Ladder, factor: str, m: Array, shift: Array | float, previous: Array | None
+) -> Array:
+    """`Ladder.inverse` of m with `shift` added to its diagonal: a number, or one for each entry.
+
+    With one for each entry the ladder gets the damped matrix in units of its own diagonal, so that
+    its rungs know of no others; the damping of its events is relative to the diagonal, then.
+
+    Parameters
+    ----------
+    ladder : Ladder
+    factor : str
+        For the record.
+    m : Array, shape (n, n), or (n,) where it is diagonal
+    shift : float or Array, shape () or (n,)
+    previous : Array or None
+        The last good inverse.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> damped_inverse(Ladder("0"), "A", np.diag([1.0, 4.0]), np.asarray([1.0, 4.0]), None)
+    array([[0.5  , 0.   ],
+           [0.   , 0.125]])
+    """
+    if isinstance(shift, float | int) or shift.ndim == 0:
+        invert = ladder.inverse_diagonal if m.ndim == 1 else ladder.inverse
+        return invert(factor, m, shift, previous)
+    if m.ndim == 1:
+        return ladder.inverse_diagonal(factor, m + shift, 0.0, previous)
+    xp, eye = array_namespace(m), Backend.of(m).eye(m.shape[0])
+    scaled, unit = in_own_units(m + shift * eye)
+    # Of an entry without a scale of its own there is damping only, and below rounding not even that
+    left = _diagonal(scaled)
+    scaled -= xp.where(left < float(xp.finfo(m.dtype).eps), left, xp.zeros_like(left)) * eye
+    inverse = ladder.inverse(factor, scaled, 0.0, previous)
+    if inverse is previous:
+        return previous
+    return (unit[:, None] * inverse) * unit[None, :]
 
 
 def _diagonal(m: Array) -> Array:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-from kfac_np.backend import Array, Patches, are_finite, array_namespace
+from kfac_np.backend import Array, Patches, above_rounding, are_finite, array_namespace
 from kfac_np.curvature.base import Block, Factors, Moments
-from kfac_np.curvature.ladder import Ladder
-from kfac_np.errors import CurvatureError
+from kfac_np.curvature.ladder import Ladder, require_damping
+from kfac_np.curvature.units import scales
+from kfac_np.errors import CurvatureError, plain_fields, require_instance
 from kfac_np.matrices import DiagonalMatrix
 from kfac_np.statistics import AffineStatistics, Scale, Statistics, term_gradients
 
@@ -18,11 +19,16 @@ __all__ = ["DiagonalBlock"]
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DiagonalBlock(Block):
     """F ≈ diag((1/M) Σ_{n,k} U_nk²), U_nk the gradient of one vector at one example.
 
     The exact diagonal of the chosen Fisher. Its inverse is that of diag(F) + damping · I.
+
+    Parameters
+    ----------
+    unit_free : bool
+        Damp by damping · diag(F) instead (`kfac_np.curvature.marquardt`).
 
     Examples
     --------
@@ -32,6 +38,12 @@ class DiagonalBlock(Block):
     >>> DiagonalBlock().moments(s, Scale(terms=1, examples=1))["diagonal"]
     array([[ 9., 36.]])
     """
+
+    unit_free: bool = False
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        require_instance("DiagonalBlock unit_free", self.unit_free, bool)
 
     def supports(self, statistics: object) -> bool:
         return isinstance(statistics, Statistics)
@@ -48,13 +60,20 @@ class DiagonalBlock(Block):
             # the square of an outer product is the product of squares
             g2 = xp.sum(s.stacked_g[:, :, 0, :] ** 2, axis=0)
             return {"diagonal": g2.T @ (s.inputs[:, 0, :] ** 2) / scale.terms}
-        total: Any = 0.0
+        total = xp.zeros(s.parameter_shape, dtype=s.g.dtype, device=s.g.device)
+        largest = magnitude = total
         for chunk in s.chunks():
             for k in range(s.num_vectors):  # one vector at a time bounds the memory
-                u = xp.matrix_transpose(chunk.stacked_g[k, ...]) @ chunk.inputs
+                g, a = xp.matrix_transpose(chunk.stacked_g[k, ...]), chunk.a
+                u = g @ a
                 total = total + xp.sum(u**2, axis=0)
-            del chunk  # before the next one is unfolded
-        return {"diagonal": total / scale.terms}
+                largest = xp.maximum(largest, xp.max(xp.abs(u), axis=0))
+                magnitude = xp.maximum(magnitude, xp.max(xp.abs(g) @ xp.abs(a), axis=0))
+            del chunk, a, u  # before the next one is unfolded
+        return {"diagonal": above_rounding(total, largest, magnitude) / scale.terms}
+
+    def owns(self, moments: Moments) -> bool:
+        return set(moments) == {"diagonal"}
 
     def matrix(self, moments: Moments, shape: tuple[int, ...]) -> DiagonalMatrix:
         return DiagonalMatrix(moments["diagonal"])
@@ -62,9 +81,15 @@ class DiagonalBlock(Block):
     def factorise(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
     ) -> Factors:
-        if not ladder.holds(are_finite(moments["diagonal"])):
+        require_damping(damping)
+        diagonal = moments["diagonal"]
+        if not ladder.holds(are_finite(diagonal)):
             return ladder.keep("diagonal", previous, damping)
-        return {"inverse": ladder.reciprocal("diagonal", moments["diagonal"], damping)}
+        if self.unit_free:
+            xp = array_namespace(diagonal)
+            own = xp.reshape(scales(xp.reshape(diagonal, (-1,))), diagonal.shape)
+            diagonal, damping = diagonal + damping * own, 0.0
+        return {"inverse": ladder.reciprocal("diagonal", diagonal, damping)}
 
     def solve(self, factors: Factors, v: Array) -> Array:
         return factors["inverse"] * v

@@ -11,13 +11,15 @@ from kfac_np import trees
 from kfac_np.backend import Array, Rng, Scalar, are_finite, array_namespace, clip, truth
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments, accumulate
 from kfac_np.curvature.block_diagonal import BlockDiagonal
+from kfac_np.curvature.damping import marquardt, pi_trace
 from kfac_np.curvature.diagonal import require_vectors
 from kfac_np.curvature.ekfac_basis import eigenvectors, first_basis, next_bases
 from kfac_np.curvature.ekfac_moments import resolve, rotated_squares
 from kfac_np.curvature.kfac import KFACBlock
 from kfac_np.curvature.ladder import Ladder, LadderEvent, factorise_each, require_damping
+from kfac_np.curvature.owners import require_own
 from kfac_np.curvature.sharing import Sharing, expand
-from kfac_np.curvature.units import UnitBlock
+from kfac_np.curvature.units import UnitBlock, scales
 from kfac_np.errors import (
     ConfigError,
     CurvatureError,
@@ -28,7 +30,13 @@ from kfac_np.errors import (
 )
 from kfac_np.fisher import FisherType
 from kfac_np.layers import Layer
-from kfac_np.matrices import BlockDiagonalMatrix, KroneckerSpectral, Matrix, StackedMatrix
+from kfac_np.matrices import (
+    BlockDiagonalMatrix,
+    KroneckerSpectral,
+    Matrix,
+    ScaledMatrix,
+    StackedMatrix,
+)
 from kfac_np.objective import Evaluation
 from kfac_np.statistics import ElementwiseStatistics, Scale
 from kfac_np.trees import Tree
@@ -77,6 +85,13 @@ class EKFAC(Curvature):
         For scale and shift, as in `KFACBlock`.
     basis_interval : int
         Estimates for which a basis is used; 1 takes a new one each time.
+    unit_free : bool
+        Take the eigenvectors of A and G in units of their own diagonals, and damp there. The
+        eigenvectors of A are others when features are rescaled, and so are eigenvalues S that are
+        measured along them; those of D_A⁻¹ᐟ² A D_A⁻¹ᐟ², D_A = diag A, are the same. U_A is
+        D_A⁻¹ᐟ² times these, U_G likewise, F ≈ (U_G ⊗ U_A)⁻ᵀ diag(S) (U_G ⊗ U_A)⁻¹, and the damping
+        is damping · diag G ⊗ diag A, G and A as they were when the basis was made (of embeddings, A
+        as it is).
 
     References
     ----------
@@ -106,6 +121,7 @@ class EKFAC(Curvature):
     sharing: Sharing = expand
     elementwise: Block = UnitBlock()
     basis_interval: int = 20
+    unit_free: bool = False
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -114,12 +130,13 @@ class EKFAC(Curvature):
         n = self.basis_interval
         if not is_whole(n) or n < 1:
             raise ConfigError(f"EKFAC basis_interval: expected a whole number > 0, got {n!r}")
+        require_instance("EKFAC unit_free", self.unit_free, bool)
 
     @property
     def _blocks(self) -> BlockDiagonal:
         """A, G and blocks without a product; factors in an eigenbasis are applied by it, too."""
-        block = KFACBlock(self.sharing, exact_damping=True, elementwise=self.elementwise)
-        return BlockDiagonal(block)
+        rule = marquardt if self.unit_free else pi_trace
+        return BlockDiagonal(KFACBlock(self.sharing, rule, True, self.elementwise))
 
     @property
     def separable(self) -> bool:
@@ -161,7 +178,8 @@ class EKFAC(Curvature):
             The first A or G is finite, and has no eigendecomposition.
         """
         if old is not None:
-            bases = next_bases(old, self.basis_interval)
+            self.require_own(old)
+            bases = next_bases(old, self.basis_interval, unit_free=self.unit_free)
 
             def all_moments(statistics: Tree, scale: Scale) -> dict[str, Moments]:
                 return _joined(self.moments(statistics, scale), _squares(bases, statistics, scale))
@@ -170,7 +188,11 @@ class EKFAC(Curvature):
         else:
             rng = rng.spawn()  # of which both passes take the same vectors
             plain = super().estimate(e, fisher, rng.child())
-            bases = {path: first_basis(path, m) for path, m in plain.items() if "G" in m}
+            bases = {
+                path: first_basis(path, m, unit_free=self.unit_free)
+                for path, m in plain.items()
+                if "G" in m
+            }
             again = partial(_squares, bases)
             found = _joined(plain, accumulate(e, fisher, rng.child(), lambda *_: {}, again))
         return {
@@ -198,12 +220,13 @@ class EKFAC(Curvature):
         S is a plain mean at first, as all moments are at the beginning of training: its weight
         ε is at most 1 - 1/k at the k-th estimate in a basis. `new` was estimated given `old`.
         """
+        self.require_own(old)
         averaged = {
             path: {name: x for name, x in m.items() if name not in ("U_A", "U_G", "age")}
             for path, m in new.items()
         }
         before = {path: {name: old[path][name] for name in m} for path, m in averaged.items()}
-        mixed = super().mix(before, averaged, epsilon)
+        mixed = trees.combine(epsilon, before, 1.0 - epsilon, averaged)
         for path, m in new.items():
             if "age" in m:
                 xp, s = array_namespace(m["S"]), m["S"]
@@ -221,20 +244,38 @@ class EKFAC(Curvature):
 
     # ---------------------------------------------------------------- matrix and factors
 
+    def require_own(self, moments: Mapping[str, Moments]) -> None:
+        names = {"A", "G", "U_A", "U_G", "S", "age"}
+
+        def owns(_: str, m: Mapping[str, Array]) -> bool:
+            return {*m, "U_A"} == names or self.elementwise.owns(dict(m))
+
+        require_own(type(self).__name__, moments, owns)
+
     def matrix(self, moments: dict[str, Moments], params: Tree) -> BlockDiagonalMatrix:
+        self.require_own(moments)
+
         def leaf(path: str, parameter: Array) -> Matrix:
             m = moments[path]
             if "S" not in m:
-                return self.elementwise.matrix(m, parameter.shape)
+                return self._blocks.block.matrix(m, parameter.shape)
             if m["S"].ndim == 2:
-                return KroneckerSpectral(m["S"], m.get("U_A"), m["U_G"])
+                return self._matrix(m["S"], m.get("U_A"), m["U_G"])
             three = m["S"], m["U_A"], m["U_G"]
             groups = range(m["S"].shape[0])
-            return StackedMatrix(
-                tuple(KroneckerSpectral(*(x[i, ...] for x in three)) for i in groups)
-            )
+            return StackedMatrix(tuple(self._matrix(*(x[i, ...] for x in three)) for i in groups))
 
         return BlockDiagonalMatrix(trees.map_named(leaf, params))
+
+    def _matrix(self, s: Array, u_a: Array | None, u_g: Array) -> Matrix:
+        if not self.unit_free:
+            return KroneckerSpectral(s, u_a, u_g)
+        u_g, units = _orthogonal(u_g)
+        units = units[:, None] * array_namespace(s).ones_like(s)
+        if u_a is not None:
+            u_a, units_a = _orthogonal(u_a)
+            units = units * units_a[None, :]
+        return ScaledMatrix(KroneckerSpectral(s, u_a, u_g), units)
 
     def factorise(
         self,
@@ -247,13 +288,14 @@ class EKFAC(Curvature):
         A basis that could not be renewed when it was due is an event, "kept the last basis".
         """
         require_damping(damping)
+        self.require_own(moments)
 
         def of_layer(path: str, ladder: Ladder) -> Factors:
-            factorise = self._factorise if "S" in moments[path] else self.elementwise.factorise
+            factorise = self._factorise if "S" in moments[path] else self._blocks.block.factorise
             before = None if previous is None else previous.get(path)
             return factorise(moments[path], damping, ladder, before)
 
-        return factorise_each(moments, of_layer)
+        return factorise_each(moments, of_layer, damping)
 
     def _factorise(
         self, m: Moments, damping: float, ladder: Ladder, previous: Factors | None
@@ -264,6 +306,9 @@ class EKFAC(Curvature):
             return kept
         if not ladder.holds(truth(m["age"] < self.basis_interval)):
             ladder.note("A, G", "kept the last basis", damping)
+        if self.unit_free and m["A"].ndim == 1:
+            s = m["S"] + damping * scales(m["A"])[None, :]
+            return {**basis, "inverse_values": ladder.reciprocal("S", s, 0.0)}
         if m["S"].ndim == 2:
             return {**basis, "inverse_values": ladder.reciprocal("S", m["S"], damping)}
         inverses = []
@@ -283,6 +328,13 @@ def _squares(bases: Mapping[str, Moments], statistics: Tree, scale: Scale) -> di
         for path, s in trees.items(statistics)
         if path in bases
     }
+
+
+def _orthogonal(basis: Array) -> tuple[Array, Array]:
+    """U and the units d of a basis D⁻¹ U: the rows of U have length 1."""
+    xp = array_namespace(basis)
+    units = 1.0 / xp.sqrt(xp.sum(basis**2, axis=-1))
+    return units[:, None] * basis, units
 
 
 def _joined(first: Mapping[str, Moments], second: Mapping[str, Moments]) -> dict[str, Moments]:

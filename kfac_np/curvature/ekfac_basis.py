@@ -7,13 +7,14 @@ from contextlib import suppress
 
 from kfac_np.backend import Array, all_finite, array_namespace, eigh_many, to_numpy
 from kfac_np.curvature.base import Moments
-from kfac_np.errors import CurvatureError, FactorizationError
+from kfac_np.curvature.damping import in_own_units
+from kfac_np.errors import FactorizationError
 from kfac_np.matrices.base import resolved, resolved_eigh
 
 __all__ = ["eigenvectors", "first_basis", "next_bases"]
 
 
-def first_basis(path: str, m: Moments) -> Moments:
+def first_basis(path: str, m: Moments, *, unit_free: bool = False) -> Moments:
     """The eigenbasis of the A and G at hand, of age 0.
 
     Parameters
@@ -22,6 +23,9 @@ def first_basis(path: str, m: Moments) -> Moments:
         Of the parameter, for errors.
     m : dict
         "A", shape ([groups,] n, n), or (n,) where it is diagonal; "G".
+    unit_free : bool
+        Take A and G in units of their own diagonals: D_A⁻¹ᐟ² A D_A⁻¹ᐟ² = U Λ Uᵀ, and the basis is
+        D_A⁻¹ᐟ² U. One-hot inputs have no other units than 1.
 
     Returns
     -------
@@ -47,12 +51,14 @@ def first_basis(path: str, m: Moments) -> Moments:
     if not all_finite(m["A"], m["G"]):
         m = {name: array_namespace(m[name]).zeros_like(m[name]) for name in ("A", "G")}
     try:
-        return _new(m)
+        return _new(m, unit_free)
     except FactorizationError as error:
         raise FactorizationError(f"layer {path}: factors A, G: {error}") from error
 
 
-def next_bases(old: Mapping[str, Moments], interval: int) -> dict[str, Moments]:
+def next_bases(
+    old: Mapping[str, Moments], interval: int, *, unit_free: bool = False
+) -> dict[str, Moments]:
     """Bases for the estimate after `old`: one estimate older, or new, of the averages in `old`.
 
     A basis that should be new, and whose factors have no eigendecomposition, is kept. Its age says
@@ -67,18 +73,13 @@ def next_bases(old: Mapping[str, Moments], interval: int) -> dict[str, Moments]:
     [0.0, 1.0]
     """
     kronecker = {path: m for path, m in old.items() if "G" in m}
-    for path, m in kronecker.items():
-        if "age" not in m:
-            raise CurvatureError(
-                f"layer {path}: EKFAC expected moments of its own to go on from, got {', '.join(m)}"
-            )
     ages = _to_host([m["age"] for m in kronecker.values()])
     bases: dict[str, Moments] = {}
     for (path, m), age in zip(kronecker.items(), ages, strict=True):
         bases[path] = {**eigenvectors(m), "age": _number(age + 1.0, m["G"])}
         if age + 1.0 >= interval:
             with suppress(FactorizationError):
-                bases[path] = _new(m)
+                bases[path] = _new(m, unit_free)
     return bases
 
 
@@ -93,25 +94,34 @@ def eigenvectors(m: Moments) -> Moments:
     return {name: x for name, x in m.items() if name in ("U_A", "U_G")}
 
 
-def _new(m: Moments) -> Moments:
+def _new(m: Moments, unit_free: bool) -> Moments:
     xp = array_namespace(m["G"])
-    g, u_g = _eigh(m["G"])
+    g, u_g = _eigh(m["G"], unit_free)
     if m["A"].ndim == 1:  # of one-hot inputs
         a, basis = m["A"], {"U_G": u_g}
     else:
-        a, u_a = _eigh(m["A"])
+        a, u_a = _eigh(m["A"], unit_free)
         basis = {"U_A": u_a, "U_G": u_g}
     absent = xp.logical_or((g <= 0)[..., :, None], (a <= 0)[..., None, :])
     return {**basis, "age": _number(0.0, m["G"]), "absent": absent}
 
 
-def _eigh(m: Array) -> tuple[Array, Array]:
+def _eigh(m: Array, unit_free: bool) -> tuple[Array, Array]:
     """`resolved_eigh` of a factor, or of those of all groups."""
     if m.ndim == 2:
-        return resolved_eigh(m)
+        m, unit = in_own_units(m) if unit_free else (m, None)
+        values, u = resolved_eigh(m)
+        return values, u if unit is None else unit[:, None] * u
+    groups = [m[i, ...] for i in range(m.shape[0])]
+    units = None
+    if unit_free:
+        pairs = [in_own_units(group) for group in groups]
+        groups, units = [scaled for scaled, _ in pairs], [unit for _, unit in pairs]
     xp = array_namespace(m)
-    pairs = [resolved(pair) for pair in eigh_many([m[i, ...] for i in range(m.shape[0])])]
-    return xp.stack([values for values, _ in pairs]), xp.stack([u for _, u in pairs])
+    pairs = [resolved(pair) for pair in eigh_many(groups)]
+    u = xp.stack([vectors for _, vectors in pairs])
+    u = u if units is None else xp.stack(units)[:, :, None] * u
+    return xp.stack([values for values, _ in pairs]), u
 
 
 def _number(value: float, like: Array) -> Array:

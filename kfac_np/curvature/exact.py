@@ -10,9 +10,12 @@ from typing import Any, final
 from kfac_np import trees
 from kfac_np.backend import Array, array_namespace, second_moment
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments
+from kfac_np.curvature.damping import damped_inverse
 from kfac_np.curvature.diagonal import require_vectors
 from kfac_np.curvature.ladder import Ladder, LadderEvent, factorise_each, require_damping
-from kfac_np.errors import CurvatureError, plain_fields, require_sizes
+from kfac_np.curvature.owners import require_own
+from kfac_np.curvature.units import scales
+from kfac_np.errors import CurvatureError, plain_fields, require_instance, require_sizes
 from kfac_np.matrices import DenseMatrix, FlattenedMatrix
 from kfac_np.statistics import AffineStatistics, Scale, Statistics, term_gradients
 from kfac_np.trees import Tree
@@ -21,11 +24,16 @@ __all__ = ["ExactBlock", "FullMatrix"]
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ExactBlock(Block):
     """(1/M) Σ_{n,k} vec(U_nk) vec(U_nk)ᵀ, stored whole; vec is row-major.
 
     U_nk is the sum over locations of g āᵀ: the exact block for every kind of weight sharing.
+
+    Parameters
+    ----------
+    unit_free : bool
+        Damp by damping · diag instead of damping · I (`kfac_np.curvature.marquardt`).
 
     Examples
     --------
@@ -37,6 +45,12 @@ class ExactBlock(Block):
            [18., 36.]])
     """
 
+    unit_free: bool = False
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        require_instance("ExactBlock unit_free", self.unit_free, bool)
+
     def supports(self, statistics: object) -> bool:
         return isinstance(statistics, Statistics)
 
@@ -47,14 +61,18 @@ class ExactBlock(Block):
         require_vectors(s, "ExactBlock")
         return {"block": second_moment(term_gradients(s, scale)) / scale.terms}
 
+    def owns(self, moments: Moments) -> bool:
+        return set(moments) == {"block"}
+
     def matrix(self, moments: Moments, shape: tuple[int, ...]) -> DenseMatrix:
         return DenseMatrix(moments["block"], shape)
 
     def factorise(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
     ) -> Factors:
-        old = (previous or {}).get("inverse")
-        return {"inverse": ladder.inverse("block", moments["block"], damping, old)}
+        require_damping(damping)
+        old, m = (previous or {}).get("inverse"), moments["block"]
+        return {"inverse": damped_inverse(ladder, "block", m, _shift(self, m, damping), old)}
 
     def solve(self, factors: Factors, v: Array) -> Array:
         xp = array_namespace(v)
@@ -79,6 +97,8 @@ class FullMatrix(Curvature):
     ----------
     max_parameters : int
         A larger network is refused rather than allowed to exhaust the memory.
+    unit_free : bool
+        Damp by damping · diag instead of damping · I (`kfac_np.curvature.marquardt`).
 
     Examples
     --------
@@ -96,10 +116,12 @@ class FullMatrix(Curvature):
     """
 
     max_parameters: int = 20_000
+    unit_free: bool = False
 
     def __post_init__(self) -> None:
         plain_fields(self)
         require_sizes("FullMatrix", max_parameters=self.max_parameters)
+        require_instance("FullMatrix unit_free", self.unit_free, bool)
 
     def input_moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
         return {}
@@ -121,7 +143,11 @@ class FullMatrix(Curvature):
         rows = array_namespace(*rows).concat(rows, axis=1)
         return {"full": {"matrix": second_moment(rows) / scale.terms}}
 
+    def require_own(self, moments: Mapping[str, Moments]) -> None:
+        require_own(type(self).__name__, moments, lambda path, m: (path, *m) == ("full", "matrix"))
+
     def matrix(self, moments: dict[str, Moments], params: Tree) -> FlattenedMatrix:
+        self.require_own(moments)
         m = moments["full"]["matrix"]
         return FlattenedMatrix(DenseMatrix(m, (m.shape[0],)), params)
 
@@ -132,15 +158,25 @@ class FullMatrix(Curvature):
         previous: dict[str, Factors] | None = None,
     ) -> tuple[dict[str, Factors], list[LadderEvent]]:
         require_damping(damping)
+        self.require_own(moments)
         old = previous["full"]["inverse"] if previous else None
+        m = moments["full"]["matrix"]
 
         def whole(_: str, ladder: Ladder) -> Factors:
-            return {"inverse": ladder.inverse("matrix", moments["full"]["matrix"], damping, old)}
+            shift = _shift(self, m, damping)
+            return {"inverse": damped_inverse(ladder, "matrix", m, shift, old)}
 
-        return factorise_each(["full"], whole)
+        return factorise_each(["full"], whole, damping)
 
     def solve(self, factors: dict[str, Factors], v: Tree) -> Tree:
         return trees.unravel(factors["full"]["inverse"] @ trees.ravel(v), v)
 
     def block_of(self, path: str) -> Block:
-        return ExactBlock()
+        return ExactBlock(self.unit_free)
+
+
+def _shift(curvature: ExactBlock | FullMatrix, m: Array, damping: float) -> Array | float:
+    """What is added to the diagonal of m."""
+    if not curvature.unit_free:
+        return damping
+    return damping * scales(array_namespace(m).linalg.diagonal(m))

@@ -11,13 +11,16 @@ from kfac_np import trees
 from kfac_np.backend import Array, array_namespace
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments
 from kfac_np.curvature.block_diagonal import BlockDiagonal
+from kfac_np.curvature.damping import damped_inverse
 from kfac_np.curvature.kfac import KFACBlock
 from kfac_np.curvature.ladder import Ladder, LadderEvent, factorise_each, require_damping
+from kfac_np.curvature.owners import require_own
 from kfac_np.curvature.tridiagonal_moments import (
     cross_derivative_moment,
     cross_input_moment,
     rows_each,
 )
+from kfac_np.curvature.units import scales
 from kfac_np.errors import CurvatureError, plain_fields, require_instance, require_sizes
 from kfac_np.layers import Layer
 from kfac_np.matrices import DenseMatrix, FlattenedMatrix
@@ -41,7 +44,7 @@ class FullKronecker(Curvature):
     ----------
     block : KFACBlock
         Says how locations are shared, and how the factors of the diagonal blocks are damped; with
-        exact damping it is damping · I that is added.
+        exact damping it is damping · I that is added, or the diagonal in its place (`marquardt`).
     max_parameters : int
         A larger network is refused rather than allowed to exhaust the memory.
 
@@ -73,6 +76,10 @@ class FullKronecker(Curvature):
         plain_fields(self)
         require_instance("FullKronecker block", self.block, KFACBlock)
         require_sizes("FullKronecker", max_parameters=self.max_parameters)
+
+    @property
+    def unit_free(self) -> bool:
+        return self.block.unit_free
 
     def block_of(self, path: str) -> Block:
         return self.block
@@ -142,7 +149,16 @@ class FullKronecker(Curvature):
                 f"FullKronecker: expected at most {self.max_parameters} parameters, got {size}"
             )
 
+    def require_own(self, moments: Mapping[str, Moments]) -> None:
+        last = list(moments)[-1:]
+
+        def owns(path: str, m: Mapping[str, Array]) -> bool:
+            return set(m) == {"A", "G"} | (set() if [path] == last else {"A_later", "G_later"})
+
+        require_own(type(self).__name__, moments, owns)
+
     def matrix(self, moments: dict[str, Moments], params: Tree) -> FlattenedMatrix:
+        self.require_own(moments)
         dense = _assembled(moments)
         return FlattenedMatrix(DenseMatrix(dense, (dense.shape[0],)), params)
 
@@ -153,18 +169,25 @@ class FullKronecker(Curvature):
         previous: dict[str, Factors] | None = None,
     ) -> tuple[dict[str, Factors], list[LadderEvent]]:
         require_damping(damping)
-        damped, rest = moments, damping
-        if not self.block.exact_damping:
-            damped, rest = {}, 0.0
-            for path, m in moments.items():
-                shift_a, shift_g = self.block.rule(m["A"], m["G"], damping**0.5)
-                damped[path] = m | {"A": _shifted(m["A"], shift_a), "G": _shifted(m["G"], shift_g)}
+        self.require_own(moments)
         old = previous["full"]["inverse"] if previous else None
+        exact = self.block.exact_damping
+        dense = _assembled(moments if exact else self._damped(moments, damping))
+        shift = damping if exact else 0.0
+        each = scales(array_namespace(dense).linalg.diagonal(dense)) if self.unit_free else 1.0
 
         def whole(_: str, ladder: Ladder) -> Factors:
-            return {"inverse": ladder.inverse("matrix", _assembled(damped), rest, old)}
+            return {"inverse": damped_inverse(ladder, "matrix", dense, shift * each, old)}
 
-        return factorise_each(["full"], whole)
+        return factorise_each(["full"], whole, damping)
+
+    def _damped(self, moments: dict[str, Moments], damping: float) -> dict[str, Moments]:
+        """Moments with A and G of every layer damped by the block's rule."""
+        damped = {}
+        for path, m in moments.items():
+            shift_a, shift_g = self.block.rule(m["A"], m["G"], damping**0.5)
+            damped[path] = m | {"A": _shifted(m["A"], shift_a), "G": _shifted(m["G"], shift_g)}
+        return damped
 
     def solve(self, factors: dict[str, Factors], v: Tree) -> Tree:
         return trees.unravel(factors["full"]["inverse"] @ trees.ravel(v), v)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 from kfac_np.backend import (
@@ -18,8 +18,16 @@ from kfac_np.backend import (
     truth,
 )
 from kfac_np.curvature.base import Block, Factors, Moments, Units
-from kfac_np.curvature.damping import DampingRule, pi_trace
-from kfac_np.curvature.ladder import Ladder
+from kfac_np.curvature.damping import (
+    DampingRule,
+    damped_inverse,
+    in_own_units,
+    marquardt,
+    pi_trace,
+)
+from kfac_np.curvature.diagonal import DiagonalBlock
+from kfac_np.curvature.exact import ExactBlock
+from kfac_np.curvature.ladder import Ladder, require_damping
 from kfac_np.curvature.sharing import Sharing, expand
 from kfac_np.curvature.units import UnitBlock, commensurate, rescaled, scales, together
 from kfac_np.errors import (
@@ -63,11 +71,14 @@ class KFACBlock(Block):
         `expand` (KFC) or `reduce`, for weights used at several locations.
     rule : callable
         (A, G, γ) → (γ_A, γ_G): how √damping is split between the factors. The inverse is
-        (G + γ_G I)⁻¹ ⊗ (A + γ_A I)⁻¹.
+        (G + γ_G I)⁻¹ ⊗ (A + γ_A I)⁻¹. With `marquardt` damping is relative to the diagonals of A
+        and G, and no units matter.
     exact_damping : bool
-        Invert G ⊗ A + damping · I itself instead, by eigendecompositions; `rule` is not used.
+        Invert G ⊗ A + damping · I itself instead, by eigendecompositions; with `marquardt` it is
+        G ⊗ A + damping · diag G ⊗ diag A, and other rules are not used.
     elementwise : Block
-        For scale and shift: `UnitBlock` (exact 2×2 blocks), `DiagonalBlock` or `ExactBlock`.
+        For scale and shift: `UnitBlock` (exact 2×2 blocks), `DiagonalBlock` or `ExactBlock`. With
+        `marquardt` it is damped by its diagonal, too.
 
     Notes
     -----
@@ -106,6 +117,17 @@ class KFACBlock(Block):
         names = [getattr(f, "__name__", repr(f)) for f in (self.sharing, self.rule)]
         exact = ", exact_damping=True" if self.exact_damping else ""
         return f"KFACBlock({', '.join(names)}{exact})"
+
+    @property
+    def unit_free(self) -> bool:
+        return self.rule is marquardt
+
+    @property
+    def _scale_and_shift(self) -> Block:
+        """`elementwise`, damped in the way of the other parameters."""
+        if self.unit_free and isinstance(self.elementwise, UnitBlock | DiagonalBlock | ExactBlock):
+            return replace(self.elementwise, unit_free=True)
+        return self.elementwise
 
     def supports(self, statistics: object) -> bool:
         if isinstance(statistics, ElementwiseStatistics):
@@ -181,6 +203,9 @@ class KFACBlock(Block):
 
     # ---------------------------------------------------------------- matrices and factors
 
+    def owns(self, moments: Moments) -> bool:
+        return set(moments) == {"A", "G"} or self.elementwise.owns(moments)
+
     def matrix(self, moments: Moments, shape: tuple[int, ...]) -> Matrix:
         if "G" not in moments:
             return self.elementwise.matrix(moments, shape)
@@ -241,8 +266,9 @@ class KFACBlock(Block):
     def factorise(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
     ) -> Factors:
+        require_damping(damping)
         if "G" not in moments:
-            return self.elementwise.factorise(moments, damping, ladder, previous)
+            return self._scale_and_shift.factorise(moments, damping, ladder, previous)
         if moments["A"].ndim < 3:
             return self._factorise(moments, damping, ladder, previous)
         groups = []
@@ -255,34 +281,47 @@ class KFACBlock(Block):
     def _factorise(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None
     ) -> Factors:
+        if self.sharing is not expand and not ladder.holds(truth(_any(moments["G"]))):
+            ladder.note("G", "zero up to rounding", damping)
         if self.exact_damping:
             return self._eigenbasis(moments, damping, ladder, previous)
-        damping_a, damping_g = self.rule(moments["A"], moments["G"], damping**0.5)
+        shifts = self.rule(moments["A"], moments["G"], damping**0.5)
         old = previous or {}
-        invert_a = ladder.inverse_diagonal if moments["A"].ndim == 1 else ladder.inverse
         return {
-            "A_inverse": invert_a("A", moments["A"], damping_a, old.get("A_inverse")),
-            "G_inverse": ladder.inverse("G", moments["G"], damping_g, old.get("G_inverse")),
+            f"{name}_inverse": damped_inverse(
+                ladder, name, moments[name], shift, old.get(f"{name}_inverse")
+            )
+            for name, shift in zip("AG", shifts, strict=True)
         }
 
     def _eigenbasis(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None
     ) -> Factors:
-        diagonal = moments["A"].ndim == 1
+        a, g = moments["A"], moments["G"]
+        unit_a = unit_g = None
+        if self.unit_free:
+            (a, unit_a), (g, unit_g) = in_own_units(a), in_own_units(g)
         try:
-            a, u_a = (moments["A"], None) if diagonal else resolved_eigh(moments["A"])
-            g, u_g = resolved_eigh(moments["G"])
+            a, u_a = (a, None) if a.ndim == 1 else resolved_eigh(a)
+            g, u_g = resolved_eigh(g)
         except FactorizationError:
             return ladder.keep("A, G", previous, damping)
         values = clip(g, low=0.0)[:, None] * clip(a, low=0.0)[None, :]
-        factors = {"U_G": u_g, "inverse_values": ladder.reciprocal("A, G", values, damping)}
+        inverse = ladder.reciprocal("A, G", values, damping)
+        if unit_a is not None and unit_g is not None:  # back from the units of A and G
+            u_g = unit_g[:, None] * u_g
+            if u_a is None:
+                inverse = inverse * (unit_a * unit_a)[None, :]
+            else:
+                u_a = unit_a[:, None] * u_a
+        factors = {"U_G": u_g, "inverse_values": inverse}
         return factors if u_a is None else {"U_A": u_a, **factors}
 
     def solve(self, factors: Factors, v: Array) -> Array:
         if "U_G" in factors:
             return self._solve_in_eigenbasis(factors, v)
         if "G_inverse" not in factors:
-            return self.elementwise.solve(factors, v)
+            return self._scale_and_shift.solve(factors, v)
         a = factors["A_inverse"]
         left = factors["G_inverse"] @ v
         return left * a[None, :] if a.ndim == 1 else left @ a
@@ -336,6 +375,12 @@ class KFACBlock(Block):
             "factorise": (9 if self.exact_damping else 2) * cubes,
             "solve": (4 if self.exact_damping else 2) * times * d_out * d_in * (d_out + d_in),
         }
+
+
+def _any(m: Array) -> Array:
+    """Whether a matrix with such a diagonal is anything but 0 (NaN is)."""
+    xp = array_namespace(m)
+    return xp.any(xp.linalg.diagonal(m) != 0.0)
 
 
 def _stack(arrays: list[Array]) -> Array:

@@ -27,11 +27,13 @@ from kfac_np.backend import (
     truth,
     works_ahead,
 )
-from kfac_np.errors import FactorizationError, InputError
+from kfac_np.errors import FactorizationError
+from kfac_np.matrices.base import require_damping
 
-__all__ = ["Ladder", "LadderEvent", "factorise_each", "require_damping"]
+__all__ = ["Ladder", "LadderEvent", "factorise_each", "require_damping", "require_regular"]
 
 _MORE = (10.0, 100.0)
+_ADDED = ("more damping", "float64", "eigenvalues clipped")  # rungs on which something is added
 _DIGIT = 0.1  # relative error of an inverse that has one digit
 
 
@@ -48,10 +50,11 @@ class LadderEvent:
         Which matrix: "A", "G", "block", ...
     rung : str
         What helped: "more damping", "float64", "eigenvalues clipped", "kept the last inverse",
-        "kept the last basis" (of EKFAC), "left uncoupled" (from the next layer), or "moments
-        rejected" for statistics that were not finite.
+        "kept the last basis" (of EKFAC), "left uncoupled" (from the next layer), "zero up to
+        rounding" (of `reduce`: there is damping and no curvature), or "moments rejected" for
+        statistics that were not finite.
     damping : float
-        Damping added to the diagonal in the end.
+        Damping added to the diagonal in the end; a multiple of it where damping is unit-free.
 
     Examples
     --------
@@ -285,6 +288,7 @@ def _resolved_inverse(m: Array, doubts: Doubts | None = None) -> Array:
 def factorise_each(
     paths: Iterable[str],
     factorise: Callable[[str, Ladder], Any],
+    damping: float,
     each: Callable[..., Iterable[Any]] = map,
 ) -> tuple[dict[str, Any], list[LadderEvent]]:
     """Factors of every layer, and what happened; a device that works ahead is waited for once.
@@ -297,15 +301,22 @@ def factorise_each(
     paths : iterable of str
     factorise : callable
         Path and ladder to factors.
+    damping : float
+        With which it does so.
     each : callable
         How it is applied to all of them: `map`, or one that does several at a time.
+
+    Raises
+    ------
+    FactorizationError
+        Damping is 0 and one of them has no inverse without: `require_regular`.
 
     Examples
     --------
     >>> import numpy as np
     >>> zero = np.zeros((1, 1))
     >>> found, events = factorise_each(
-    ...     ["0"], lambda path, ladder: ladder.inverse("A", zero, 0.5, None))
+    ...     ["0"], lambda path, ladder: ladder.inverse("A", zero, 0.5, None), 0.5)
     >>> found, events
     ({'0': array([[2.]])}, [])
     """
@@ -320,17 +331,21 @@ def factorise_each(
         if not good:
             found[path] = attempt(path, None)
     events = [event for _, happened in found.values() for event in happened]
+    require_regular(damping, events)
     return {path: factors for path, (factors, _) in found.items()}, events
 
 
-def require_damping(damping: float) -> None:
-    """Raise `InputError` unless damping is a finite number >= 0.
+def require_regular(damping: float, events: Iterable[LadderEvent]) -> None:
+    """Raise `FactorizationError` if damping is 0 and some matrix had no inverse without.
 
     Examples
     --------
-    >>> require_damping(-1.0)
+    >>> require_regular(0.0, [LadderEvent("0", "A", "more damping", 1e-15)])
     Traceback (most recent call last):
-    kfac_np.errors.InputError: damping: expected a finite number >= 0, got -1.0
+    kfac_np.errors.FactorizationError: layer 0: factor A is singular; give a damping > 0
     """
-    if not (math.isfinite(damping) and damping >= 0):
-        raise InputError(f"damping: expected a finite number >= 0, got {damping}")
+    for event in events:
+        if event.rung in _ADDED and float(damping) == 0.0:
+            raise FactorizationError(
+                f"layer {event.layer}: factor {event.factor} is singular; give a damping > 0"
+            )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from kfac_np.backend import Array, array_namespace
+from kfac_np.backend import Array, array_namespace, sums_above_rounding
 from kfac_np.errors import CurvatureError
 from kfac_np.statistics import AffineStatistics, Scale
 
@@ -57,6 +57,10 @@ def expand(s: AffineStatistics, scale: Scale) -> tuple[Array, Array]:
 def reduce(s: AffineStatistics, scale: Scale) -> tuple[Array, Array]:
     """Locations are averaged before the loss: â = mean over t of ā, ĝ = Σ_t g.
 
+    Where one of them vanishes, as Σ_t g does over the keys of an attention and over the pixels of a
+    channel that is normalised on its own, what rounding leaves of it is made 0. G is 0 then, and
+    says nothing of the layer; `expand` does. `KFACBlock.factorise` tells it.
+
     Parameters
     ----------
     s : AffineStatistics
@@ -94,7 +98,10 @@ def reduce(s: AffineStatistics, scale: Scale) -> tuple[Array, Array]:
             "reduce: expected examples that do not influence each other, got batch statistics; "
             "use expand"
         )
-    a = s.a
-    xp = array_namespace(a, s.g)
-    g = xp.sum(s.g, axis=-2)
-    return xp.mean(a, axis=1), xp.reshape(g, (math.prod(g.shape[:-1]), g.shape[-1]))
+    a, g = s.a, s.g
+    xp = array_namespace(a, g)
+    mean, total = xp.mean(a, axis=1), xp.sum(g, axis=-2)
+    if s.num_locations > 1:
+        mean = sums_above_rounding(mean, xp.mean(xp.abs(a), axis=1))
+        total = sums_above_rounding(total, xp.sum(xp.abs(g), axis=-2))
+    return mean, xp.reshape(total, (math.prod(total.shape[:-1]), total.shape[-1]))

@@ -12,7 +12,8 @@ from kfac_np.backend import Array, Doubts, Rng
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments, Units
 from kfac_np.curvature.block_diagonal import BlockDiagonal
 from kfac_np.curvature.kfac import KFACBlock
-from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping
+from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping, require_regular
+from kfac_np.curvature.owners import require_own
 from kfac_np.curvature.tridiagonal_chains import find_chains
 from kfac_np.curvature.tridiagonal_factors import (
     couple,
@@ -116,6 +117,10 @@ class BlockTridiagonal(Curvature):
                 f"BlockTridiagonal chains: expected a tuple of tuples of paths, got {self.chains!r}"
             )
 
+    @property
+    def unit_free(self) -> bool:
+        return self.block.unit_free
+
     def block_of(self, path: str) -> Block:
         return self.block
 
@@ -202,6 +207,18 @@ class BlockTridiagonal(Curvature):
 
     # ---------------------------------------------------------------- matrix and factors
 
+    def require_own(self, moments: Mapping[str, Moments]) -> None:
+        paths, coupled = list(moments), {"A", "G", "A_next", "G_next"}
+        chains = (tuple(paths),) if self.chains is None else self.chains
+        pairs = {path for chain in chains for path, _ in itertools.pairwise(chain)}
+
+        def owns(path: str, m: Mapping[str, Array]) -> bool:
+            if set(m) == coupled:
+                return path != paths[-1]
+            return self.block.owns(dict(m)) and (self.split or path not in pairs)
+
+        require_own(type(self).__name__, moments, owns)
+
     def matrix(self, moments: dict[str, Moments], params: Tree) -> ChainMatrix:
         links = {
             path: Link(
@@ -216,18 +233,21 @@ class BlockTridiagonal(Curvature):
     def block_traces(
         self, moments: dict[str, Moments], params: Tree, units: Mapping[str, Units] | None = None
     ) -> dict[str, Array]:
-        return BlockDiagonal(self.block).block_traces(moments, params, units)
+        self.require_own(moments)
+        return BlockDiagonal(self.block).block_traces(_uncoupled(moments), params, units)
+
+    def diagonal(self, moments: dict[str, Moments], params: Tree) -> Tree:
+        blocks = self._blocks(moments, params)
+        return trees.map_named(lambda path, _: blocks[path].diagonal(), params)
 
     def _blocks(self, moments: dict[str, Moments], params: Tree) -> dict[str, Matrix]:
-        return {
-            path: self.block.matrix(
-                {k: m for k, m in moments[path].items() if not k.endswith("_next")}, p.shape
-            )
-            for path, p in trees.items(params)
-        }
+        self.require_own(moments)
+        own = _uncoupled(moments)
+        return {path: self.block.matrix(own[path], p.shape) for path, p in trees.items(params)}
 
     def units(self, moments: dict[str, Moments], params: Tree) -> dict[str, Units]:
-        return BlockDiagonal(self.block).units(moments, params)
+        self.require_own(moments)
+        return BlockDiagonal(self.block).units(_uncoupled(moments), params)
 
     def mixes_units(self, moments: dict[str, Moments]) -> bool:
         return BlockDiagonal(self.block).mixes_units(moments)
@@ -235,13 +255,17 @@ class BlockTridiagonal(Curvature):
     def in_units(
         self, moments: dict[str, Moments], units: Mapping[str, Units]
     ) -> dict[str, Moments]:
-        found = BlockDiagonal(self.block).in_units(moments, units)
+        self.require_own(moments)
+        found = BlockDiagonal(self.block).in_units(_uncoupled(moments), units)
         for path, following in _links(moments, "A_next"):
-            (s, x), (s_next, x_next) = units[path], units[following]
-            found[path] |= {
-                "A_next": moments[path]["A_next"] * x[0, :, None] * x_next[0, None, :],
-                "G_next": moments[path]["G_next"] * s[:, 0, None] * s_next[None, :, 0],
-            }
+            a, g = moments[path]["A_next"], moments[path]["G_next"]
+            if path in units:
+                s, x = units[path]
+                a, g = a * x.T, g * s
+            if following in units:
+                s, x = units[following]
+                a, g = a * x, g * s.T
+            found[path] |= {"A_next": a, "G_next": g}
         return found
 
     def factorise(
@@ -251,11 +275,13 @@ class BlockTridiagonal(Curvature):
         previous: dict[str, Factors] | None = None,
     ) -> tuple[dict[str, Factors], list[LadderEvent]]:
         require_damping(damping)
+        self.require_own(moments)
         hopes = Doubts()  # as in `factorise_each`, but what is hoped for goes on to the next layer
         found = self._factorise(moments, damping, previous or {}, hopes)
-        if all(Doubts.all_dispelled([hopes])):
-            return found
-        return self._factorise(moments, damping, previous or {}, None)
+        if not all(Doubts.all_dispelled([hopes])):
+            found = self._factorise(moments, damping, previous or {}, None)
+        require_regular(damping, found[1])
+        return found
 
     def _factorise(
         self,
@@ -266,8 +292,7 @@ class BlockTridiagonal(Curvature):
     ) -> tuple[dict[str, Factors], list[LadderEvent]]:
         factors: dict[str, Factors] = {}
         events: list[LadderEvent] = []
-        for path, m in moments.items():
-            own = {name: x for name, x in m.items() if not name.endswith("_next")}
+        for path, own in _uncoupled(moments).items():
             ladder = Ladder(path, events, hopes)
             factors[path] = self.block.factorise(own, damping, ladder, before.get(path))
         kept = {event.layer for event in events if event.rung == "kept the last inverse"}
@@ -306,6 +331,14 @@ def _are_chains(chains: object) -> bool:
         isinstance(chain, tuple) and all(isinstance(path, str) for path in chain)
         for chain in chains
     )
+
+
+def _uncoupled(moments: Mapping[str, Moments]) -> dict[str, Moments]:
+    """The moments of each layer by itself."""
+    return {
+        path: {name: x for name, x in m.items() if not name.endswith("_next")}
+        for path, m in moments.items()
+    }
 
 
 def _links(named: Mapping[str, Mapping[str, Array]], key: str) -> Iterable[tuple[str, str]]:

@@ -8,7 +8,8 @@ from typing import Any, final
 
 from kfac_np.backend import Array, are_finite, array_namespace
 from kfac_np.curvature.base import Block, Factors, Moments, Units
-from kfac_np.curvature.ladder import Ladder
+from kfac_np.curvature.ladder import Ladder, require_damping
+from kfac_np.errors import plain_fields, require_instance
 from kfac_np.matrices import UnitMatrix
 from kfac_np.matrices.stacked import unit_apply, unit_eigh
 from kfac_np.statistics import (
@@ -26,13 +27,18 @@ COMMENSURATE = 10.0
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class UnitBlock(Block):
     """The exact 2×2 block of each channel's scale and shift; what couples channels is left out.
 
     (1/M) Σ_{n,k} u uᵀ, u = (∂/∂γ_c, ∂/∂β_c); 1×1 without a shift. The damping is exact. Without
     vectors (`InputOnly`) it is what a Kronecker factor of inputs is elsewhere, the mean over
     examples and locations of u uᵀ with u = (x̂_c, 1).
+
+    Parameters
+    ----------
+    unit_free : bool
+        Damp by damping · diag instead of damping · I (`kfac_np.curvature.marquardt`).
 
     Examples
     --------
@@ -43,6 +49,12 @@ class UnitBlock(Block):
     array([[[36., 18.],
             [18.,  9.]]])
     """
+
+    unit_free: bool = False
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        require_instance("UnitBlock unit_free", self.unit_free, bool)
 
     def supports(self, statistics: object) -> bool:
         return isinstance(statistics, ElementwiseStatistics)
@@ -56,6 +68,9 @@ class UnitBlock(Block):
         rows = term_gradients(s, scale)
         u = array_namespace(rows).reshape(rows, (rows.shape[0], *s.parameter_shape))
         return {"units": _squares(u, u) / scale.terms}
+
+    def owns(self, moments: Moments) -> bool:
+        return set(moments) == {"units"}
 
     def matrix(self, moments: Moments, shape: tuple[int, ...]) -> UnitMatrix:
         return UnitMatrix(moments["units"])
@@ -72,10 +87,18 @@ class UnitBlock(Block):
     def factorise(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
     ) -> Factors:
-        if not ladder.holds(are_finite(moments["units"])):
+        require_damping(damping)
+        blocks = moments["units"]
+        if not ladder.holds(are_finite(blocks)):
             return ladder.keep("units", previous, damping)
-        values, vectors = unit_eigh(moments["units"])
-        return {"inverse_values": ladder.reciprocal("units", values, damping), "U": vectors}
+        if not self.unit_free:
+            values, vectors = unit_eigh(blocks)
+            return {"inverse_values": ladder.reciprocal("units", values, damping), "U": vectors}
+        xp = array_namespace(blocks)  # scales have units of their own, and so have shifts
+        unit = 1.0 / xp.sqrt(scales(xp.linalg.diagonal(blocks).T).T)
+        values, vectors = unit_eigh(unit[:, :, None] * blocks * unit[:, None, :])
+        inverse = ladder.reciprocal("units", values, damping)
+        return {"inverse_values": inverse, "U": unit[:, :, None] * vectors}
 
     def solve(self, factors: Factors, v: Array) -> Array:
         return unit_apply(factors["U"], factors["inverse_values"], v)

@@ -10,6 +10,7 @@ from kfac_np.matrices.dense import DenseMatrix, DenseSpectral
 from kfac_np.matrices.diagonal import DiagonalMatrix
 from kfac_np.matrices.difference import difference_inverse
 from kfac_np.matrices.kronecker import KroneckerDiagonal, KroneckerMatrix, KroneckerSpectral
+from kfac_np.matrices.scaled import ScaledMatrix
 from kfac_np.matrices.stacked import StackedMatrix, StackedSpectral, UnitMatrix, UnitSpectral
 from kfac_np.matrices.trees import BlockDiagonalMatrix, FlattenedMatrix, TreeMatrix
 
@@ -25,6 +26,7 @@ __all__ = [
     "KroneckerSpectral",
     "Link",
     "Matrix",
+    "ScaledMatrix",
     "Spectral",
     "StackedMatrix",
     "StackedSpectral",

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
 from kfac_np.backend import Array, Backend, Rng, all_finite, array_namespace, eigh
-from kfac_np.errors import FactorizationError
+from kfac_np.errors import FactorizationError, InputError
 
-__all__ = ["Matrix", "Spectral", "resolved", "resolved_eigh", "rounding_error"]
+__all__ = [
+    "Matrix",
+    "Spectral",
+    "norm",
+    "require_damping",
+    "resolved",
+    "resolved_eigh",
+    "rounding_error",
+]
 
 
 class Matrix(ABC):
@@ -46,6 +56,15 @@ class Matrix(ABC):
     def trace(self) -> Array:
         """Sum of the diagonal (0-d array)."""
 
+    def diagonal(self) -> Array:
+        """The diagonal, in the operand's shape.
+
+        Override it where it is had for less than the matrix written out.
+        """
+        dense = self.to_dense()
+        xp = array_namespace(dense)
+        return xp.reshape(xp.linalg.diagonal(dense), self.operand_shape)
+
     @abstractmethod
     def frobenius_norm(self) -> Array:
         """Root of the sum of squared entries (0-d array)."""
@@ -61,7 +80,10 @@ class Matrix(ABC):
         ------
         FactorizationError
             The damped matrix is numerically singular.
+        InputError
+            Damping is negative or not finite; so for all that takes it.
         """
+        require_damping(damping)
         return self.spectral().power(-1.0, damping).matvec(v)
 
     def power(self, exponent: float, damping: float = 0.0) -> Matrix:
@@ -125,8 +147,7 @@ class Spectral(Matrix):
         return array_namespace(self.values).sum(self.values)
 
     def frobenius_norm(self) -> Array:
-        xp = array_namespace(self.values)
-        return xp.sqrt(xp.sum(self.values * self.values))
+        return norm(self.values)
 
     def power(self, exponent: float, damping: float = 0.0) -> Self:
         """(C + damping · I) to any real power; directions without curvature stay without.
@@ -159,12 +180,46 @@ class Spectral(Matrix):
         was made zero there. Damping, however, is added to a matrix, and is lost in it below its
         rounding error.
         """
+        require_damping(damping)
         if not all_finite(self.values):
             raise FactorizationError(f"a matrix over {self.operand_shape} has NaN or Inf")
         values = self.values + damping
         floor = rounding_error(values, max(self.operand_shape))
         lost = (self.values <= 0) & (values <= floor)
         return values, array_namespace(values).logical_or(values <= 0, lost)
+
+
+def norm(x: Array) -> Array:
+    """Root of the sum of squares of all entries (0-d array), where squares overflow, too.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(norm(np.asarray([[3.0, 4.0]], dtype=np.float32) * np.float32(2.0**90)) / 2.0**90)
+    5.0
+    """
+    xp = array_namespace(x)
+    largest = xp.max(xp.abs(x))
+    usable = xp.isfinite(largest) & (largest > 0)
+    scaled = x / xp.where(usable, largest, xp.ones_like(largest))
+    return xp.where(usable, largest * xp.sqrt(xp.sum(scaled * scaled)), largest)
+
+
+def require_damping(damping: object) -> None:
+    """Raise `InputError` unless damping is a finite number >= 0; a 0-d array is one.
+
+    Examples
+    --------
+    >>> require_damping(-1.0)
+    Traceback (most recent call last):
+    kfac_np.errors.InputError: damping: expected a finite number >= 0, got -1.0
+    """
+    number = math.nan
+    if not isinstance(damping, bool | str):
+        with suppress(TypeError, ValueError):
+            number = float(damping)  # type: ignore[arg-type]
+    if not (math.isfinite(number) and number >= 0):
+        raise InputError(f"damping: expected a finite number >= 0, got {damping}")
 
 
 def rounding_error(values: Array, n: int) -> Array:

@@ -11,7 +11,7 @@ from typing import final
 from kfac_np import trees
 from kfac_np.backend import Array, Rng, array_namespace
 from kfac_np.errors import CurvatureError
-from kfac_np.matrices.base import Matrix
+from kfac_np.matrices.base import Matrix, norm
 from kfac_np.matrices.dense import DenseMatrix
 from kfac_np.matrices.kronecker import KroneckerMatrix, kron
 from kfac_np.matrices.trees import FlattenedMatrix, TreeMatrix
@@ -126,16 +126,16 @@ class ChainMatrix(TreeMatrix):
         parts = list(self.block_traces().values())
         return array_namespace(*parts).sum(array_namespace(*parts).stack(parts))
 
+    def diagonal(self) -> Tree:
+        return trees.map_named(lambda path, _: self.blocks[path].diagonal(), self.like)
+
     def block_traces(self) -> dict[str, Array]:
         return {path: self.blocks[path].trace() for path, _ in trees.items(self.like)}
 
     def frobenius_norm(self) -> Array:
-        squares = [self.blocks[path].frobenius_norm() ** 2 for path, _ in trees.items(self.like)]
-        for _, _, a, g in self._couplings():
-            norm = array_namespace(a).linalg.matrix_norm
-            squares.append(2.0 * (norm(a) * norm(g)) ** 2)
-        xp = array_namespace(*squares)
-        return xp.sqrt(xp.sum(xp.stack(squares)))
+        norms = [self.blocks[path].frobenius_norm() for path, _ in trees.items(self.like)]
+        norms += [2.0**0.5 * (norm(a) * norm(g)) for _, _, a, g in self._couplings()]
+        return norm(array_namespace(*norms).stack(norms))
 
     def to_dense(self) -> Array:
         places: dict[str, slice] = {}

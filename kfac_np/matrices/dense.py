@@ -9,7 +9,7 @@ from typing import final
 
 from kfac_np.backend import Array, array_namespace
 from kfac_np.errors import ShapeError
-from kfac_np.matrices.base import Matrix, Spectral, resolved_eigh
+from kfac_np.matrices.base import Matrix, Spectral, norm, resolved_eigh
 
 __all__ = ["DenseMatrix", "DenseSpectral"]
 
@@ -56,7 +56,7 @@ class DenseMatrix(Matrix):
         return array_namespace(self.array).linalg.trace(self.array)
 
     def frobenius_norm(self) -> Array:
-        return array_namespace(self.array).linalg.matrix_norm(self.array)
+        return norm(self.array)
 
     def spectral(self) -> DenseSpectral:
         return self._spectral
@@ -95,6 +95,10 @@ class DenseSpectral(Spectral):
 
     def with_values(self, values: Array) -> DenseSpectral:
         return DenseSpectral(values, self.vectors, self.shape)
+
+    def diagonal(self) -> Array:
+        xp = array_namespace(self.values)
+        return xp.reshape(self.vectors**2 @ self.values, self.shape)
 
     def matvec(self, v: Array) -> Array:
         return _apply((self.vectors * self.values[None, :]) @ self.vectors.T, v)

@@ -39,6 +39,9 @@ class DiagonalMatrix(Spectral):
     def matvec(self, v: Array) -> Array:
         return self.values * v
 
+    def diagonal(self) -> Array:
+        return self.values
+
     def to_dense(self) -> Array:
         xp = array_namespace(self.values)
         n = math.prod(self.values.shape)

@@ -8,9 +8,9 @@ from typing import final
 
 from kfac_np.backend import Array, array_namespace
 from kfac_np.errors import ShapeError
-from kfac_np.matrices.base import Matrix, Spectral, resolved_eigh
+from kfac_np.matrices.base import Matrix, Spectral, norm, resolved_eigh
 
-__all__ = ["KroneckerDiagonal", "KroneckerMatrix", "KroneckerSpectral", "kron"]
+__all__ = ["KroneckerDiagonal", "KroneckerMatrix", "KroneckerSpectral", "balanced", "kron"]
 
 
 @final
@@ -54,26 +54,34 @@ class KroneckerMatrix(Matrix):
         return (self.G.shape[0], self.A.shape[0])
 
     def matvec(self, v: Array) -> Array:
-        return self.G @ v @ self.A
+        a, g = self._balanced
+        return g @ v @ a
 
     def to_dense(self) -> Array:
         return kron(self.G, self.A)
 
+    def diagonal(self) -> Array:
+        diagonal, (a, g) = array_namespace(self.A).linalg.diagonal, self._balanced
+        return diagonal(g)[:, None] * diagonal(a)[None, :]
+
     def trace(self) -> Array:
-        xp = array_namespace(self.A)
-        return xp.linalg.trace(self.A) * xp.linalg.trace(self.G)
+        xp, (a, g) = array_namespace(self.A), self._balanced
+        return xp.linalg.trace(a) * xp.linalg.trace(g)
 
     def frobenius_norm(self) -> Array:
-        xp = array_namespace(self.A)
-        return xp.linalg.matrix_norm(self.A) * xp.linalg.matrix_norm(self.G)
+        a, g = self._balanced
+        return norm(a) * norm(g)
+
+    @cached_property
+    def _balanced(self) -> tuple[Array, Array]:
+        return balanced(self.A, self.G)
 
     def spectral(self) -> KroneckerSpectral:
         return self._spectral
 
     @cached_property
     def _spectral(self) -> KroneckerSpectral:
-        a, u_a = resolved_eigh(self.A)
-        g, u_g = resolved_eigh(self.G)
+        (a, u_a), (g, u_g) = (resolved_eigh(m) for m in self._balanced)
         return KroneckerSpectral(g[:, None] * a[None, :], u_a, u_g)
 
 
@@ -118,6 +126,10 @@ class KroneckerSpectral(Spectral):
         v = self.U_G @ v
         return v if self.U_A is None else v @ self.U_A.T
 
+    def diagonal(self) -> Array:
+        values = self.U_G**2 @ self.values
+        return values if self.U_A is None else values @ (self.U_A**2).T
+
     def to_dense(self) -> Array:
         xp, values = array_namespace(self.values), self.values
         u_a = self.U_A
@@ -153,27 +165,59 @@ class KroneckerDiagonal(Matrix):
         return (self.G.shape[0], self.A.shape[0])
 
     def matvec(self, v: Array) -> Array:
-        return (self.G @ v) * self.A[None, :]
+        a, g = self._balanced
+        return (g @ v) * a[None, :]
 
     def to_dense(self) -> Array:
         eye = array_namespace(self.A).eye(self.A.shape[0], dtype=self.A.dtype, device=self.A.device)
         return kron(self.G, self.A[:, None] * eye)
 
+    def diagonal(self) -> Array:
+        a, g = self._balanced
+        return array_namespace(g).linalg.diagonal(g)[:, None] * a[None, :]
+
     def trace(self) -> Array:
-        xp = array_namespace(self.A)
-        return xp.sum(self.A) * xp.linalg.trace(self.G)
+        xp, (a, g) = array_namespace(self.A), self._balanced
+        return xp.sum(a) * xp.linalg.trace(g)
 
     def frobenius_norm(self) -> Array:
-        xp = array_namespace(self.A)
-        return xp.sqrt(xp.sum(self.A * self.A)) * xp.linalg.matrix_norm(self.G)
+        a, g = self._balanced
+        return norm(a) * norm(g)
+
+    @cached_property
+    def _balanced(self) -> tuple[Array, Array]:
+        return balanced(self.A, self.G)
 
     def spectral(self) -> KroneckerSpectral:
         return self._spectral
 
     @cached_property
     def _spectral(self) -> KroneckerSpectral:
-        g, u_g = resolved_eigh(self.G)
-        return KroneckerSpectral(g[:, None] * self.A[None, :], None, u_g)
+        a, g = self._balanced
+        g, u_g = resolved_eigh(g)
+        return KroneckerSpectral(g[:, None] * a[None, :], None, u_g)
+
+
+def balanced(a: Array, g: Array) -> tuple[Array, Array]:
+    """A/c and c·G with entries of about the same size, which have the same product.
+
+    How scale is split between two factors is a convention, and must not matter: with 1e25 in one of
+    them and 1e-25 in the other, squares and products on the way would overflow or vanish in single
+    precision. c is a power of two, by which nothing is rounded.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> balanced(np.asarray([[16.0]]), np.asarray([[1.0]]))
+    (array([[4.]]), array([[4.]]))
+    """
+    xp = array_namespace(a, g)
+    tops = [xp.max(xp.abs(m)) for m in (a, g)]
+    one = xp.ones_like(tops[0])
+    usable = [xp.isfinite(top) & (top > 0) for top in tops]
+    logs = [xp.log2(xp.where(ok, top, one)) for ok, top in zip(usable, tops, strict=True)]
+    exponent = xp.where(usable[0] & usable[1], xp.round(0.5 * (logs[0] - logs[1])), 0.0 * one)
+    return a * 2.0**-exponent, g * 2.0**exponent
 
 
 def kron(g: Array, a: Array) -> Array:

@@ -9,7 +9,7 @@ from typing import final
 
 from kfac_np.backend import Array, array_namespace
 from kfac_np.errors import ShapeError
-from kfac_np.matrices.base import Matrix, Spectral
+from kfac_np.matrices.base import Matrix, Spectral, norm
 
 __all__ = ["StackedMatrix", "StackedSpectral", "UnitMatrix", "UnitSpectral"]
 
@@ -47,12 +47,16 @@ class StackedMatrix(Matrix):
     def to_dense(self) -> Array:
         return _block_diagonal([block.to_dense() for block in self.blocks])
 
+    def diagonal(self) -> Array:
+        parts = [block.diagonal() for block in self.blocks]
+        return array_namespace(*parts).stack(parts)
+
     def trace(self) -> Array:
         return self._sum(lambda block: block.trace())
 
     def frobenius_norm(self) -> Array:
-        total = self._sum(lambda block: block.frobenius_norm() ** 2)
-        return array_namespace(total).sqrt(total)
+        norms = [block.frobenius_norm() for block in self.blocks]
+        return norm(array_namespace(*norms).stack(norms))
 
     def spectral(self) -> StackedSpectral:
         return self._spectral
@@ -103,6 +107,10 @@ class StackedSpectral(Spectral):
         parts = [part.matvec(v[i, ...]) for i, part in enumerate(self.parts)]
         return array_namespace(v).stack(parts)
 
+    def diagonal(self) -> Array:
+        parts = [part.diagonal() for part in self.parts]
+        return array_namespace(*parts).stack(parts)
+
     def to_dense(self) -> Array:
         return _block_diagonal([part.to_dense() for part in self.parts])
 
@@ -143,13 +151,15 @@ class UnitMatrix(Matrix):
     def to_dense(self) -> Array:
         return _units_to_dense(self.blocks)
 
+    def diagonal(self) -> Array:
+        return array_namespace(self.blocks).linalg.diagonal(self.blocks).T
+
     def trace(self) -> Array:
         xp = array_namespace(self.blocks)
         return xp.sum(xp.linalg.trace(self.blocks))
 
     def frobenius_norm(self) -> Array:
-        xp = array_namespace(self.blocks)
-        return xp.sqrt(xp.sum(self.blocks * self.blocks))
+        return norm(self.blocks)
 
     def spectral(self) -> UnitSpectral:
         return self._spectral
@@ -189,6 +199,10 @@ class UnitSpectral(Spectral):
 
     def matvec(self, v: Array) -> Array:
         return unit_apply(self.U, self.values, v)
+
+    def diagonal(self) -> Array:
+        xp = array_namespace(self.U)
+        return xp.sum(self.U**2 * self.values.T[:, None, :], axis=-1).T
 
     def to_dense(self) -> Array:
         xp = array_namespace(self.U)

@@ -9,7 +9,7 @@ from typing import final
 
 from kfac_np import trees
 from kfac_np.backend import Array, Rng, array_namespace
-from kfac_np.matrices.base import Matrix
+from kfac_np.matrices.base import Matrix, norm
 from kfac_np.trees import Tree
 
 __all__ = ["BlockDiagonalMatrix", "FlattenedMatrix", "TreeMatrix"]
@@ -44,6 +44,10 @@ class TreeMatrix(ABC):
     @abstractmethod
     def trace(self) -> Array:
         """Sum of the diagonal (0-d array)."""
+
+    @abstractmethod
+    def diagonal(self) -> Tree:
+        """The diagonal, as a tree of the parameters' structure."""
 
     def block_traces(self) -> dict[str, Array]:
         """The trace's part of each parameter, by paths; empty where there are no blocks."""
@@ -103,6 +107,9 @@ class BlockDiagonalMatrix(TreeMatrix):
     def trace(self) -> Array:
         return self._sum(lambda block: block.trace())
 
+    def diagonal(self) -> Tree:
+        return trees.tree_map(lambda block: block.diagonal(), self.blocks)
+
     def block_traces(self) -> dict[str, Array]:
         return {path: block.trace() for path, block in trees.items(self.blocks)}
 
@@ -110,8 +117,8 @@ class BlockDiagonalMatrix(TreeMatrix):
         return self._sum(lambda block: block.logdet(damping))
 
     def frobenius_norm(self) -> Array:
-        total = self._sum(lambda block: block.frobenius_norm() ** 2)
-        return array_namespace(total).sqrt(total)
+        norms = [block.frobenius_norm() for block in trees.leaves(self.blocks)]
+        return norm(array_namespace(*norms).stack(norms))
 
     def sample(self, rng: Rng, damping: float = 0.0, *, inverse: bool = False) -> Tree:
         # One stream for all blocks, in order: blocks are independent, and so are further draws.
@@ -172,6 +179,9 @@ class FlattenedMatrix(TreeMatrix):
 
     def trace(self) -> Array:
         return self.matrix.trace()
+
+    def diagonal(self) -> Tree:
+        return trees.unravel(self.matrix.diagonal(), self.like)
 
     def logdet(self, damping: float = 0.0) -> Array:
         return self.matrix.logdet(damping)

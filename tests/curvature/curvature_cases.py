@@ -5,7 +5,8 @@ To have all laws run on a new curvature, add an entry to `CURVATURES`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +23,17 @@ from kfac_np.curvature import (
     Curvature,
     DiagonalBlock,
     ExactBlock,
+    FullKronecker,
     FullMatrix,
     KFACBlock,
+    marquardt,
     no_pi,
     pi_frobenius,
     pi_spectral,
     plain,
     reduce,
 )
+from kfac_np.curvature.base import Units
 from kfac_np.fisher import Empirical, Exact, FisherType, MonteCarlo
 from kfac_np.objective import Evaluation
 from kfac_np.trees import Tree
@@ -73,6 +77,18 @@ CURVATURES: dict[str, CurvatureCase] = {
     ),
 }
 
+# Damped by their own diagonals: `solve` inverts another matrix than those above.
+UNIT_FREE: dict[str, Curvature] = {
+    "kfac": BlockDiagonal(KFACBlock(rule=marquardt)),
+    "kfac exactly damped": BlockDiagonal(KFACBlock(rule=marquardt, exact_damping=True)),
+    "diagonal": BlockDiagonal(DiagonalBlock(unit_free=True)),
+    "exact blocks": BlockDiagonal(ExactBlock(unit_free=True)),
+    "full": FullMatrix(unit_free=True),
+    "full kronecker": FullKronecker(KFACBlock(rule=marquardt)),
+    "ekfac": EKFAC(unit_free=True),
+    "tridiagonal": BlockTridiagonal(KFACBlock(rule=marquardt), split=True),
+}
+
 FISHERS: dict[str, FisherType] = {
     "exact": Exact(),
     "empirical": Empirical(),
@@ -107,6 +123,11 @@ def solve(curvature: Curvature, e: Evaluation, v: Tree, damping: float) -> Tree:
     """One exact-Fisher solve from beginning to end."""
     factors, _ = curvature.factorise(estimate(curvature, e), damping)
     return curvature.solve(factors, v)
+
+
+def in_units(units: Mapping[str, Units], v: Tree) -> Tree:
+    """u ∘ v, for each parameter that has units."""
+    return trees.map_named(lambda path, x: math.prod(units.get(path, ()), start=x), v)
 
 
 def layer_slices(params: Tree) -> Iterator[tuple[str, slice]]:

@@ -12,10 +12,11 @@ from curvature_cases import (
     dense,
     diagonal_blocks,
     estimate,
+    in_units,
     layer_slices,
     supported,
 )
-from numerics import assert_close, host
+from numerics import assert_close, flat, host, numbers
 from references.dense import dense as reference_of
 from references.losses import term
 
@@ -93,6 +94,75 @@ def test_traces_of_blocks(backend: Backend, name: str):
     diagonal = np.diag(dense(curvature, e))
     expected = {path: diagonal[s].sum() for path, s in layer_slices(e.params)}
     assert {path: float(x) for path, x in found.items()} == pytest.approx(expected, rel=1e-9)
+
+
+IN_UNITS = (
+    *("deep_linear_no_bias", "mean_pooled", "conv_geometries_sigmoid", "embedding_flattened"),
+    *("layer_norm_softmax", "rms_norm_positions", "tied_softmax"),
+)
+
+
+@pytest.mark.parametrize("case", [c for c in NETWORKS if c.name in IN_UNITS], ids=str)
+def test_matrices_and_traces_in_units(backend: Backend, case: NetworkCase):
+    """diag(u) F diag(u) for any u that has the form of the units; parameters without stay as F is.
+
+    A curvature that knows of no units is F itself, and has no use for any.
+    """
+    e, rng = case.build(backend).evaluate(), np.random.default_rng(8)
+    for name, found in CURVATURES.items():
+        if not supported(found, case):
+            continue
+        curvature, moments = found.curvature, estimate(found.curvature, e)
+        own = curvature.units(moments, e.params)
+        every = {path for path, _ in trees.items(e.params)}
+        assert set(own) == (every if name.startswith(("kfac", "tridiagonal")) else set())
+        assert all(np.all(host(x) > 0.0) for u in own.values() for x in u)
+        drawn = {
+            path: tuple(backend.asarray(10.0 ** rng.uniform(-1, 1, x.shape)) for x in u)
+            for path, u in own.items()
+        }
+        matrix = host(curvature.matrix(moments, e.params).to_dense())
+        for left_out in ([], list(own)[:1], list(own)[1:]):
+            units = {path: u for path, u in drawn.items() if path not in left_out}
+            rows = flat(in_units(units, trees.tree_map(lambda p: p * 0.0 + 1.0, e.params)))
+            expected = rows[:, None] * matrix * rows[None, :]
+            relative = curvature.in_units(moments, units)
+            assert_close(curvature.matrix(relative, e.params).to_dense(), expected)
+            traces = {path: np.trace(expected[s, s]) for path, s in layer_slices(e.params)}
+            traces = {} if name == "full" else traces
+            of_blocks = curvature.block_traces(moments, e.params, units)
+            assert numbers(of_blocks) == pytest.approx(traces, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", CURVATURES)
+def test_a_batch_that_counts_for_less(backend: Backend, name: str):
+    """w new + (1 - w) old, w on the host or the device, but for a basis that is not the same."""
+    e = networks(name="tanh_squared")[0].build(backend).evaluate()
+    curvature = CURVATURES[name].curvature
+    old, new = (estimate(curvature, e, MonteCarlo(1), seed) for seed in range(2))
+    paths = list(new)
+    for w in (0.25, backend.asarray(0.25)):
+        found = curvature.weighted(old, new, {paths[0]: w})
+        assert list(found) == paths
+        for path in paths:
+            counts = 0.25 if path == paths[0] and not name.startswith("ekfac") else 1.0
+            for key, x in found[path].items():
+                mean = counts * host(new[path][key]) + (1 - counts) * host(old[path][key])
+                assert_close(x, mean, 1e-15)
+
+
+@pytest.mark.parametrize("case", NETWORKS[::3], ids=str)
+def test_diagonals(backend: Backend, case: NetworkCase):
+    """Those of the matrix written out, of every curvature, in the shapes of the parameters."""
+    e = case.build(backend).evaluate()
+    for found in CURVATURES.values():
+        if supported(found, case):
+            moments = estimate(found.curvature, e)
+            diagonal = found.curvature.diagonal(moments, e.params)
+            shapes = trees.tree_map(lambda p, d: p.shape == d.shape, e.params, diagonal)
+            assert all(trees.leaves(shapes))
+            matrix = host(found.curvature.matrix(moments, e.params).to_dense())
+            assert_close(trees.ravel(diagonal), np.diag(matrix))
 
 
 @pytest.mark.parametrize("case", NETWORKS, ids=str)

@@ -16,16 +16,35 @@ from typing import Any, final
 import numpy as np
 import pytest
 from cases import class_targets, real_targets
-from curvature_cases import CURVATURES
+from curvature_cases import CURVATURES, UNIT_FREE, in_units
 from numerics import assert_close, frobenius_distance, host
 
 from kfac_np import trees
 from kfac_np.backend import Array, Backend, Rng, array_namespace
-from kfac_np.curvature import BlockDiagonal, Curvature, KFACBlock
+from kfac_np.curvature import (
+    Block,
+    BlockDiagonal,
+    Curvature,
+    DiagonalBlock,
+    ExactBlock,
+    KFACBlock,
+    Ladder,
+    marquardt,
+    plain,
+)
+from kfac_np.curvature.base import Units
 from kfac_np.fisher import Empirical, Exact, FisherType, InputOnly, MonteCarlo
 from kfac_np.layers import Dense, Layer, Sequential, Tanh
 from kfac_np.losses import Loss, PoissonLogRate, SoftmaxCrossEntropy, SquaredError
 from kfac_np.objective import Objective
+from kfac_np.statistics import (
+    AffineStatistics,
+    ElementwiseStatistics,
+    EmbeddingStatistics,
+    GroupedStatistics,
+    Scale,
+    Statistics,
+)
 from kfac_np.trees import Tree
 
 HostArray = np.ndarray[Any, Any]
@@ -64,10 +83,21 @@ class Fixed(Layer):
 
 
 def affine(n: int, seed: int, kind: str = "affine") -> HostArray:
-    """An invertible affine map in homogeneous coordinates, condition number about 10."""
+    """An invertible affine map in homogeneous coordinates, condition number about 10.
+
+    Of the kind "units" each coordinate is multiplied by a number of its own, 1e-3 to 1e3; of the
+    kind "spread", too, from 1e-3 to 1e3 in this order, and of "respread" by a power of two besides.
+    """
     rng = np.random.default_rng(seed)
     m = np.eye(n + 1)
     if kind == "none":
+        return m
+    if kind == "units":
+        m[:n, :n] = np.diag(10.0 ** rng.uniform(-3, 3, n))
+        return m
+    if kind in ("spread", "respread"):
+        powers = 2.0 ** rng.integers(-3, 4, n) if kind == "respread" else 1.0
+        m[:n, :n] = np.diag(np.geomspace(1e-3, 1e3, n) * powers)
         return m
     u, v = (np.linalg.qr(rng.standard_normal((n, n)))[0] for _ in range(2))
     m[:n, :n] = u @ np.diag(np.geomspace(0.3, 3.0, n)) @ v
@@ -118,6 +148,19 @@ def natural(curvature: Curvature, fisher: FisherType, damping: float = 0.0) -> D
     return direction
 
 
+def in_own_units(curvature: Curvature, damping: float) -> Direction:
+    """As `natural`, but damped where every parameter is a pure number."""
+
+    def direction(e: Any) -> Tree:
+        moments = curvature.estimate(e, Exact(), Rng(5))
+        units = curvature.units(moments, e.params)
+        factors, events = curvature.factorise(curvature.in_units(moments, units), damping)
+        assert not events
+        return in_units(units, curvature.solve(factors, in_units(units, e.gradient())))
+
+    return direction
+
+
 def train(
     backend: Backend,
     network: tuple[Sequential, list[HostArray]],
@@ -150,11 +193,16 @@ def drift(
     rate: float = 0.02,
     omega: str = "affine",
     phi: str = "affine",
+    start: str = "",
 ) -> float:
-    """Relative difference of two parameterisations of one function after the last step."""
+    """Relative difference of two parameterisations of one function after the last step.
+
+    The first is `original`, or `transformed` by maps of the kind `start`.
+    """
     loss = loss or SquaredError()
     network, weights = original()
-    first = train(backend, (network, weights), loss, direction, rate)
+    given = transformed(weights, start, start) if start else (network, weights)
+    first = train(backend, given, loss, direction, rate)
     second = train(backend, transformed(weights, omega, phi), loss, direction, rate)
     moved = np.max(np.abs(first[-1] - first[0]))
     assert moved > 0.001, "an optimiser that stands still is invariant to everything"
@@ -215,6 +263,136 @@ def test_a_diagonal_fails_the_same_test(backend: Backend, name: str, least: floa
 def test_damping_breaks_invariance(backend: Backend, block: KFACBlock):
     """λI is the same in all coordinates, and they are not: a stated price."""
     assert drift(backend, natural(BlockDiagonal(block), Exact(), damping=0.1)) >= 0.03
+
+
+@pytest.mark.parametrize("damping", [1e-4, 1.0])
+@pytest.mark.parametrize("name", UNIT_FREE)
+def test_unit_free_damping_does_not_break_invariance_to_units(
+    backend: Backend, name: str, damping: float
+):
+    """Features, hidden units and outputs rescaled by powers of ten: the damped update is the same.
+
+    To rounding errors of matrices of condition 1 / √damping, or 1 / damping; but rescaling by what
+    is no power of two rounds the weights themselves.
+    """
+    direction = natural(UNIT_FREE[name], Exact(), damping)
+    assert drift(backend, direction, omega="units", phi="units") <= 1e-10
+
+
+@pytest.mark.parametrize("name", ["kfac", "kfac exactly damped", "diagonal", "tridiagonal", "full"])
+def test_a_multiple_of_the_identity_has_units(backend: Backend, name: str):
+    direction = natural(CURVATURES[name].curvature, Exact(), 0.1)
+    assert drift(backend, direction, omega="units", phi="units") >= 0.05
+
+
+@pytest.mark.parametrize("damping", [1e-4, 1.0])
+@pytest.mark.parametrize("name", [name for name in CURVATURES if name.startswith(("kfac", "tri"))])
+def test_damping_in_own_units_does_not_break_invariance_to_units(
+    backend: Backend, name: str, damping: float
+):
+    """Features and hidden units that are not one quantity rescaled, and outputs, too."""
+    curvature = CURVATURES[name].curvature
+    other = {"start": "spread", "omega": "respread", "phi": "respread"}
+    assert drift(backend, in_own_units(curvature, damping), **other) <= 1e-14
+    assert drift(backend, natural(curvature, Exact(), damping), **other) >= 0.01
+
+
+Rescaled = tuple[HostArray, HostArray]
+"""What inputs and derivatives are multiplied by, shape (2, 4) each: of two groups, or the first."""
+AS_THEY_ARE = (np.ones((2, 4)), np.ones((2, 4)))
+BY_ANYTHING = tuple(10.0 ** np.random.default_rng(6).uniform(-3, 3, (2, 2, 4)))
+BY_POWERS_OF_TWO = tuple(2.0 ** np.random.default_rng(6).integers(-3, 4, (2, 2, 4)))
+
+
+def every_kind(backend: Backend, by: Rescaled) -> dict[str, tuple[Statistics, HostArray]]:
+    """Statistics of each kind, and what a derivative is multiplied by in other units."""
+    rng, (omega, phi) = np.random.default_rng(6), by
+    a, g = rng.standard_normal((2, 7, 3, 4)), rng.standard_normal((2, 7, 3, 4))
+    indices = backend.xp.asarray([[0, 1, 3]] * 3 + [[1, 1, 2]] * 4, device=backend.device)
+    a, g = (backend.asarray(x * units[:, None, None, :]) for x, units in ((a, omega), (g, phi)))
+    groups = [AffineStatistics(a[i, ...], g[i, ...]) for i in range(2)]
+    outer = phi[:, :, None] * omega[:, None, :]
+    return {
+        "affine": (groups[0], outer[0]),
+        "grouped": (GroupedStatistics(tuple(groups)), outer),
+        "embedding": (EmbeddingStatistics(indices, g[0, ...], 4), phi[0, :, None] * np.ones(4)),
+        "elementwise": (
+            ElementwiseStatistics(a[0, ...], g[0, ...], True),
+            np.stack([phi[0] * omega[0], phi[0]]),
+        ),
+    }
+
+
+@pytest.mark.parametrize("kind", ["affine", "grouped", "embedding", "elementwise"])
+@pytest.mark.parametrize(
+    ("own", "identity"),
+    [
+        (KFACBlock(rule=marquardt), KFACBlock()),
+        (KFACBlock(rule=marquardt, exact_damping=True), KFACBlock(exact_damping=True)),
+        (DiagonalBlock(unit_free=True), DiagonalBlock()),
+        (ExactBlock(unit_free=True), ExactBlock()),
+    ],
+    ids=repr,
+)
+def test_unit_free_damping_of_every_kind_of_parameter(
+    backend: Backend, own: Block, identity: Block, kind: str
+):
+    """Where U becomes D ∘ U, what is solved becomes D⁻¹ ∘ solve(D⁻¹ ∘ v)."""
+
+    def solved(block: Block, by: Rescaled) -> HostArray:
+        s, units = every_kind(backend, by)[kind]
+        scale, ladder = Scale(7, 7), Ladder("0")
+        moments = {**block.input_moments(s, scale), **block.moments(s, scale)}
+        factors = block.factorise(moments, 0.3, ladder)
+        assert not ladder.events
+        v = np.random.default_rng(7).standard_normal(units.shape)
+        return units * host(block.solve(factors, backend.asarray(units * v)))
+
+    assert own.unit_free
+    assert not identity.unit_free
+    first = solved(own, AS_THEY_ARE)
+    assert_close(solved(own, BY_ANYTHING), first)
+    damped = solved(identity, AS_THEY_ARE)
+    assert frobenius_distance(damped, first) > 0.05
+    assert frobenius_distance(solved(identity, BY_ANYTHING), damped) > 0.05
+
+
+@pytest.mark.parametrize("kind", ["affine", "grouped", "embedding", "elementwise"])
+@pytest.mark.parametrize(
+    "block", [KFACBlock(), KFACBlock(rule=plain), KFACBlock(exact_damping=True)], ids=repr
+)
+def test_damping_in_own_units_of_every_kind_of_parameter(
+    backend: Backend, block: KFACBlock, kind: str
+):
+    """As above, of u ∘ solve(u ∘ v) with the moments in units u.
+
+    Inputs have a unit each where they are too different to be one quantity. What is scaled and
+    shifted has been normalised, and is not rescaled.
+    """
+    spread = np.geomspace(1e-3, 1e3, 4) * np.ones((2, 1))
+    ones = np.ones((2, 4))
+
+    def solved(by: Rescaled, *, relative: bool) -> HostArray:
+        omega, phi = (ones, by[1]) if kind == "elementwise" else (by[0] * spread, by[1])
+        s, units = every_kind(backend, (omega, phi))[kind]
+        scale, ladder = Scale(7, 7), Ladder("0")
+        moments = {**block.input_moments(s, scale), **block.moments(s, scale)}
+        rng = np.random.default_rng(7)
+        w, v = (rng.standard_normal(units.shape) for _ in range(2))
+        u: Units = (backend.ones(()),)
+        if relative:
+            found = block.units(moments, backend.asarray(w / units))
+            assert found is not None
+            u, moments = found, block.in_units(moments, found)
+        factors = block.factorise(moments, 0.3, ladder)
+        assert not ladder.events
+        x = block.solve(factors, in_units({"": u}, backend.asarray(units * v)))
+        return units * host(in_units({"": u}, x))
+
+    first = solved(AS_THEY_ARE, relative=True)
+    assert_close(solved(BY_POWERS_OF_TWO, relative=True), first, 1e-15)
+    damped = solved(AS_THEY_ARE, relative=False)
+    assert frobenius_distance(solved(BY_POWERS_OF_TWO, relative=False), damped) > 0.05
 
 
 def test_invariance_with_shared_weights(backend: Backend):

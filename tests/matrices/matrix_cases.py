@@ -24,6 +24,7 @@ from kfac_np.matrices import (
     KroneckerMatrix,
     KroneckerSpectral,
     Matrix,
+    ScaledMatrix,
     StackedMatrix,
     StackedSpectral,
     TreeMatrix,
@@ -147,6 +148,11 @@ def diagonal(b: Backend, values: HostArray) -> Case:
     )
 
 
+def scaled(b: Backend, case: Case, d: HostArray) -> Case:
+    whole = d.reshape(-1)[:, None] * case.dense * d.reshape(-1)
+    return Case(ScaledMatrix(case.matrix, b.asarray(d)), whole, case.like, b)
+
+
 def block_diagonal(b: Backend, a: Case, g: Case, d: Case) -> Case:
     """Three blocks in a nested tree with a parameterless layer in it."""
     whole = block_diagonal_of([case.dense for case in (a, g, d)])
@@ -196,6 +202,7 @@ CASES: dict[str, Maker] = {
     "dense of a vector": lambda b: dense(b, positive(5, 8), (5,)),
     "dense spectral": lambda b: dense_spectral(b, _spread(6), (3, 2)),
     "diagonal": lambda b: diagonal(b, _spread(3, 4)),
+    "scaled": lambda b: scaled(b, kronecker_spectral(b, _spread(3, 4)), 0.3 + _spread(3, 4)),
     "block diagonal": lambda b: block_diagonal(
         b,
         kronecker(b, positive(3, 9), positive(2, 10)),
@@ -231,6 +238,7 @@ SINGULAR: dict[str, Maker] = {
     "dense zero": lambda b: dense(b, np.zeros((4, 4)), (2, 2)),
     "dense spectral": lambda b: dense_spectral(b, _HOLE.reshape(-1), (3, 2)),
     "diagonal": lambda b: diagonal(b, _HOLE),
+    "scaled": lambda b: scaled(b, kronecker_spectral(b, _HOLE), 0.3 + _spread(2, 3)),
     "block diagonal": lambda b: block_diagonal(
         b,
         kronecker(b, positive(3, 9), positive(2, 10)),

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
-from matrix_cases import CASES, SINGULAR, Case, dense, gram, kronecker, positive, units
+from matrix_cases import (
+    CASES,
+    SINGULAR,
+    Case,
+    block_diagonal,
+    dense,
+    dense_spectral,
+    diagonal,
+    flattened,
+    gram,
+    kronecker,
+    kronecker_diagonal,
+    positive,
+    stacked,
+    units,
+)
 from numerics import assert_close, flat, host
 
+from kfac_np import trees
 from kfac_np.backend import Backend, Rng
-from kfac_np.errors import FactorizationError, ShapeError
+from kfac_np.errors import FactorizationError, InputError, ShapeError
 from kfac_np.matrices import UnitMatrix
 
 DAMPINGS = (0.0, 0.1, 10.0)
@@ -57,7 +75,8 @@ def test_matvec_keeps_the_shape_and_the_operand(any_case: Case):
     np.testing.assert_array_equal(host(v), before)
 
 
-def test_trace_and_norm_are_those_of_the_dense_matrix(any_case: Case):
+def test_diagonal_trace_and_norm_are_those_of_the_dense_matrix(any_case: Case):
+    assert_close(trees.ravel((any_case.matrix.diagonal(),)), np.diag(any_case.dense))
     assert_close(any_case.matrix.trace(), np.trace(any_case.dense))
     assert_close(any_case.matrix.frobenius_norm(), np.linalg.norm(any_case.dense))
 
@@ -180,6 +199,60 @@ def test_damping_below_rounding_is_refused(backend: Backend):
     case = SINGULAR["dense"](backend)
     with pytest.raises(FactorizationError, match="more damping than 1e-18"):
         case.matrix.solve(case.operand(case.vector()), damping=1e-18)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -0.1, "much"])
+def test_damping_that_makes_no_sense_is_refused(case: Case, bad: float):
+    v = case.operand(case.vector())
+    for operation in (
+        lambda: case.matrix.solve(v, bad),
+        lambda: case.matrix.power(0.5, bad),
+        lambda: case.matrix.logdet(bad),
+        lambda: case.matrix.sample(Rng(0), bad),
+    ):
+        with pytest.raises(InputError, match=f"damping: expected a finite number >= 0, got {bad}"):
+            operation()
+
+
+@pytest.mark.parametrize("c", [1e25, 1e-25])
+@pytest.mark.parametrize("form", ["full", "diagonal"])
+def test_scale_in_one_factor_alone(backend: Backend, form: str, c: float):
+    """A·c ⊗ G/c in single precision: squares and sums of A overflow, those of G vanish."""
+    narrow = dataclasses.replace(backend, dtype=backend.xp.float32)
+    A, G = positive(4, 0), 2.0 * positive(3, 1)
+    make = kronecker if form == "full" else kronecker_diagonal
+    a = A if form == "full" else np.diag(A)
+    plain, case = make(backend, a, G), make(narrow, c * a, G / c)
+    v = 1e-20 * case.vector()
+    for function in (
+        lambda m, _: m.trace(),
+        lambda m, _: m.frobenius_norm(),
+        lambda m, _: m.logdet(),
+        lambda m, _: m.diagonal(),
+        lambda m, v: 1e20 * m.matvec(v),
+        lambda m, v: 1e20 * m.solve(v, 0.1),
+    ):
+        found, expected = (function(x.matrix, x.operand(v)) for x in (case, plain))
+        assert_close(host(found).astype(np.float64), host(expected), 1e-5)
+
+
+@pytest.mark.parametrize("c", [1e30, 1e-30])
+def test_norms_of_what_has_no_squares(backend: Backend, c: float):
+    """Of entries that single precision holds, and whose squares it does not."""
+    b = dataclasses.replace(backend, dtype=backend.xp.float32)
+    one = kronecker(b, c**0.5 * positive(3, 0), c**0.5 * positive(2, 1))
+    for case in (
+        one,
+        stacked(b, one, one),
+        units(b, c * positive(2, 0), c * positive(2, 1)),
+        dense(b, c * positive(4, 7), (2, 2)),
+        dense_spectral(b, c * np.asarray([1.0, 3.0]), (2,)),
+        diagonal(b, c * np.asarray([1.0, 3.0])),
+        block_diagonal(b, one, dense(b, c * positive(4, 7), (2, 2)), diagonal(b, np.zeros((1, 3)))),
+        flattened(b, c * positive(8, 12)),
+    ):
+        found = float(host(case.matrix.frobenius_norm()))
+        assert found == pytest.approx(c * np.linalg.norm(case.dense / c), rel=1e-5)
 
 
 @pytest.mark.parametrize("spread", [1e6, 1e9])
