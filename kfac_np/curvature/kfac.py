@@ -29,7 +29,7 @@ from kfac_np.curvature.diagonal import DiagonalBlock
 from kfac_np.curvature.exact import ExactBlock
 from kfac_np.curvature.ladder import Ladder, require_damping
 from kfac_np.curvature.sharing import Sharing, expand
-from kfac_np.curvature.units import UnitBlock, commensurate, rescaled, scales, together
+from kfac_np.curvature.units import UnitBlock, commensurate, rescaled, scales
 from kfac_np.errors import (
     CurvatureError,
     FactorizationError,
@@ -220,10 +220,6 @@ class KFACBlock(Block):
 
         E[s_i²] = w̄_iᵀ A w̄_i. A scale of 0 (a feature that never occurs, a unit that was initialised
         with zeros) counts as the largest of its layer.
-
-        Inputs whose scales are within a factor of `COMMENSURATE` of their median are one
-        quantity, as pixels and hidden units are, and small ones are small for a reason. They have
-        one unit together, their root mean square; only others have one each. So for outputs.
         """
         if "G" not in moments:
             return self.elementwise.units(moments, parameter)
@@ -235,8 +231,7 @@ class KFACBlock(Block):
         outputs = terms if one_hot else xp.sum((w @ a) * w, axis=-1)
         # what cancels to less than this is rounding, or as good as nothing
         outputs = xp.maximum(outputs, 1e-6 * terms)
-        inputs = inputs if one_hot else together(inputs)
-        s, x = xp.sqrt(scales(together(outputs))), xp.sqrt(scales(inputs))
+        s, x = xp.sqrt(scales(outputs)), xp.sqrt(scales(inputs))
         return s[..., :, None], 1.0 / x[..., None, :]
 
     def mixes_units(self, moments: Moments) -> Truth:

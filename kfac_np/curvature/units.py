@@ -20,7 +20,7 @@ from kfac_np.statistics import (
     term_gradients,
 )
 
-__all__ = ["COMMENSURATE", "UnitBlock", "commensurate", "rescaled", "scales", "together"]
+__all__ = ["COMMENSURATE", "UnitBlock", "commensurate", "rescaled", "scales"]
 
 COMMENSURATE = 10.0
 """How far the largest scale of one quantity is from the median of all, at most."""
@@ -128,26 +128,6 @@ def scales(squares: Array) -> Array:
     known = xp.isfinite(squares) & (squares > float(info.smallest_normal) / float(info.eps))
     largest = xp.max(xp.where(known, squares, xp.zeros_like(squares)), axis=-1, keepdims=True)
     return xp.where(known, squares, xp.where(largest > 0.0, largest, xp.ones_like(largest)))
-
-
-def together(squares: Array) -> Array:
-    """Mean squares of inputs, or their mean for all of them, where they are commensurate.
-
-    Parameters
-    ----------
-    squares : Array, shape (..., n)
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> together(np.asarray([1.0, 9.0])), together(np.asarray([1.0, 1.0, 1e8]))
-    (array([5., 5.]), array([1.e+00, 1.e+00, 1.e+08]))
-    """
-    xp = array_namespace(squares)
-    known = xp.isfinite(squares) & (squares > 0.0)
-    mean = xp.mean(xp.where(known, squares, xp.zeros_like(squares)), axis=-1, keepdims=True)
-    near = commensurate(squares)[..., None]
-    return xp.where(near, mean * xp.ones_like(squares), squares)
 
 
 def commensurate(squares: Array) -> Array:
