@@ -140,7 +140,11 @@ def types(value: Any) -> Any:
     return tuple(map(types, value)) if isinstance(value, tuple) else type(value)
 
 
-@pytest.mark.parametrize(("given", "plain"), SAME, ids=[repr(plain) for _, plain in SAME])
+@pytest.mark.parametrize(
+    ("given", "plain"),
+    SAME,
+    ids=[f"{type(plain).__name__} {i}" for i, (_, plain) in enumerate(SAME)],
+)
 def test_numbers_and_lists_of_all_kinds(given: Any, plain: Any):
     """They are equal, printed alike, and of Python's own types, which go into a file or a step."""
     assert given == plain

@@ -84,6 +84,7 @@ from kfac_np.trees import Tree
 
 __all__ = ["KFAC", "KFACState"]
 
+_LEAST = 1e-10  # of a typical eigenvalue: what a λ of 0 is raised from
 _PROPORTION = 30.0  # of a batch's moments to their average, beyond which the batch counts for less
 _ROUNDINGS = 10.0  # of h, below which a change says nothing
 _OF_LOSS = 10.0  # of the loss for each parameter, that is added to F̂ in a layer's own units
@@ -537,6 +538,8 @@ class KFAC(Optimizer):
             damping = self.damping.start(typical)
         damping = self.damping.at(k, damping)
         _require_damping(self.damping, "at", k, damping)
+        if state.raised > 1.0:  # 0 cannot be raised
+            damping = select(damping > 0.0, damping, _LEAST * typical())
         return damping * state.raised
 
     def _update_moments(
