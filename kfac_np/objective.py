@@ -266,7 +266,10 @@ class Evaluation:
         values = _values(self.objective.loss, self.outputs, self.targets, self.scale)
         xp = array_namespace(values)
         means = xp.mean(xp.reshape(values, (n, -1)), axis=1)
-        return sqrt(scalar(xp.var(means, correction=1.0))) / math.sqrt(n)
+        unit = xp.max(xp.abs(means))  # whose square may overflow
+        unit = xp.where(unit > 0.0, unit, xp.ones_like(unit))
+        deviation = sqrt(scalar(xp.var(means / unit, correction=1.0)))
+        return scalar(unit) * deviation / math.sqrt(n)
 
     @property
     def lower_bound(self) -> Scalar:

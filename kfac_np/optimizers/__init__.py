@@ -16,6 +16,7 @@ from kfac_np.optimizers.damping import (
     GammaSearch,
     LevenbergMarquardt,
 )
+from kfac_np.optimizers.guard import Guard
 from kfac_np.optimizers.kfac import KFAC, KFACState
 from kfac_np.optimizers.local_model import LocalModel
 from kfac_np.optimizers.presets import kfc_pre, practical, published
@@ -47,6 +48,7 @@ __all__ = [
     "FixedRate",
     "GammaPolicy",
     "GammaSearch",
+    "Guard",
     "Inverse",
     "IterateAverage",
     "KFACState",

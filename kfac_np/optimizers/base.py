@@ -263,16 +263,18 @@ class Regularized:
         return cls(loss, value, gradient, norm, None if l2 else statistics)
 
     def require_finite(self, step: int, doubts: Doubts) -> None:
-        """It is a `DivergenceError` if loss or gradient are not finite."""
+        """It is a `DivergenceError` if loss, objective or gradient are not finite."""
         loss, norm = self.loss, self.gradient_norm
-        doubts.require(
-            isfinite(loss + norm),
-            lambda: DivergenceError(
-                f"step {step}: the loss is {float(loss):g} and the gradient's norm "
-                f"{float(norm):g}; the parameters are unchanged. Use a smaller learning rate or "
-                "more damping"
-            ),
-        )
+
+        def error() -> DivergenceError:
+            overflows = isfinite(loss) and not isfinite(self.value)  # θ does, in the ℓ2 term
+            what = "objective is inf" if overflows else f"loss is {float(loss):g}"
+            return DivergenceError(
+                f"step {step}: the {what} and the gradient's norm {float(norm):g}; the parameters "
+                "are unchanged. Use a smaller learning rate or more damping"
+            )
+
+        doubts.require(isfinite(self.value + norm), error)
 
     @property
     def numbers(self) -> dict[str, Scalar | None]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from kfac_np.backend import Scalar, select
+from kfac_np.backend import Scalar, both, select
 from kfac_np.errors import ConfigError, plain_fields
 from kfac_np.optimizers.schedules import (
     Schedule,
@@ -235,7 +235,7 @@ class LevenbergMarquardt(DampingPolicy):
         new = select(new > least, new, least)
         most = self.ceiling * typical
         most = select(most > omega * current, most, omega * current)  # down, but step by step
-        return self._within(select(new < most, new, most))
+        return self._within(select(both(new > most, typical > 0.0), most, new))
 
     def _within(self, current: Scalar) -> Scalar:
         current = select(current > self.minimum, current, self.minimum)

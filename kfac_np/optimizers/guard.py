@@ -64,7 +64,7 @@ class Guard:
         --------
         >>> guard = Guard()
         >>> [guard.undoes(2.0, 1.0, (0.3, 0.4), noisy=noisy) for noisy in (True, False)]
-        (False, True)
+        [False, True]
         """
         room: Scalar = 0.0
         if noisy:

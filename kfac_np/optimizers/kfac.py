@@ -116,7 +116,7 @@ class KFACState(State):
     previous, previous_average : tree or None
         Parameters and their average before the last update, which may still be taken back.
     objective, error : Scalar or None
-        h of these on the last step's batch, and its standard error.
+        h of these on the last step's batch, and its standard error (of one example none).
     measured : Scalar or None
         h of `params` on that batch, where it was measured.
     rejected : Truth
@@ -404,7 +404,7 @@ class KFAC(Optimizer):
                 previous=state.params,
                 previous_average=state.average,
                 objective=h.value,
-                error=e.standard_error,
+                error=e.standard_error if e.scale.examples > 1 else None,
                 measured=outcome.value,
                 rejected=outcome.rejected,
             )
@@ -455,10 +455,11 @@ class KFAC(Optimizer):
             size = absolute(h.value) + absolute(state.measured)
             same = absolute(h.value - state.measured) <= _ROUNDINGS * _epsilon(e.outputs) * size
         harm: list[Truth] = [False, False]
-        if state.objective is not None and state.error is not None:
-            errors = (state.error, e.standard_error)
+        if state.objective is not None:
+            errors = (math.inf if state.error is None else state.error, e.standard_error)
+            rounding = _ROUNDINGS * _epsilon(e.outputs) * absolute(state.objective)
             harm = [
-                self.guard.undoes(h.value, state.objective, errors, noisy=noisy)
+                self.guard.undoes(h.value, state.objective + rounding, errors, noisy=noisy)
                 for noisy in (False, True)
             ]
         rejected, alike, *harmful = known(state.rejected, same, *harm)
@@ -569,7 +570,7 @@ class KFAC(Optimizer):
                 doubts.require(good, partial(_no_moments, k, path, ", ".join(m)))
         if not old:
             return new, events
-        if state.units and state.objective is not None:
+        if state.objective is not None:
             new, more = self._in_proportion(state, new)
             events += more
         epsilon = self.moving_average.epsilon(self.statistics.count(k))
@@ -589,7 +590,7 @@ class KFAC(Optimizer):
         h = 0.0 if state.objective is None else state.objective
         least = _OF_LOSS / sum(sizes.values()) * select(h > 0.0, h, 0.0)
         weights, events = {}, []
-        for path in state.units:
+        for path in before:
             trace = scalar(now[path])
             most = _PROPORTION * (scalar(before[path]) + sizes[path] * least)
             outsized = both(trace > most, most > 0.0)

@@ -8,7 +8,6 @@ here as numbers.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -107,12 +106,45 @@ class Record:
     damping: float
     next_damping: float
     gamma: float
-    alpha: float
-    mu: float
+    alpha: float | None
+    mu: float | None
     model_decrease: float | None
     rho: float | None
     refreshed: bool
     batch_size: int
+    events: tuple[str, ...] = ()
+
+
+@dataclass
+class Minimum:
+    """What minimises the quadratic model along a proposal and, if there is one, the last update."""
+
+    delta: HostArray
+    alpha: float
+    mu: float
+    decrease: float
+
+
+def minimised(
+    bend: HostArray, slope: HostArray, proposal: HostArray, previous: HostArray | None
+) -> Minimum:
+    """§7."""
+    V = np.stack([proposal] if previous is None else [proposal, previous], axis=1)
+    coefficients = np.linalg.solve(V.T @ bend @ V, -V.T @ slope)
+    delta = V @ coefficients
+    decrease = float(0.5 * delta @ bend @ delta + slope @ delta)
+    mu = 0.0 if previous is None else float(coefficients[1])
+    return Minimum(delta, float(coefficients[0]), mu, decrease)
+
+
+def shortened(found: Minimum, bend: HostArray, slope: HostArray, room: float) -> Minimum:
+    """Until the model promises no more than there is: no loss here can be less than 0."""
+    if -found.decrease <= room:
+        return found
+    delta = found.delta
+    roots = np.roots([0.5 * delta @ bend @ delta, slope @ delta, room])
+    s = min(float(root.real) for root in roots)
+    return Minimum(s * delta, s * found.alpha, s * found.mu, -room)
 
 
 class Published:
@@ -123,7 +155,7 @@ class Published:
         net: Net,
         theta: HostArray,
         sampler: Sampler,
-        lambda0: float | None = 150.0,
+        lambda0: float = 150.0,
         approximation: type[KroneckerFactored] = KroneckerFactored,
         eta: float = 1e-5,
         tau1: float = 1 / 8,
@@ -133,16 +165,10 @@ class Published:
         self.approximation = approximation(net)
         self.eta, self.tau1, self.tau2 = eta, tau1, tau2
         self.theta, self.average = theta, theta
-        self.damping, self.gamma = math.nan, math.nan
-        if lambda0 is not None:
-            self.damping, self.gamma = lambda0, math.sqrt(lambda0 + eta)
-        self.adopts_defaults = False
-        self.model_examples = 1  # at least
+        self.damping, self.gamma = lambda0, math.sqrt(lambda0 + eta)
         self.bounds = 0.0, math.inf  # the paper has none
         self.power: float | None = None  # nor a first phase of the average
         self.promises_bounded = False  # nor a bound on what the model may promise
-        self.balanced_from: int | None = None  # nor multipliers of the layers' proposals
-        self.multipliers = np.ones(net.num_parameters)
         self.renewals = 0
         self.moments: list[HostArray] = []
         self.inverse: HostArray | None = None
@@ -165,8 +191,7 @@ class Published:
 
     def update_moments(self, x: HostArray, w: HostArray) -> None:
         """§5: targets sampled on the τ₁ part; the k-th time ε = min(1 - 1/k, 0.95)."""
-        tau1 = max(0.8 ** (self.k - 1), 1 / 8) if self.adopts_defaults else self.tau1
-        n1 = math.ceil(tau1 * len(x))
+        n1 = math.ceil(self.tau1 * len(x))
         z, _ = self.net.forward(self.theta, x[:n1])
         new = self.approximation.moments(self.theta, x[:n1], self.sampler(z, self.k), w[:n1])
         self.renewals += 1
@@ -175,45 +200,22 @@ class Published:
         self.moments = [epsilon * m + (1.0 - epsilon) * n for m, n in zip(old, new, strict=True)]
 
     def adapted_damping(self, rho: float) -> float:
-        """§6.5: times ω₁ = (19/20)^5 where ρ is good, over it where ρ is bad; and the floor."""
-        floor = 0.3 * self.typical_eigenvalue() if self.adopts_defaults else 0.0
+        """§6.5: times ω₁ = (19/20)^5 where ρ is good, over it where ρ is bad."""
         exponent = 5 if rho > 3 / 4 else -5 if rho < 1 / 4 else 0
-        return max(self.damping * (19 / 20) ** exponent, floor)
-
-    def typical_eigenvalue(self) -> float:
-        """That of the approximation, with a block for each layer."""
-        matrix = self.approximation.matrix(self.moments)
-        return typical_eigenvalue(matrix, [n * m for n, m in self.net.shapes])
+        return float(self.damping * (19 / 20) ** exponent)
 
     def fisher_of_model(self, x: HostArray, t: HostArray, w: HostArray) -> HostArray:
         """F on the τ₂ part plus (λ + η) I."""
-        n2 = max(math.ceil(self.tau2 * len(x)), min(self.model_examples, len(x)))
+        n2 = math.ceil(self.tau2 * len(x))
         F = self.net.fisher(self.theta, x[:n2], t[:n2], w[:n2])
         return F + (self.damping + self.eta) * np.eye(len(F))
 
     def candidates(self) -> list[float]:
-        """§6.6: three values of γ every T₂ = 20 steps; the default's order and bounds."""
-        gamma, early = self.gamma, self.adopts_defaults and self.k == 3
-        if self.k % 20 and not early:
-            return [gamma]
-        if not self.adopts_defaults:
-            omega2, (low, high) = math.sqrt(19 / 20) ** 20, self.bounds
-            return [gamma, max(omega2 * gamma, low), min(gamma / omega2, high)]
-        root = math.sqrt(self.damping + self.eta)
-        smaller, larger = max(gamma / 2, root / 10), min(gamma * 2, root * 10)
-        return [gamma, larger, smaller] if early else [gamma, smaller, larger]
-
-    def balance(self, bend: HostArray, slope: HostArray, proposal: HostArray) -> None:
-        """Multiply each layer by the root of its own best step, over that of all; mean 1."""
-        ends = np.cumsum([0, *(n * m for n, m in self.net.shapes)])
-        layers = [slice(a, b) for a, b in itertools.pairwise(ends)]
-        descents = [-slope[s] @ proposal[s] for s in layers]
-        bends = [proposal[s] @ bend[s, s] @ proposal[s] for s in layers]
-        first = (self.multipliers == 1.0).all()
-        for s, descent, own in zip(layers, descents, bends, strict=True):
-            ratio = (descent / own) / (sum(descents) / sum(bends))
-            self.multipliers[s] *= ratio if first else math.sqrt(ratio)
-        self.multipliers /= np.mean([self.multipliers[s][0] for s in layers])
+        """§6.6: three values of γ every T₂ = 20 steps."""
+        if self.k % 20:
+            return [self.gamma]
+        omega2, (low, high) = math.sqrt(19 / 20) ** 20, self.bounds
+        return [self.gamma, max(omega2 * self.gamma, low), min(self.gamma / omega2, high)]
 
     def step(self, x: HostArray, t: HostArray, w: HostArray | None = None) -> Record:
         self.k += 1
@@ -221,65 +223,46 @@ class Published:
         w = np.ones(len(x)) if w is None else w
         slope = self.gradient_h(x, t, w)
         self.update_moments(x, w)
-        if math.isnan(self.damping):  # the defaults
-            self.damping = self.typical_eigenvalue()
-            self.gamma = 0.3 * math.sqrt(self.damping + self.eta)
         bend = self.fisher_of_model(x, t, w)
+        before = self.h(self.theta, x, t, w)
 
-        first, period = (1, 10) if self.adopts_defaults else (3, 20)  # T₃
         trials = self.candidates()
-        refreshed = k <= first or len(trials) > 1 or k % period == 0
+        refreshed = k <= 3 or k % 20 == 0  # T₃
         best: Any = None
         for gamma in trials:
             inverse = self.inverse
             if refreshed:
                 inverse = self.approximation.inverse(self.moments, gamma)
-            directions = [-self.multipliers * (inverse @ slope)]
-            if self.delta0 is not None:  # §7
-                directions.append(self.delta0)
-            V = np.stack(directions, axis=1)
-            coefficients = np.linalg.solve(V.T @ bend @ V, -V.T @ slope)
-            delta = V @ coefficients
-            decrease = 0.5 * delta @ bend @ delta + slope @ delta
-            trial = decrease, gamma, inverse, coefficients, delta, directions[0]
-            if best is None:
-                best = trial
-            elif decrease < best[0]:
-                best = trial
-                if self.adopts_defaults:  # which take the first that is better
-                    break
-        decrease, gamma, inverse, coefficients, delta, proposal = best
-        if self.balanced_from is not None and k >= self.balanced_from and k % 5 == 0:
-            self.balance(bend, slope, proposal)
-        before = self.h(self.theta, x, t, w)
-        if self.promises_bounded and -decrease > before:  # no loss here can be less than 0
-            roots = np.roots([0.5 * delta @ bend @ delta, slope @ delta, before])
-            s = min(float(root.real) for root in roots)
-            coefficients, delta, decrease = s * coefficients, s * delta, -before
+            found = minimised(bend, slope, -inverse @ slope, self.delta0)
+            if self.promises_bounded:
+                found = shortened(found, bend, slope, before)
+            if best is None or found.decrease < best[-1].decrease:
+                best = gamma, inverse, found
+        gamma, inverse, found = best
 
         # §6.5: λ every T₁ = 5 steps.
         rho, next_damping = None, self.damping
         if k % 5 == 0:
-            rho = (self.h(self.theta + delta, x, t, w) - before) / decrease
+            rho = (self.h(self.theta + found.delta, x, t, w) - before) / found.decrease
             next_damping = self.adapted_damping(rho)
         record = Record(
-            theta=self.theta + delta,
-            average=self.averaged(self.theta + delta),
+            theta=self.theta + found.delta,
+            average=self.averaged(self.theta + found.delta),
             loss=float(self.net.value(self.theta, x, t, w)),
             objective=before,
             damping=self.damping,
             next_damping=next_damping,
             gamma=gamma,
-            alpha=float(coefficients[0]),
-            mu=float(coefficients[1]) if self.delta0 is not None else 0.0,
-            model_decrease=float(decrease),
+            alpha=found.alpha,
+            mu=found.mu,
+            model_decrease=found.decrease,
             rho=rho,
             refreshed=refreshed,
             batch_size=len(x),
         )
         self.theta, self.average = record.theta, record.average
         self.damping, self.gamma = next_damping, gamma
-        self.inverse, self.delta0 = inverse, delta
+        self.inverse, self.delta0 = inverse, found.delta
         return record
 
 

@@ -78,7 +78,8 @@ class Case:
     grow: tuple[int, int] | None = None
     weighted: bool = False
     positions: int | None = None
-    spread: float = 1.0
+    spread: float | tuple[float, ...] = 1.0
+    outlier: int | None = None  # the step in which x is 1000 times as large
 
     def __str__(self) -> str:
         return self.name
@@ -92,7 +93,9 @@ class Case:
         """θ₀, x, t and weights."""
         draws = np.random.default_rng(self.seed)
         middle = () if self.positions is None else (self.positions,)
-        x = self.spread * draws.standard_normal((self.examples, *middle, self.net.sizes[0]))
+        x = np.asarray(self.spread) * draws.standard_normal(
+            (self.examples, *middle, self.net.sizes[0])
+        )
         teacher, theta = draws.standard_normal((2, self.net.num_parameters))
         t = TARGETS[self.net.loss](self.net.forward(teacher, x)[0], draws)
         w = draws.uniform(0.3, 1.7, self.examples) if self.weighted else np.ones(self.examples)
@@ -105,7 +108,8 @@ class Case:
             size = growing_batch_size(k, self.grow[0], self.examples, self.grow[1])
         order = np.random.default_rng([self.seed, k]).permutation(self.examples)[:size]
         _, x, t, w = self.host()
-        return x[order], t[order], w[order]
+        factor = 1000.0 if k == self.outlier else 1.0
+        return factor * x[order], t[order], w[order]
 
     def sampler(self, z: HostArray, k: int) -> HostArray:
         """The reference's targets; `fisher` gives the library the same ones."""

@@ -56,7 +56,7 @@ CURVATURES: list[Curvature] = [
 def test_multiplying_the_loss_changes_nothing(name: str, scale: float) -> None:
     """Weights of c for all examples: c times the loss, the gradient and F; the same path."""
     c = case(name)
-    kfac = KFAC(c.objective, l2=0.0)
+    kfac = KFAC(c.objective)
     plain = scaled = kfac.init(c.params(NUMPY))
     for k in range(1, 26):
         x, t, _ = c.batch_on(NUMPY, k)
@@ -68,12 +68,16 @@ def test_multiplying_the_loss_changes_nothing(name: str, scale: float) -> None:
 
 
 @pytest.mark.parametrize("curvature", CURVATURES, ids=lambda c: type(c).__name__)
-def test_first_damping_is_a_typical_eigenvalue(curvature: Curvature, backend: Backend) -> None:
-    c = case("tanh_squared")
+@pytest.mark.parametrize("spread", [1.0, (1.0, 1.0, 300.0)])
+def test_first_damping_is_a_typical_eigenvalue(
+    spread: Any, curvature: Curvature, backend: Backend
+) -> None:
+    c = dataclasses.replace(case("tanh_squared"), spread=spread)
     kfac = KFAC(c.objective, curvature=curvature, fisher=Exact())
     state, report = kfac.step(kfac.init(c.params(backend)), *c.batch_on(backend, 1))
-    assert report.damping == pytest.approx(_typical_eigenvalue(curvature, state), rel=1e-9)
-    assert report.gamma == pytest.approx(0.3 * math.sqrt(report.damping + 1e-5))
+    typical = _typical_eigenvalue(curvature, state, report.objective)
+    assert report.damping == pytest.approx(typical, rel=1e-9)
+    assert report.gamma == pytest.approx(0.3 * math.sqrt(report.damping))
 
 
 @pytest.mark.parametrize("curvature", CURVATURES, ids=lambda c: type(c).__name__)
@@ -82,37 +86,37 @@ def test_damping_has_a_floor_that_goes_with_the_fisher(
 ) -> None:
     c = case("tanh_squared")
     lm = LevenbergMarquardt(initial=1e-9, interval=2, floor=0.5)
-    kfac = KFAC(c.objective, curvature=curvature, fisher=Exact(), damping=lm)
+    kfac = KFAC(c.objective, curvature=curvature, fisher=Exact(), damping=lm, guard=None)
     state, _ = kfac.step(kfac.init(c.params(backend)), *c.batch_on(backend, 1))
     assert state.damping == 1e-9
-    state, _ = kfac.step(state, *c.batch_on(backend, 2))
-    assert float(state.damping) == pytest.approx(
-        0.5 * _typical_eigenvalue(curvature, state), rel=1e-9
-    )
+    state, report = kfac.step(state, *c.batch_on(backend, 2))
+    typical = _typical_eigenvalue(curvature, state, report.objective)
+    assert float(state.damping) == pytest.approx(0.5 * typical, rel=1e-9)
 
 
-def _typical_eigenvalue(curvature: Curvature, state: KFACState) -> float:
-    matrix = curvature.matrix(state.moments, state.params)
+def _typical_eigenvalue(curvature: Curvature, state: KFACState, h: float) -> float:
+    """In the layers' own units, where they have some, with ten times h for all parameters."""
+    moments = curvature.in_units(state.moments, state.units)
+    matrix = curvature.matrix(moments, state.params)
     sizes = [math.prod(p.shape) for p in trees.leaves(state.params)]
+    least = 10 * h / sum(sizes) if state.units else 0.0
     if not matrix.block_traces():
         sizes = [sum(sizes)]
-    return typical_eigenvalue(to_numpy(matrix.to_dense()), sizes)
+    return least + typical_eigenvalue(to_numpy(matrix.to_dense()), sizes)
 
 
+@pytest.mark.parametrize("relative", [True, False])
 @pytest.mark.parametrize("trace", [0.0, math.inf, math.nan])
 def test_without_eigenvalues_damping_starts_at_one(
-    trace: float, monkeypatch: pytest.MonkeyPatch
+    trace: float, relative: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    c = case("tanh_squared")
-    kfac = KFAC(c.objective)
-    matrix = type(kfac.curvature.matrix(_moments(kfac, c), c.params(NUMPY)))
-    monkeypatch.setattr(matrix, "block_traces", lambda self: {"0": np.asarray(trace)})
+    """Or, where features have units of their own, at what is added there for the loss."""
+    c = dataclasses.replace(case("tanh_squared"), spread=(1.0, 1.0, 1e3))
+    traces = {"0": np.asarray(trace)}
+    monkeypatch.setattr(BlockDiagonal, "block_traces", lambda *_: traces)
+    kfac = KFAC(c.objective, relative=relative)
     _, report = kfac.step(kfac.init(c.params(NUMPY)), *c.batch_on(NUMPY, 1))
-    assert report.damping == 1.0
-
-
-def _moments(kfac: KFAC, c: Any) -> Any:
-    return kfac.step(kfac.init(c.params(NUMPY)), *c.batch_on(NUMPY, 1))[0].moments
+    assert report.damping == pytest.approx(10 * report.objective / 26 if relative else 1.0)
 
 
 def test_dead_network_moves_on() -> None:
@@ -132,7 +136,7 @@ def test_dead_network_moves_on() -> None:
 def test_a_policy_is_asked_once_where_to_start() -> None:
     """λ is carried over from the first step, also through a checkpoint."""
     c = case("relu_softmax")
-    kfac = KFAC(c.objective)
+    kfac = KFAC(c.objective, guard=None)
     state, first = kfac.step(kfac.init(c.params(NUMPY)), *c.batch_on(NUMPY, 1))
     assert state.damping == first.damping
     state = kfac.state_from_tree(kfac.state_to_tree(state))
@@ -186,7 +190,7 @@ class Given(DampingPolicy):
     def measures(self, k: int) -> bool:
         return True
 
-    def update(self, current: Any, rho: Any, eigenvalue: Any) -> Any:
+    def update(self, current: Any, rho: Any, eigenvalue: Any, *, noisy: bool = True) -> Any:
         return self.then
 
 

@@ -69,9 +69,11 @@ class Variant:
         return [dense.step(*c.batch_at(k)) for k in range(1, STEPS + 1)]
 
     def optimizer(self) -> KFAC:
-        kfac = self.preset(self.case.objective, fisher=self.case.fisher, **self.settings)
+        changes = {"fisher": self.case.fisher, "guard": None, **self.settings}
+        kfac = self.preset(self.case.objective, **changes)
         if isinstance(self.damping, float):
-            kfac = dataclasses.replace(kfac, damping=LevenbergMarquardt(self.damping, floor=0.0))
+            adapted = LevenbergMarquardt(self.damping, decay=19 / 20, floor=0.0, ceiling=math.inf)
+            kfac = dataclasses.replace(kfac, damping=adapted)
         return kfac
 
 

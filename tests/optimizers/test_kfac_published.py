@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dense_defaults import Defaults, own_units
+from dense_net import Net
 from dense_reference import (
     ExactlyDamped,
     KroneckerFactored,
@@ -33,6 +35,7 @@ from kfac_np.optimizers import (
     KFAC,
     Balance,
     GammaSearch,
+    Guard,
     IterateAverage,
     LevenbergMarquardt,
     QuadraticModel,
@@ -50,6 +53,11 @@ CURVATURES: dict[type[KroneckerFactored], Curvature] = {
 }
 
 
+def as_published(initial: float) -> LevenbergMarquardt:
+    """λ with another start than 150."""
+    return LevenbergMarquardt(initial, decay=19 / 20, floor=0.0, ceiling=math.inf)
+
+
 @dataclass(frozen=True)
 class Run:
     """A case, where λ starts, and how the Fisher matrix is approximated."""
@@ -60,27 +68,29 @@ class Run:
     bounded: bool = False
     balanced_from: int | None = None
     model_examples: int = 256
+    guard: tuple[float, int] = (4.0, 50)
 
     def __str__(self) -> str:
         kind = "" if self.approximation is KroneckerFactored else f"-{self.approximation.__name__}"
         kind += "-bounded" if self.bounded else ""
         kind += f"-balanced from {self.balanced_from}" if self.balanced_from else ""
         kind += f"-{self.model_examples} examples" if self.model_examples != 256 else ""
+        kind += f"-guard {self.guard}" if self.guard != (4.0, 50) else ""
         return f"{self.case}-{self.lambda0 or 'defaults'}{kind}"
 
     @functools.cache  # noqa: B019 - the table lives as long as the tests
     def reference(self) -> list[Record]:
         """All steps of the dense reference."""
         c = self.case
-        dense = Published(c.net, c.host()[0], c.sampler, self.lambda0, self.approximation)
+        start = c.net, c.host()[0], c.sampler
+        dense: Published
+        if self.lambda0 is None:
+            dense = Defaults(*start, self.model_examples, self.balanced_from, self.guard)
+        else:
+            dense = Published(*start, self.lambda0, self.approximation)
         if self.bounded:
             dense.bounds, dense.power = (math.sqrt(1e-5), 1.0), 0.0
             dense.promises_bounded = True
-        if self.lambda0 is None:
-            dense.promises_bounded = dense.adopts_defaults = True
-            dense.model_examples = self.model_examples
-            dense.power = 19.0
-            dense.balanced_from = self.balanced_from
         return [dense.step(*c.batch_at(k)) for k in range(1, STEPS + 1)]
 
     def optimizer(self) -> KFAC:
@@ -93,9 +103,11 @@ class Run:
             rule = QuadraticModel(balance=balance, least_examples=self.model_examples)
             if rule != QuadraticModel():
                 changes["step_rule"] = rule
+            if self.guard != (4.0, 50):
+                changes["guard"] = Guard(*self.guard)
             return KFAC(self.case.objective, **changes)
         if self.lambda0 != 150:
-            changes["damping"] = LevenbergMarquardt(self.lambda0, floor=0.0)
+            changes["damping"] = as_published(self.lambda0)
         if self.approximation is not KroneckerFactored:
             changes["curvature"] = CURVATURES[self.approximation]
         if self.bounded:  # what the paper's companion code has, and a bound on promises
@@ -124,13 +136,19 @@ RUNS = [
     Run(case("growing_softmax"), 0.3, bounded=True),
     Run(case("linear_squared"), 1e-5, bounded=True),
 ]
+INCOMMENSURATE = Case("incommensurate", Net((3, 4, 2), "relu", "squared"), spread=(1.0, 0.1, 1e3))
+BATCHES = Case("batches", Net((3, 3, 2), "tanh", "sigmoid"), weighted=True, batch=16)
+OUTLIER = Case("relu_softmax_outlier", Net((3, 5, 3), "relu", "softmax"), batch=16, outlier=12)
 DEFAULTS = [
-    Run(case(name), None)
-    for name in ("tanh_squared", "relu_softmax", "weighted_sigmoid", "no_bias_softmax")
+    *(Run(case(name), None) for name in ("tanh_squared", "weighted_sigmoid", "no_bias_softmax")),
+    Run(case("growing_softmax"), None),
+    Run(INCOMMENSURATE, None),
+    Run(OUTLIER, None),
+    Run(BATCHES, None, model_examples=7, guard=(0.5, 2)),
+    Run(case("weighted_sigmoid"), None, model_examples=7),
+    Run(case("positions_squared"), None, balanced_from=5),
+    Run(case("weighted_sigmoid"), None, balanced_from=20),
 ]
-DEFAULTS += [Run(case("relu_softmax"), None, balanced_from=5)]
-DEFAULTS += [Run(case("weighted_sigmoid"), None, balanced_from=20)]
-DEFAULTS += [Run(case(name), None, model_examples=7) for name in ("tanh_squared", "relu_softmax")]
 
 
 def assert_same_step(report: StepReport, state: Any, expected: Record) -> None:
@@ -143,15 +161,15 @@ def assert_same_step(report: StepReport, state: Any, expected: Record) -> None:
     assert report.damping == pytest.approx(expected.damping, rel=1e-11)
     assert float(state.damping) == pytest.approx(expected.next_damping, rel=1e-11)
     assert report.gamma == state.gamma == pytest.approx(expected.gamma, rel=1e-11)
-    assert report.alpha == close(expected.alpha)
-    assert report.mu == close(expected.mu)
-    assert report.model_decrease == close(expected.model_decrease)
+    for name in ("alpha", "mu", "model_decrease"):
+        found, wanted = getattr(report, name), getattr(expected, name)
+        assert found == (wanted if wanted is None else close(wanted)), name
     assert (report.rho is None) == (expected.rho is None)
     if expected.rho is not None:
         assert report.rho == pytest.approx(expected.rho, rel=1e-3, abs=1e-3)
     assert bool(report.refreshed) == expected.refreshed
     assert report.batch_size == expected.batch_size
-    assert report.events == ()
+    assert [event.rung for event in report.events] == list(expected.events)
 
 
 @pytest.mark.parametrize("run", RUNS + DEFAULTS, ids=str)
@@ -163,9 +181,8 @@ def test_every_step_as_published(run: Run, backend: Backend) -> None:
         state, report = optimizer.step(state, *run.case.batch_on(backend, k))
         assert report.step == state.step == k
         assert_same_step(report, state, expected)
-        assert report.update_norm == pytest.approx(
-            float(np.linalg.norm(expected.theta - theta)), rel=1e-5, abs=TOLERANCE
-        )
+        moved = 0.0 if expected.alpha is None else float(np.linalg.norm(expected.theta - theta))
+        assert report.update_norm == pytest.approx(moved, rel=1e-5, abs=TOLERANCE)
         theta = expected.theta
 
 
@@ -189,6 +206,27 @@ def test_runs_visit_every_branch() -> None:
     assert max(sizes) == sizes[39] == sizes[-1] == 96 > sizes[38] > sizes[0] == 16
 
 
+def test_defaults_visit_every_branch() -> None:
+    """Updates rejected and taken back, an outlier, λ up and down; momentum, and without."""
+    records = [r for run in DEFAULTS for r in run.reference()]
+    assert {event for r in records for event in r.events} == {
+        "update rejected",
+        "update taken back",
+        "moments out of proportion",
+    }
+    assert {np.sign(r.next_damping - r.damping) for r in records} == {-1, 0, 1}
+    assert {r.next_damping / r.damping for r in records} >= {0.5, 2.0, 4.0}
+    for run in DEFAULTS:
+        mu = [r.mu for r in run.reference()[2:]]
+        if run.case.batch == 16 and run.model_examples == 256:
+            assert not any(mu)
+        else:
+            assert any(mu)
+    x = np.c_[INCOMMENSURATE.host()[1], np.ones(64)]
+    units = own_units(x.T @ x, np.ones((4, 4)))
+    assert units.max() > 1e3 * units.min()
+
+
 def test_all_refreshed_layers_are_named(backend: Backend) -> None:
     c = case("logistic_sigmoid")
     kfac = published(c.objective)
@@ -208,7 +246,7 @@ def test_default_targets_are_the_documented_stream(name: str, backend: Backend) 
         return to_numpy(loss.sample_targets(Rng(11, "targets", k, 0), host.asarray(z)))
 
     dense = Published(c.net, c.host()[0], sampler, 1.0)
-    kfac = published(c.objective, damping=LevenbergMarquardt(1.0), seed=11)
+    kfac = published(c.objective, damping=as_published(1.0), seed=11)
     assert kfac.fisher == MonteCarlo(1)
     state = kfac.init(c.params(backend))
     for k in range(1, 26):
@@ -222,6 +260,7 @@ def test_published_constants() -> None:
     assert (kfac.gamma.minimum, kfac.gamma.maximum) == (0, math.inf)
     defaults = KFAC(case("tanh_squared").objective)
     names = ["gamma", "averaging", "step_rule", "damping", "refresh", "statistics_fraction"]
+    names += ["least_statistics", "l2", "relative", "guard"]
     changes = {name: getattr(kfac, name) for name in names}
     assert (kfac.step_rule, defaults.step_rule) == (
         QuadraticModel(bounded=False, least_examples=1),
@@ -230,7 +269,8 @@ def test_published_constants() -> None:
     assert dataclasses.replace(defaults, **changes) == kfac
     assert defaults.averaging == IterateAverage(0.99, warm_up=True, power=19.0)
     assert (defaults.gamma.minimum, defaults.gamma.maximum) == (0, math.inf)
-    assert kfac.l2 == 1e-5
+    assert (kfac.l2, kfac.relative, kfac.guard, kfac.least_statistics) == (1e-5, False, None, 1)
+    assert (defaults.l2, defaults.relative, defaults.guard) == (0.0, True, Guard(4.0, 50))
     assert (kfac.damping.initial, kfac.damping.interval) == (150, 5)
     updates = [kfac.damping.update(1.0, rho, lambda: 1e6) for rho in (0.7501, 0.75, 0.25, 0.2499)]
     assert updates == pytest.approx([0.95**5, 1.0, 1.0, 0.95**-5])

@@ -14,7 +14,7 @@ from optimizer_cases import LOSSES
 
 from kfac_np.backend import Array, Backend, Rng, array_namespace
 from kfac_np.fisher import Exact
-from kfac_np.layers import Dense, Layer, Sequential, Tanh
+from kfac_np.layers import Dense, Layer, ReLU, Sequential, Tanh
 from kfac_np.losses import Loss, SquaredError
 from kfac_np.objective import Objective
 from kfac_np.optimizers import (
@@ -164,3 +164,49 @@ def test_damping_ends_the_invariance() -> None:
         for o, p in ((one, params), (other, changed))
     ]
     assert np.max(np.abs(paths[0][-1] - paths[1][-1])) > 1e-3
+
+
+# ---------------------------------------------------------------------------- units, damped
+
+FEATURES = (np.array([2.0**-9, 1, 2.0**6, 2.0**15]), np.array([2.0**15, 2.0**4, 2.0**-9, 1]))
+HIDDEN = (np.array([1, 2.0**-9, 2.0**9, 2.0, 0.5]), np.array([2.0**12, 1, 0.25, 2.0**-5, 8.0]))
+
+
+def in_other_units(which: int) -> tuple[Tree, HostArray, Callable[[Tree], list[HostArray]]]:
+    """Parameters and inputs in one of two sets of units, and how parameters are brought back."""
+    draws = np.random.default_rng(5)
+    x, first, last = (draws.standard_normal(s) for s in ((60, 4), (5, 5), (2, 6)))
+    f, c = np.append(FEATURES[which], 1.0), HIDDEN[which]
+    outer = np.append(c, 1.0)
+    params = (c[:, None] * first / f, (), last / outer)
+
+    def back(p: Tree) -> list[HostArray]:
+        return [p[0] / c[:, None] * f, p[2] * outer]
+
+    return params, x * FEATURES[which], back
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_damped_path_does_not_see_units(relative: bool) -> None:
+    """Features and hidden units that differ by orders of magnitude, in one set of units or other.
+
+    With damping in the layers' own units, the same parameters but for the units, step by step.
+    """
+    t = np.random.default_rng(6).standard_normal((60, 2))
+    objective = Objective(Sequential(Dense(4, 5), ReLU(), Dense(5, 2)), SquaredError())
+    kfac = KFAC(objective, fisher=Exact(), relative=relative)
+    paths: list[list[HostArray]] = []
+    for which in (0, 1):
+        params, x, back = in_other_units(which)
+        state, path = kfac.init(params), []
+        for _ in range(25):
+            state, report = kfac.step(state, x, t)
+            path += back(state.params)
+        paths.append(path)
+        if relative:
+            assert report.loss < 0.7 * objective.value(params, x, t)
+    apart = [np.max(np.abs(a - b)) for a, b in zip(*paths, strict=True)]
+    if relative:
+        assert max(apart) < 1e-7
+    else:
+        assert max(apart) > 1e-2

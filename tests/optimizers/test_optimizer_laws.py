@@ -28,6 +28,7 @@ from kfac_np.optimizers import (
     ConstantDamping,
     Exponential,
     GammaSearch,
+    Guard,
     IterateAverage,
     LevenbergMarquardt,
     Optimizer,
@@ -66,6 +67,12 @@ OPTIMIZERS: dict[str, Make] = {
         o, curvature=BlockDiagonal(overrides={"2": DiagonalBlock()}), **QUICK
     ),
     "kfac_input_only": lambda o: KFAC(o, fisher=InputOnly(), **QUICK),
+    "kfac_in_trouble": lambda o: KFAC(
+        o,
+        damping=LevenbergMarquardt(1e-9, floor=0.0),
+        step_rule=QuadraticModel(bounded=False, least_examples=1),
+        guard=Guard(settling=3),
+    ),
     "practical": lambda o: practical(o, Exponential(0.1, decay=0.9), kl_clip=1e-3),
     "practical_adaptive": lambda o: dataclasses.replace(
         practical(o, 0.3), damping=LevenbergMarquardt(1.0)
@@ -150,6 +157,13 @@ def test_resumes_bit_for_bit_at_every_step(make: Make, backend: Backend) -> None
         resumed, report = optimizer.step(restored, *CASE.batch_on(backend, k))
         assert bits(optimizer, resumed) == bits(optimizer, states[k])
         assert report == reports[k - 1]
+
+
+def test_trouble_is_met_on_the_way() -> None:
+    """The laws above are about steps that take an update back, too, and about those after them."""
+    reports = run(OPTIMIZERS["kfac_in_trouble"](CASE.objective), CASE, NUMPY, 15)[1]
+    rungs = [event.rung for report in reports[:14] for event in report.events]
+    assert {"update rejected", "update taken back"} <= set(rungs)
 
 
 def test_state_as_tree_is_plain(make: Make) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from kfac_np.optimizers import (
     CoupledGamma,
     FixedRate,
     GammaSearch,
+    Guard,
     LevenbergMarquardt,
     Optimizer,
     QuadraticModel,
@@ -63,7 +65,9 @@ def batch() -> tuple[Any, Any]:
 
 NETWORK = Sequential(Dense(3, 4), ReLU(), Dense(4, 2))
 DAMPED: dict[str, Callable[[Objective], Optimizer]] = {
-    "published": lambda o: published(o, damping=LevenbergMarquardt(1.0)),
+    "published": lambda o: published(
+        o, damping=LevenbergMarquardt(1.0, floor=0.0, ceiling=math.inf)
+    ),
     "tiny": lambda o: KFAC(o, damping=LevenbergMarquardt(1e-12)),
     "undamped": lambda o: KFAC(
         o, damping=ConstantDamping(0.0), gamma=CoupledGamma(), l2=0.0, fisher=Exact()
@@ -181,17 +185,25 @@ overflows = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's own,
 def test_overflowing_loss(
     loss: Any, make: Callable[[Objective], Optimizer], backend: Backend
 ) -> None:
-    """DivergenceError before anything changes; the state goes on with another batch."""
+    """DivergenceError before anything changes; the state goes on with another batch.
+
+    A guard takes the last update back first, lest it was to blame.
+    """
     optimizer = make(Objective(Dense(2, 1), loss))
-    state = optimizer.init(backend.ones((1, 3)))
+    start = state = optimizer.init(backend.ones((1, 3)))
     x, t = backend.ones((16, 2)), backend.ones((16, 1))
     state, _ = optimizer.step(state, x, t)
-    with pytest.raises(
-        DivergenceError, match=r"step 2: the loss is inf .*parameters are unchanged"
-    ):
+    if isinstance(optimizer, KFAC):
+        state, report = optimizer.step(state, 1e200 * x, t)
+        assert [event.rung for event in report.events] == ["update taken back"]
+        assert (report.loss, report.update_norm) == (math.inf, 0.0)
+        assert (flat(state.params) == flat(start.params)).all()
+    k = state.step + 1
+    message = rf"step {k}: the loss is inf .*parameters are unchanged"
+    with pytest.raises(DivergenceError, match=message):
         optimizer.step(state, 1e200 * x, t)[0].settle()
     state, report = optimizer.step(state, x, t)
-    assert report.step == state.step == 2
+    assert report.step == state.step == k
     assert np.isfinite(flat(state.params)).all()
 
 
@@ -201,7 +213,7 @@ def test_overflowing_loss(
     [
         lambda o: SGD(o, rate=1e308),
         lambda o: Adam(o, rate=1e308),
-        lambda o: practical(o, 1e308, kl_clip=None),
+        lambda o: practical(o, 1e308, kl_clip=None, guard=None),
     ],
 )
 def test_overflowing_update(make_wild: Callable[[Objective], Optimizer], backend: Backend) -> None:
@@ -211,6 +223,28 @@ def test_overflowing_update(make_wild: Callable[[Objective], Optimizer], backend
     with pytest.raises(DivergenceError, match=r"step 1: the update's norm is .*are unchanged"):
         optimizer.step(state, x, t)[0].settle()
     assert (flat(state.params) == 1).all()
+
+
+@overflows
+def test_a_guard_copes_with_an_absurd_rate(backend: Backend) -> None:
+    """λ, a given one too, grows until the updates are of use; then it comes down again."""
+    objective = Objective(Dense(2, 1), SquaredError())
+    kfac = practical(objective, 1e6, momentum=0.0, kl_clip=None)
+    state = kfac.init(backend.ones((1, 3)))
+    x, t = backend.ones((16, 2)), 100 * backend.ones((16, 1))
+    states, reports = [state], []
+    for _ in range(20):
+        state, report = kfac.step(states[-1], x, t)
+        states.append(state)
+        reports.append(report)
+    kept = [r for r in reports if "update taken back" not in [e.rung for e in r.events]]
+    losses = [report.objective for report in kept]
+    assert [e.rung for e in reports[0].events] == ["update rejected"]
+    assert (flat(states[1].params) == 1).all()
+    assert all(b <= a for a, b in itertools.pairwise(losses))
+    assert losses[-1] < 0.5 * losses[0]
+    dampings = [report.damping for report in reports]
+    assert dampings[:4] == pytest.approx([0.01 * 4.0 ** (n * (n + 1) / 2) for n in range(4)])
 
 
 @final
@@ -284,9 +318,10 @@ def test_proposals_that_are_not_finite(backend: Backend, monkeypatch: pytest.Mon
 
 
 @overflows
+@pytest.mark.parametrize("guard", [Guard(), None])
 @pytest.mark.parametrize("average", [True, False])
 def test_update_to_where_the_objective_is_not_finite_is_rejected(
-    average: bool, backend: Backend
+    average: bool, guard: Guard | None, backend: Backend
 ) -> None:
     """exp overflows at θ + δ: θ stays, the momentum is dropped, λ rises until a step succeeds."""
     kfac = KFAC(
@@ -294,7 +329,8 @@ def test_update_to_where_the_objective_is_not_finite_is_rejected(
         fisher=Exact(),
         step_rule=FixedRate(1.0, 0.9),
         gamma=CoupledGamma(),
-        damping=LevenbergMarquardt(1e-3, decay=0.01, interval=1, floor=0.0),
+        damping=LevenbergMarquardt(1e-3, decay=0.01, interval=1, floor=0.0, ceiling=math.inf),
+        guard=guard,
         refresh=Refresh(1),
         l2=0.0,
         **({} if average else {"averaging": None}),
@@ -318,7 +354,8 @@ def test_update_to_where_the_objective_is_not_finite_is_rejected(
             assert not flat(state.update).any()
         else:
             assert state.update is None
-        assert float(state.damping) == pytest.approx(100 * damping)
+        factor = 100.0 if guard is None else 4.0**rejected
+        assert float(state.damping) == pytest.approx(factor * damping)
         assert (state.average is None) != average
     assert 1 <= rejected < 8
     assert flat(state.params).all()

@@ -181,7 +181,7 @@ def test_a_search_leaves_out_what_overflows(
 ) -> None:
     c = case("tanh_squared")
     search = GammaSearch(interval=1, decay=0.5, thorough=thorough)
-    kfac = KFAC(c.objective, damping=LevenbergMarquardt(0.1), gamma=search)
+    kfac = KFAC(c.objective, damping=LevenbergMarquardt(0.1), gamma=search, l2=1e-5)
     solve, calls = BlockDiagonal.solve, []
 
     def huge_at_first(self: BlockDiagonal, factors: Any, v: Tree) -> Tree:
@@ -212,10 +212,11 @@ def test_model_of_a_quadratic_problem_is_exact(fisher: Any) -> None:
     kfac = KFAC(
         objective,
         fisher=fisher,
-        damping=LevenbergMarquardt(1e-13, interval=1, floor=0.0),
+        damping=LevenbergMarquardt(1e-13, interval=1, floor=0.0, ceiling=math.inf),
         step_rule=QuadraticModel(1.0),
         gamma=CoupledGamma(),
         statistics_fraction=0.125,
+        least_statistics=1,
         l2=0.0,
     )
     state = kfac.init(W)
@@ -246,7 +247,7 @@ def test_ratio_of_a_fixed_rate_step(momentum: float) -> None:
     """ρ of the step really taken, momentum included, by the exact model on the whole batch."""
     c = case("tanh_squared")
     kfac = dataclasses.replace(
-        practical(c.objective, 0.3, kl_clip=1e-2, momentum=momentum),
+        practical(c.objective, 0.3, kl_clip=1e-2, momentum=momentum, guard=None),
         damping=LevenbergMarquardt(0.1, interval=2),
     )
     before, _ = kfac.step(kfac.init(c.params(NUMPY)), *c.batch_on(NUMPY, 1))
@@ -311,6 +312,9 @@ def test_a_search_between_refreshes_makes_factors_of_its_own(backend: Backend) -
         damping=LevenbergMarquardt(0.1),
         gamma=GammaSearch(interval=2, decay=0.5),
         refresh=Refresh(5, first=1),
+        step_rule=QuadraticModel(least_examples=1),
+        relative=False,
+        guard=None,
     )
     state, gammas = kfac.init(c.params(backend)), set()
     for k in range(1, 12):
@@ -349,6 +353,8 @@ def test_a_search_that_is_not_thorough(name: str, initial: float, backend: Backe
             damping=LevenbergMarquardt(initial),
             gamma=GammaSearch(interval=2, decay=0.5, thorough=thorough),
             refresh=Refresh(2, first=1),
+            relative=False,
+            guard=None,
         )
         state, mine = kfac.init(c.params(backend)), []
         for k in range(1, 9):

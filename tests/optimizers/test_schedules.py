@@ -88,22 +88,46 @@ def test_levenberg_marquardt_borders() -> None:
     assert automatic.start(lambda: 0.0) == LevenbergMarquardt().start(lambda: 0.0) == 1.0
     assert [lm.measures(k) for k in (1, 2, 3, 4)] == [False, True, False, True]
 
-    def update(current: float, rho: float, eigenvalue: float = 0.0) -> Any:
-        return lm.update(current, rho, lambda: eigenvalue)
+    def update(current: float, rho: float, eigenvalue: float = 0.0, **more: Any) -> Any:
+        return lm.update(current, rho, lambda: eigenvalue, **more)
 
     assert update(1.0, 0.75) == update(1.0, 0.25) == 1.0
     assert update(1.0, math.nextafter(0.75, 1)) == 0.25
     assert update(1.0, math.nextafter(0.25, 0)) == 4.0
     assert update(1.0, math.inf) == 0.25
-    assert update(1.0, -math.inf) == update(1.0, math.nan) == 4.0
+    assert update(1.0, -math.inf) == 4.0
     assert update(0.5, 1.0) == 0.2
     assert update(2.0, 0.0) == 5.0
     assert update(1.0, 1.0, eigenvalue=2.0) == pytest.approx(0.6)  # the floor
     assert update(0.3, 0.5, eigenvalue=2.0) == pytest.approx(0.6)
+    assert update(1.0, 1.0, eigenvalue=2.0, noisy=False) == 0.25  # there is none
     assert update(1.0, 0.0, eigenvalue=2.0) == 4.0
     assert update(1.0, 1.0, eigenvalue=1e3) == 5.0
     assert update(1.0, 1.0, eigenvalue=math.inf) == 5.0
-    assert LevenbergMarquardt(floor=0.0).update(1.0, 1.0, _not_asked) == pytest.approx(0.95**5)
+    never = LevenbergMarquardt(floor=0.0, ceiling=math.inf)
+    assert never.update(1.0, 1.0, _not_asked) == pytest.approx(0.5)
+
+
+def test_levenberg_marquardt_where_the_ratio_says_nothing() -> None:
+    """λ comes down to a typical eigenvalue, by ω₁ at a time, and stays where it is less."""
+    lm = LevenbergMarquardt(1.0, decay=0.5, interval=2)
+    assert [lm.update(x, math.nan, lambda: 0.4) for x in (8.0, 1.0, 0.4, 0.2)] == [2, 0.4, 0.4, 0.2]
+    never = LevenbergMarquardt(1.0, floor=0.0, ceiling=math.inf)
+    assert never.update(1.0, math.nan, _not_asked) == 1.0
+
+
+def test_levenberg_marquardt_has_a_ceiling() -> None:
+    """A multiple of a typical eigenvalue, however bad ρ is; from beyond it λ falls by ω₁."""
+    lm = LevenbergMarquardt(1.0, decay=0.5, interval=2, ceiling=10.0)
+    assert [lm.update(x, 0.0, lambda: 0.1) for x in (0.1, 0.5, 8.0)] == [0.4, 1.0, 2.0]
+    assert lm.update(1.0, 0.0, lambda: 0.0) == 4.0  # there is none where F̂ is 0
+
+
+def test_damping_of_updates_that_were_taken_back() -> None:
+    """4ⁿ times as much, and a number at all events."""
+    for policy in (LevenbergMarquardt(), ConstantDamping(0.1)):
+        assert [policy.rejected(0.5, n) for n in (1, 2, 8)] == [2.0, 8.0, 2.0**15]
+        assert policy.rejected(1e20, 1000) <= policy.rejected(1e30, 1) < math.inf
 
 
 def _not_asked() -> float:

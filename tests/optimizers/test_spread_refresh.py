@@ -46,7 +46,11 @@ def test_all_at_once_unless_told_otherwise() -> None:
 @pytest.mark.parametrize("curvature", [BlockDiagonal(), EKFAC()], ids=["kfac", "ekfac"])
 def test_each_layer_has_the_factors_of_its_last_step(curvature: Any, backend: Backend) -> None:
     kfac = practical(
-        CASE.objective, 0.05, curvature=curvature, refresh=Refresh(4, first=1, spread=True)
+        CASE.objective,
+        0.05,
+        curvature=curvature,
+        refresh=Refresh(4, first=1, spread=True),
+        guard=None,
     )
     state = kfac.init(CASE.params(backend))
     seen: dict[str, Any] = {}
