@@ -1,6 +1,6 @@
 """Does CuPy do the same steps as NumPy here? Every optimiser and curvature, in float64.
 
-    python benchmarks/gpu_agreement.py [--steps 12]
+    python benchmarks/gpu_agreement.py --steps 12
 
 Prints the largest difference of a parameter after the steps, relative to the largest parameter,
 and how long both took; ends with 1 if one exceeds 1e-6. Random targets are drawn on the host, so
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,16 @@ def parameters(optimizer: Any, shape: tuple[int, ...], name: str, steps: int) ->
     return to_numpy(trees.ravel(state.params))
 
 
-def main() -> int:
-    """Print the table."""
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=12)
-    steps = parser.parse_args().steps
+    return parser.parse_args(words)
+
+
+def main() -> int:
+    """Print the table."""
+    steps = arguments().steps
     bad = 0
     for label, (optimizer, shape) in cases().items():
         began = time.perf_counter()

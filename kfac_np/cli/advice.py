@@ -184,8 +184,11 @@ def _gpu(report: Report) -> list[Advice]:
     if "error" in gpu:
         change = "mend CuPy or the driver"
         if re.search(r"ImportError|OSError|lib(cublas|cudart|nvrtc)|CUDA_PATH", gpu["error"]):
-            version = (report.get("driver_cuda") or (13, 0))[0]
-            change = f"install CUDA's libraries: pip install 'cupy-cuda{version}x[ctk]'"
+            twelve = (report.get("driver_cuda") or (13, 0))[0] == 12
+            wheel = (
+                "pip install 'cupy-cuda12x[ctk]'" if twelve else "pip install 'cupy-cuda13x[ctk]'"
+            )
+            change = f"install CUDA's libraries: {wheel}"
         return [Advice(change, gpu["error"], broken=wanted)]
     if "missing" in gpu:
         driver = report.get("driver_cuda")

@@ -172,12 +172,15 @@ class Optimizer(ABC):
         """
         fields = [f for f in dataclasses.fields(self.state_type) if f.name != "doubts"]
         needed = {f.name for f in fields if f.default is dataclasses.MISSING}
-        if not (isinstance(tree, dict) and needed <= set(tree) <= {f.name for f in fields}):
-            came = list(tree) if isinstance(tree, dict) else tree
-            raise InputError(
-                f"state: expected a tree with {', '.join(f.name for f in fields)}, from "
-                f"{type(self).__name__}.state_to_tree, got {came!r:.80}"
-            )
+        origin = f"state: expected a tree from {type(self).__name__}.state_to_tree"
+        if not isinstance(tree, dict):
+            raise InputError(f"{origin}, got {tree!r:.80}")
+        missing = sorted(needed - set(tree))
+        unknown = sorted(map(str, set(tree) - {f.name for f in fields}))
+        if missing or unknown:
+            told = [f"without {', '.join(missing)}"] if missing else []
+            told += [f"with {', '.join(unknown)}"] if unknown else []
+            raise InputError(f"{origin}, got one {' and '.join(told)}"[:300])
         return self.state_type(**tree)
 
 

@@ -249,8 +249,8 @@ def to_table(config: Config) -> dict[str, Any]:
     --------
     >>> config = from_table({"data": "digits", "run": {"steps": 10}})
     >>> table = to_table(config)
-    >>> table["optimizer"]["damping"]["decay"], from_table(table) == config
-    (0.95, True)
+    >>> table["optimizer"]["damping"]["interval"], from_table(table) == config
+    (5, True)
     """
     table: dict[str, Any] = dump(Config, config, choices())
     plain = {k: v for k, v in table.items() if not isinstance(v, dict)}

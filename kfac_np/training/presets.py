@@ -58,6 +58,7 @@ def variants() -> dict[str, Table]:
     ['kfac-fixed', 'kfc-pre']
     """
     given = {"name": "kfac", "gamma": "coupled", "statistics_fraction": 1.0}
+    given |= {"l2": 1e-5, "relative": False}
     return {
         "kfac-fixed": {
             **given,

@@ -91,7 +91,7 @@ def test_missing_libraries(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(importlib, "import_module", absent)
     with pytest.raises(
-        ConfigError, match=r"backend 'cupy' is not installed \(pip install 'kfac_np"
+        ConfigError, match=r"backend 'cupy' is not installed \(pip install 'cupy-cuda12x"
     ):
         get_backend("cupy")
     with pytest.raises(ConfigError, match="backend 'torch' is not installed: No module"):

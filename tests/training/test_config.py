@@ -117,7 +117,7 @@ def test_every_setting_of_kfac_is_reachable() -> None:
         changed = {str: value, float: 0.5, int: 3, bool: True, list: [7]}[type(value)]
         if path == "optimizer.damping.minimum":
             changed = 0.1
-        if path == "optimizer.damping.maximum":
+        if path in ("optimizer.damping.maximum", "optimizer.damping.ceiling"):
             changed = 1000.0
         if path == "optimizer.gamma.within":
             changed = 20.0
