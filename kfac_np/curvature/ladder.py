@@ -51,8 +51,9 @@ class LadderEvent:
     rung : str
         What helped: "more damping", "float64", "eigenvalues clipped", "kept the last inverse",
         "kept the last basis" (of EKFAC), "left uncoupled" (from the next layer), "zero up to
-        rounding" (of `reduce`: there is damping and no curvature), or "moments rejected" for
-        statistics that were not finite.
+        rounding" (of `reduce`: there is damping and no curvature); and of the optimiser "moments
+        rejected" for statistics that were not finite, "moments out of proportion" for those that
+        count for less, "update rejected" and "update taken back".
     damping : float
         Damping added to the diagonal in the end; a multiple of it where damping is unit-free.
 

@@ -172,15 +172,24 @@ class KFAC(Optimizer):
     h(θ) = loss + (η/2)‖θ‖². The algorithm is the paper's; the defaults are meant to need no tuning
     by hand, and differ from its text, which `kfac_np.optimizers.published` follows:
 
-    - λ₀ is a typical eigenvalue of F̂ instead of 150 (see `LevenbergMarquardt`).
+    - An update that raises the objective is taken back (see `Guard`).
+    - λ₀ is a typical eigenvalue of F̂ instead of 150, and λ is kept within bounds that are multiples
+      of such an eigenvalue; it is halved instead of multiplied by (19/20)⁵ (see
+      `LevenbergMarquardt`).
+    - Where inputs of a layer differ by orders of magnitude, λ and γ are relative to the layers' own
+      scales: the model has F + λ diag(u)⁻² + η I, and the factors are those of diag(u) F̂ diag(u),
+      u the units of `Curvature.units`. Rescaled features and hidden units change nothing then.
     - γ₀ = 0.3 √(λ₀ + η) instead of √(λ₀ + η), since small γ got off plateaus sooner wherever we
-      tried, and γ is searched in step 3, too, and by factors of 2; within bounds.
+      tried, and γ is searched in step 3, too, and by factors of 2; within bounds. Between searches
+      it follows √(λ + η).
     - T₃ = 10 instead of 20, and of the first three steps only the first renews the factors: those
       as old as 20 steps cost more than renewing them does.
     - The average is of the last twentieth of the iterates at first (see `IterateAverage`).
-    - λ is not adapted to less than 0.3 times such an eigenvalue of the current F̂.
     - The quadratic model uses 256 examples at least, and may not promise a loss that is out of
-      reach (see `QuadraticModel`).
+      reach (see `QuadraticModel`). With fewer there is no momentum, unless all batches are the
+      same: from so few it would be noise.
+    - Moments of a batch count as 30 times their average at most, so that an outlier does not rule.
+    - η = 0 instead of 1e-5.
 
     What these rest on is in docs/results.md. Every part can be replaced.
 
@@ -208,8 +217,16 @@ class KFAC(Optimizer):
         τ₁, the fraction of the mini-batch that the statistics use: its first examples, so that
         the batch should be shuffled. By default all of the first mini-batch, since there is no
         earlier one to average with, and less and less until it is 1/8, as the paper has it.
+    least_statistics : int
+        How many examples the statistics use at least, where the mini-batch has so many.
     l2 : float
         η. It damps, too: the model and the factors use λ + η, so that λ = 0 alone is not undamped.
+    relative : bool
+        Damp relative to the layers' own scales where inputs differ by orders of magnitude; without
+        it, and with a curvature that has no units, always by a multiple of I.
+    guard : Guard or None
+        Takes back what does harm. Without it every update with a finite objective is kept, and one
+        that is not finite is a `DivergenceError`.
     seed : int
         Of the sampled targets, and of what layers draw in training (Dropout).
 
