@@ -102,6 +102,8 @@ def reduce(s: AffineStatistics, scale: Scale) -> tuple[Array, Array]:
     xp = array_namespace(a, g)
     mean, total = xp.mean(a, axis=1), xp.sum(g, axis=-2)
     if s.num_locations > 1:
-        mean = sums_above_rounding(mean, xp.mean(xp.abs(a), axis=1))
-        total = sums_above_rounding(total, xp.sum(xp.abs(g), axis=-2))
+        # Σ |g| ≤ √(T Σ g²), which takes no array of the size of g.
+        t = s.num_locations
+        mean = sums_above_rounding(mean, xp.sqrt(xp.vecdot(a, a, axis=-2) / t))
+        total = sums_above_rounding(total, xp.sqrt(t * xp.vecdot(g, g, axis=-2)))
     return mean, xp.reshape(total, (math.prod(total.shape[:-1]), total.shape[-1]))

@@ -338,6 +338,7 @@ OPTIMIZERS: dict[str, Callable[[Objective], Optimizer]] = {
         l2=0.0,
         statistics_fraction=1.0,
         averaging=None,
+        guard=None,  # it would raise the λ of 0
     ),
     "clipped": lambda o: KFAC(
         o,
@@ -347,6 +348,7 @@ OPTIMIZERS: dict[str, Callable[[Objective], Optimizer]] = {
         l2=0.0,
         statistics_fraction=1.0,
         averaging=None,
+        guard=None,  # it would raise the λ of 0
     ),
     "sgd": lambda o: SGD(o, 0.02),
 }
