@@ -136,7 +136,8 @@ class Objective:
         """`value`, which stays on a device that works ahead; `doubts` as in `evaluate`."""
         stream = None if rng is None else Rng.of(rng).spawn()
         z, _ = self._forward(params, x, t, weights, stream, doubts)
-        return _mean_value(self.loss, z, t, _scale(z, weights, self.network.couples_examples))
+        scale = _scale(z, weights, self.network.couples_examples)
+        return _mean(_values(self.loss, z, t, scale), scale)
 
     @quiet
     def evaluation(self, params: Tree, x: Array) -> Objective:
@@ -255,7 +256,11 @@ class Evaluation:
     @quiet
     def mean_value(self) -> Scalar:
         """`value`, which stays on a device that works ahead."""
-        return _mean_value(self.objective.loss, self.outputs, self.targets, self.scale)
+        return _mean(self._values, self.scale)
+
+    @cached_property
+    def _values(self) -> Array:
+        return _values(self.objective.loss, self.outputs, self.targets, self.scale)
 
     @cached_property
     def standard_error(self) -> Scalar:
@@ -263,9 +268,8 @@ class Evaluation:
         n = self.scale.examples
         if n == 1:
             return math.inf
-        values = _values(self.objective.loss, self.outputs, self.targets, self.scale)
-        xp = array_namespace(values)
-        means = xp.mean(xp.reshape(values, (n, -1)), axis=1)
+        xp = array_namespace(self._values)
+        means = xp.mean(xp.reshape(self._values, (n, -1)), axis=1)
         unit = xp.max(xp.abs(means))  # whose square may overflow
         unit = xp.where(unit > 0.0, unit, xp.ones_like(unit))
         deviation = sqrt(scalar(xp.var(means / unit, correction=1.0)))
@@ -376,8 +380,7 @@ def _checks_late(loss: Loss) -> bool:
     return False
 
 
-def _mean_value(loss: Loss, z: Array, t: Array, scale: Scale) -> Scalar:
-    values = _values(loss, z, t, scale)
+def _mean(values: Array, scale: Scale) -> Scalar:
     return scalar(array_namespace(values).sum(values)) / scale.terms
 
 

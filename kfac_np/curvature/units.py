@@ -148,7 +148,7 @@ def commensurate(squares: Array) -> Array:
     ordered = xp.sort(xp.where(known, squares, xp.zeros_like(squares)), axis=-1)
     # of k that are not zero, the last k of all, the upper one of the middle
     count = xp.sum(xp.astype(known, xp.int64), axis=-1, keepdims=True)
-    middle = xp.arange(n, device=squares.device) == n - 1 - xp.maximum(count - 1, 0 * count) // 2
+    middle = xp.arange(n, device=squares.device) == n - 1 - (count - 1) // 2
     median = xp.sum(xp.where(middle, ordered, xp.zeros_like(ordered)), axis=-1)
     return ordered[..., -1] <= COMMENSURATE**2 * median
 

@@ -57,8 +57,13 @@ def variants() -> dict[str, Table]:
     >>> list(variants())
     ['kfac-fixed', 'kfc-pre']
     """
-    given = {"name": "kfac", "gamma": "coupled", "statistics_fraction": 1.0}
-    given |= {"l2": 1e-5, "relative": False}
+    given = {
+        "name": "kfac",
+        "gamma": "coupled",
+        "statistics_fraction": 1.0,
+        "l2": 1e-5,
+        "relative": False,
+    }
     return {
         "kfac-fixed": {
             **given,
