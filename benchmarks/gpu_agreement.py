@@ -66,7 +66,7 @@ def parameters(optimizer: Any, shape: tuple[int, ...], name: str, steps: int) ->
         x = backend.asarray(draws.standard_normal((EXAMPLES, *shape)))
         t = backend.asarray(draws.integers(CLASSES, size=EXAMPLES))
         state, _ = optimizer.step(state, x, t)
-    state.settle()
+    state.wait()
     return to_numpy(trees.ravel(state.params))
 
 

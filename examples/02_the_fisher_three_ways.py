@@ -97,7 +97,7 @@ print("1. by definition: trace of F =", round(float(np.trace(by_definition)), 6)
 #
 # where B_n, the Fisher of the output alone, is also the Hessian ∂²ℓ/∂z²: hence F is the
 # generalised Gauss-Newton matrix too. Now split B_n = S_n S_nᵀ. Each column of S_n is a vector that
-# can be carried back like a gradient, and the outer products of what arrives add up to F. The
+# can be backpropagated like a gradient, and the outer products of what arrives add up to F. The
 # library's losses know a factor S; for softmax it is diag(√p) - p √pᵀ.
 
 S = loss.fisher_factor(z)  # (C, N, C): column k of every S_n

@@ -68,7 +68,7 @@ print("1. (G ⊗ A) vec(V) = vec(G V A), and the inverse likewise\n")
 #
 #     (g ⊗ ā)(g ⊗ ā)ᵀ = (g gᵀ) ⊗ (ā āᵀ)
 #
-# already a Kronecker product. With K vectors carried back, Σ_k g_k g_kᵀ takes the place of g gᵀ.
+# already a Kronecker product. With K vectors backpropagated, Σ_k g_k g_kᵀ takes the place of g gᵀ.
 # For one example, then, K-FAC loses nothing:
 
 
@@ -107,7 +107,7 @@ assert max(table("2. one example", classify, params, x[:1], t[:1])) < 1e-12
 #     E[g gᵀ ⊗ ā āᵀ]  ≈  E[g gᵀ] ⊗ E[ā āᵀ] = G ⊗ A
 #
 # The two agree when g gᵀ and ā āᵀ are uncorrelated over the examples. A deep linear network with
-# squared error is such a case: the vectors carried back are columns of the identity, every layer
+# squared error is such a case: the vectors backpropagated are columns of the identity, every layer
 # multiplies them by a fixed matrix, and so they are the same for every example.
 
 linear = Objective(Sequential(Dense(3, 5), Dense(5, 4), Dense(4, 2)), SquaredError())
@@ -196,14 +196,14 @@ assert 0 < between < 1
 #
 # For a linear model the two are exact in one case each: expand, if every location has a loss of
 # its own; reduce, if the outputs are averaged before the loss. Statistics can be written down by
-# hand, so we need no network. With squared error the vectors carried back are unit vectors.
+# hand, so we need no network. With squared error the vectors backpropagated are unit vectors.
 
 N, T, d_in, d_out = 6, 5, 3, 2
 a = random.standard_normal((N, T, d_in))
 unit = np.eye(d_out)
 
-# A loss at every location: M = N · T terms, each carried back on its own (K = T · d_out vectors, of
-# which each is a unit vector at one location and zero at the others).
+# A loss at every location: M = N · T terms, each backpropagated on its own (K = T · d_out
+# vectors, of which each is a unit vector at one location and zero at the others).
 g_own = np.einsum("st,ki->skti", np.eye(T), unit).reshape(T * d_out, 1, T, d_out)
 own = AffineStatistics(a, np.broadcast_to(g_own, (T * d_out, N, T, d_out)))
 

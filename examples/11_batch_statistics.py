@@ -74,7 +74,7 @@ columns = np.stack([np.eye(2)[k] * np.ones((N, 1)) for k in range(2)])  # as if 
 naive = full(columns, Scale(N, N))
 error = np.linalg.norm(naive - F) / np.linalg.norm(F)
 print(
-    f"3. vectors carried back: {len(each)}; with rows taken for gradients F is off by {error:.0%}"
+    f"3. vectors backpropagated: {len(each)}; with rows taken for gradients F is off by {error:.0%}"
 )
 assert error > 0.1
 

@@ -21,8 +21,8 @@ __all__ = [
     "KfacError",
     "ShapeError",
     "TargetError",
+    "is_integer",
     "is_number",
-    "is_whole",
     "plain_fields",
     "require_callable",
     "require_count",
@@ -145,13 +145,13 @@ class CheckpointError(KfacError):
     """
 
 
-def is_whole(value: object) -> TypeGuard[int]:
+def is_integer(value: object) -> TypeGuard[int]:
     """Tell whether `value` is an integer, of Python or of NumPy; no bool.
 
     Examples
     --------
     >>> import numpy as np
-    >>> is_whole(3), is_whole(np.uint8(3)), is_whole(3.0), is_whole(True)
+    >>> is_integer(3), is_integer(np.uint8(3)), is_integer(3.0), is_integer(True)
     (True, True, False, False)
     """
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
@@ -189,7 +189,7 @@ def plain_fields(settings: Any) -> None:
 def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(map(_plain, value))
-    if is_whole(value):
+    if is_integer(value):
         return operator.index(value)
     if is_number(value):
         return float(value)  # NumPy's double is a float to Python, too, but not a plain one
@@ -221,7 +221,7 @@ def require_count(what: str, value: object) -> None:
     Traceback (most recent call last):
     kfac_np.errors.InputError: MonteCarlo: expected samples >= 1, got 0
     """
-    if not is_whole(value) or value < 1:
+    if not is_integer(value) or value < 1:
         raise InputError(f"{what} >= 1, got {value!r}")
 
 
@@ -235,7 +235,7 @@ def require_sizes(name: str, **sizes: object) -> None:
     kfac_np.errors.InputError: Dense: expected d_out to be a positive integer, got 0
     """
     for option, size in sizes.items():
-        if not is_whole(size) or size < 1:
+        if not is_integer(size) or size < 1:
             raise InputError(f"{name}: expected {option} to be a positive integer, got {size!r}")
 
 

@@ -1,4 +1,4 @@
-"""Fisher types: which vectors are carried back, and nothing else.
+"""Fisher types: which vectors are backpropagated, and nothing else.
 
 Every curvature is C = (1/M) Σ_n J_nᵀ B_n J_n with B_n = Σ_k v_nk v_nkᵀ; a Fisher type says what
 the K vectors v are (Dangel et al. 2025, arXiv:2507.05127).
@@ -55,13 +55,13 @@ class Exact(FisherType):
     """The exact Fisher ("type-2"), which for these losses is the generalised Gauss-Newton.
 
     v_n· are the columns of S_n, S_n S_nᵀ = ∂²ℓ/∂z², so K = C; with a loss term at each of S
-    positions every term is carried back on its own, K = S · C; with batch statistics, which
+    positions every term is backpropagated on its own, K = S · C; with batch statistics, which
     couple the examples, every term of the batch, K = N · S · C.
 
     Parameters
     ----------
     budget_bytes : int
-        The columns are carried back in chunks, of as many columns as keep the derivatives that
+        The columns are backpropagated in chunks, of as many columns as keep the derivatives that
         one backward pass holds within this budget (at least one column a chunk).
 
     References
@@ -176,7 +176,7 @@ class InputOnly(FisherType):
 def _separate_terms(v: Array, at_once: int, coupled: bool) -> Iterator[Array]:
     """Give each of S positions vectors of its own: (K, N, S, C) to chunks of (S·K, N, S, C).
 
-    Terms of one example must not be carried back together: their derivatives would be added
+    Terms of one example must not be backpropagated together: their derivatives would be added
     before they are squared. Where examples are coupled the same holds for all terms of the batch,
     and each gets vectors of its own, N·S·K in all.
     """

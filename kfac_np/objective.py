@@ -10,10 +10,11 @@ from typing import Any, final
 from kfac_np import trees
 from kfac_np.backend import (
     Array,
-    Doubts,
+    DeferredChecks,
     Rng,
     Scalar,
     array_namespace,
+    is_asynchronous,
     quiet,
     require_array,
     require_finite,
@@ -22,9 +23,8 @@ from kfac_np.backend import (
     scalar,
     sqrt,
     truth,
-    works_ahead,
 )
-from kfac_np.errors import InputError, ShapeError, is_whole
+from kfac_np.errors import InputError, ShapeError, is_integer
 from kfac_np.layers import Layer
 from kfac_np.losses import Loss
 from kfac_np.statistics import Scale
@@ -74,7 +74,7 @@ class Objective:
         t: Array,
         weights: Array | None = None,
         rng: Rng | None = None,
-        doubts: Doubts | None = None,
+        checks: DeferredChecks | None = None,
     ) -> Evaluation:
         """Check the batch, run the network forward, and hold everything that follows from it.
 
@@ -89,9 +89,9 @@ class Objective:
         rng : Rng, optional
             Random numbers for layers that draw some in training (Dropout); without it they draw
             none. Each evaluation draws on: give the same `Rng.child` again for the same function.
-        doubts : Doubts, optional
-            Takes the conditions on values that a device working ahead cannot tell yet, for the
-            caller to settle; without it they are settled here.
+        checks : DeferredChecks, optional
+            Takes the conditions on values that an asynchronous device cannot tell yet, for the
+            caller to wait for; without it they are completed here.
 
         Raises
         ------
@@ -99,7 +99,7 @@ class Objective:
             Wrong shape, dtype or device, an empty batch, or non-finite values.
         """
         stream = None if rng is None else Rng.of(rng).spawn()  # kept, to draw the same again
-        z, cache = self._forward(params, x, t, weights, stream, doubts)
+        z, cache = self._forward(params, x, t, weights, stream, checks)
         scale = _scale(z, weights, self.network.couples_examples)
         return Evaluation(self, params, x, cache, z, t, scale, stream)
 
@@ -131,11 +131,11 @@ class Objective:
         t: Array,
         weights: Array | None = None,
         rng: Rng | None = None,
-        doubts: Doubts | None = None,
+        checks: DeferredChecks | None = None,
     ) -> Scalar:
-        """`value`, which stays on a device that works ahead; `doubts` as in `evaluate`."""
+        """`value`, which stays on an asynchronous device; `checks` as in `evaluate`."""
         stream = None if rng is None else Rng.of(rng).spawn()
-        z, _ = self._forward(params, x, t, weights, stream, doubts)
+        z, _ = self._forward(params, x, t, weights, stream, checks)
         scale = _scale(z, weights, self.network.couples_examples)
         return _mean(_values(self.loss, z, t, scale), scale)
 
@@ -157,9 +157,9 @@ class Objective:
         """
         if not self.network.couples_examples:
             return self
-        doubts = Doubts()
-        self._check_inputs(params, x, None, doubts)
-        doubts.settle()
+        checks = DeferredChecks()
+        self._check_inputs(params, x, None, checks)
+        checks.wait()
         return Objective(self.network.evaluation(params, x)[0], self.loss)
 
     def _forward(
@@ -169,10 +169,10 @@ class Objective:
         t: Array,
         weights: Array | None,
         rng: Rng | None,
-        doubts: Doubts | None,
+        checks: DeferredChecks | None,
     ) -> tuple[Array, Tree]:
         """Outputs and cache, of arguments that are fit for it."""
-        own = Doubts() if doubts is None else doubts
+        own = DeferredChecks() if checks is None else checks
         self._check_inputs(params, x, weights, own)
         if rng is None:
             z, cache = self.network.forward(params, x)
@@ -180,15 +180,17 @@ class Objective:
             z, cache = self.network.forward_random(params, x, rng.child())
         if z.ndim < 2:
             raise ShapeError(f"network: expected outputs (N, ..., C), got shape {z.shape}")
-        if works_ahead(z) and _checks_late(self.loss):
+        if is_asynchronous(z) and _checks_late(self.loss):
             self.loss.check_late(z, t, own)
         else:
             self.loss.check(z, t)
-        if doubts is None:
-            own.settle()
+        if checks is None:
+            own.wait()
         return z, cache
 
-    def _check_inputs(self, params: Tree, x: Array, weights: Array | None, doubts: Doubts) -> None:
+    def _check_inputs(
+        self, params: Tree, x: Array, weights: Array | None, checks: DeferredChecks
+    ) -> None:
         require_array("x", x)
         named = [(f"parameter {path}".strip(), p) for path, p in trees.items(params)]
         for name, p in named:
@@ -204,7 +206,7 @@ class Objective:
         if 0 in x.shape:
             raise ShapeError(f"x: expected no axis to be empty, got shape {tuple(x.shape)}")
         self.network.output_shape(x.shape[1:])
-        self.network.check_inputs(x, doubts)
+        self.network.check_inputs(x, checks)
         if weights is None:
             return
         require_float("weights", weights)
@@ -212,10 +214,10 @@ class Objective:
         require_same_place("weights", weights, *like)
         if weights.shape != x.shape[:1]:
             raise ShapeError(f"weights: expected shape {x.shape[:1]}, got {weights.shape}")
-        require_finite("weights", weights, doubts)
+        require_finite("weights", weights, checks)
         xp = array_namespace(weights)
         good = (xp.min(weights) >= 0.0) & (xp.max(weights) > 0.0)
-        doubts.require(truth(good), lambda: InputError("weights: expected values >= 0, not all 0"))
+        checks.require(truth(good), lambda: InputError("weights: expected values >= 0, not all 0"))
 
 
 @final
@@ -255,7 +257,7 @@ class Evaluation:
     @cached_property
     @quiet
     def mean_value(self) -> Scalar:
-        """`value`, which stays on a device that works ahead."""
+        """`value`, which stays on an asynchronous device."""
         return _mean(self._values, self.scale)
 
     @cached_property
@@ -289,7 +291,7 @@ class Evaluation:
         What was forwarded is cut; a network whose examples influence each other is forwarded
         again, since their batch statistics are others.
         """
-        if not is_whole(n) or not 1 <= n <= self.scale.examples:
+        if not is_integer(n) or not 1 <= n <= self.scale.examples:
             raise InputError(f"n: expected 1..{self.scale.examples} examples, got {n!r}")
         if n == self.scale.examples:
             return self

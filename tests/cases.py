@@ -75,7 +75,7 @@ def host_params(layer: Layer, seed: np.random.Generator, scale: float = 0.6) -> 
 
 
 def host_inputs(seed: np.random.Generator, shape: tuple[int, ...], classes: int) -> HostArray:
-    """Standard normal numbers, or whole numbers below `classes`."""
+    """Standard normal numbers, or integers below `classes`."""
     return seed.integers(0, classes, shape) if classes else seed.standard_normal(shape)
 
 
@@ -91,7 +91,7 @@ def to_backend(backend: Backend, tree: Tree) -> Tree:
 class LayerCase:
     """A layer and the shape of a batch of inputs, N first.
 
-    Where `classes` is given, inputs are whole numbers below it.
+    Where `classes` is given, inputs are integers below it.
     """
 
     name: str

@@ -100,7 +100,7 @@ EXPECTED: dict[str, tuple[list[str], list[str]]] = {
         [],
         [
             r" +alone: layer 1: BatchNorm\(4\): expected at least two values .*",
-            r"3\. vectors carried back: 12; with rows taken for gradients F is off by \d+%",
+            r"3\. vectors backpropagated: 12; with rows taken for gradients F is off by \d+%",
             r"4\. frozen: examples coupled\? True before, False after",
         ],
     ),

@@ -1,4 +1,4 @@
-"""Fisher types: the statistics that they carry back add up to the matrices that they name."""
+"""Fisher types: the statistics that they backpropagate add up to the matrices that they name."""
 
 from __future__ import annotations
 

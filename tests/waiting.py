@@ -72,13 +72,13 @@ def counted_syncs() -> Iterator[Counter[str]]:
 
 
 @contextmanager
-def working_ahead() -> Iterator[None]:
-    """Within it, arrays of array_api_strict are taken for those of a device that works ahead."""
+def asynchronous() -> Iterator[None]:
+    """Within it, arrays of array_api_strict are taken for those of an asynchronous device."""
 
-    def works_ahead(x: Array) -> bool:
+    def is_asynchronous(x: Array) -> bool:
         return isinstance(x, _ARRAY)
 
     with pytest.MonkeyPatch.context() as patch:
         for module in ("backend.scalars", "objective", "curvature.ladder", "optimizers.kfac"):
-            patch.setattr(f"kfac_np.{module}.works_ahead", works_ahead)
+            patch.setattr(f"kfac_np.{module}.is_asynchronous", is_asynchronous)
         yield

@@ -17,13 +17,13 @@ from kfac_np.backend.fused import (
     clip,
     combine,
     factor_of,
-    leaky_pull,
+    leaky_vjp,
     logistic,
-    logistic_pull,
+    logistic_vjp,
     rectify,
     sigmoid_cross_entropy,
     softplus,
-    tanh_pull,
+    tanh_vjp,
 )
 from kfac_np.backend.kernels import append_ones, second_moment, sum_by_index
 from kfac_np.backend.linalg import eigh, eigh_many, spd_inverse, spectral_norm, symmetrize
@@ -42,12 +42,13 @@ from kfac_np.backend.random import Rng
 from kfac_np.backend.reductions import inner
 from kfac_np.backend.rounding import above_rounding, sums_above_rounding
 from kfac_np.backend.scalars import (
-    Doubts,
+    DeferredChecks,
     Scalar,
     Truth,
     absolute,
     are_finite,
     both,
+    is_asynchronous,
     isfinite,
     known,
     negation,
@@ -55,7 +56,6 @@ from kfac_np.backend.scalars import (
     select,
     sqrt,
     truth,
-    works_ahead,
 )
 from kfac_np.backend.special import erf, logsumexp, softmax
 from kfac_np.backend.transfer import Later, later, prefetch
@@ -63,7 +63,7 @@ from kfac_np.backend.transfer import Later, later, prefetch
 __all__ = [
     "Array",
     "Backend",
-    "Doubts",
+    "DeferredChecks",
     "Geometry",
     "Later",
     "Patches",
@@ -86,12 +86,13 @@ __all__ = [
     "fold",
     "get_backend",
     "inner",
+    "is_asynchronous",
     "isfinite",
     "known",
     "later",
-    "leaky_pull",
+    "leaky_vjp",
     "logistic",
-    "logistic_pull",
+    "logistic_vjp",
     "logsumexp",
     "negation",
     "pad",
@@ -117,11 +118,10 @@ __all__ = [
     "sum_by_index",
     "sums_above_rounding",
     "symmetrize",
-    "tanh_pull",
+    "tanh_vjp",
     "tf32",
     "to_numpy",
     "transposed_product",
     "truth",
     "unfold",
-    "works_ahead",
 ]

@@ -9,7 +9,7 @@ import array_api_compat
 import numpy as np
 
 from kfac_np.backend.array import Array, array_namespace
-from kfac_np.backend.scalars import Doubts, are_finite, truth
+from kfac_np.backend.scalars import DeferredChecks, are_finite, truth
 from kfac_np.errors import InputError
 
 __all__ = [
@@ -69,8 +69,8 @@ def require_array(name: str, x: Any) -> None:
         )
 
 
-def require_finite(name: str, x: Array, doubts: Doubts | None = None) -> None:
-    """Raise `InputError` if `x` has NaN or Inf: here, or where `doubts` are settled.
+def require_finite(name: str, x: Array, checks: DeferredChecks | None = None) -> None:
+    """Raise `InputError` if `x` has NaN or Inf: here, or when `checks` are read.
 
     Examples
     --------
@@ -87,21 +87,22 @@ def require_finite(name: str, x: Array, doubts: Doubts | None = None) -> None:
             f"{name}: expected finite values, got {bad} of {math.prod(x.shape)} that are NaN or Inf"
         )
 
-    own = Doubts() if doubts is None else doubts
+    own = DeferredChecks() if checks is None else checks
     own.require(are_finite(x), error)
-    if doubts is None:
-        own.settle()
+    if checks is None:
+        own.wait()
 
 
 def require_indices(
-    what: str, x: Array, size: int, doubts: Doubts, error: type[InputError] = InputError
+    what: str, x: Array, size: int, checks: DeferredChecks, error: type[InputError] = InputError
 ) -> None:
-    """Raise `error` unless all integers of `x` are 0..size-1: here, or where `doubts` are settled.
+    """Raise `error` unless all integers of `x` are 0..size-1: here, or when `checks` are read.
 
     Examples
     --------
     >>> import numpy as np
-    >>> require_indices("x: expected words", np.asarray([0, -1]).astype(np.uint64), 9, Doubts())
+    >>> x = np.asarray([0, -1]).astype(np.uint64)
+    >>> require_indices("x: expected words", x, 9, DeferredChecks())
     Traceback (most recent call last):
     kfac_np.errors.InputError: x: expected words 0..8, got -1..0 (uint64 as int64)
     """
@@ -111,7 +112,7 @@ def require_indices(
     signed = xp.astype(x, xp.int64, copy=False)
     low, high = xp.min(signed), xp.max(signed)
     note = " (uint64 as int64)" if "uint64" in str(x.dtype) else ""
-    doubts.require(
+    checks.require(
         truth((low >= 0) & (high < size)),
         lambda: error(f"{what} 0..{size - 1}, got {int(low)}..{int(high)}{note}"),
     )

@@ -20,20 +20,20 @@ __all__ = [
     "combine",
     "combine_generic",
     "factor_of",
-    "leaky_pull",
-    "leaky_pull_generic",
+    "leaky_vjp",
+    "leaky_vjp_generic",
     "logistic",
     "logistic_generic",
-    "logistic_pull",
-    "logistic_pull_generic",
+    "logistic_vjp",
+    "logistic_vjp_generic",
     "rectify",
     "rectify_generic",
     "sigmoid_cross_entropy",
     "sigmoid_cross_entropy_generic",
     "softplus",
     "softplus_generic",
-    "tanh_pull",
-    "tanh_pull_generic",
+    "tanh_vjp",
+    "tanh_vjp_generic",
 ]
 
 
@@ -106,7 +106,7 @@ def softplus_generic(x: Array) -> Array:
     return y
 
 
-def tanh_pull(g: Array, y: Array) -> Array:
+def tanh_vjp(g: Array, y: Array) -> Array:
     """g (1 - y²): a derivative with respect to y = tanh(x) made one with respect to x.
 
     Parameters
@@ -121,21 +121,21 @@ def tanh_pull(g: Array, y: Array) -> Array:
     Examples
     --------
     >>> import numpy as np
-    >>> tanh_pull(np.asarray([2.0]), np.asarray([0.5]))
+    >>> tanh_vjp(np.asarray([2.0]), np.asarray([0.5]))
     array([1.5])
     """
     if array_api_compat.is_cupy_array(y):
-        return _kernel("T g, T y", "T out", "out = g * (T(1) - y * y)", "tanh_pull")(g, y)
-    return tanh_pull_generic(g, y)
+        return _kernel("T g, T y", "T out", "out = g * (T(1) - y * y)", "tanh_vjp")(g, y)
+    return tanh_vjp_generic(g, y)
 
 
-def tanh_pull_generic(g: Array, y: Array) -> Array:
-    """`tanh_pull`, by the standard alone.
+def tanh_vjp_generic(g: Array, y: Array) -> Array:
+    """`tanh_vjp`, by the standard alone.
 
     Examples
     --------
     >>> import numpy as np
-    >>> tanh_pull_generic(np.asarray([2.0]), np.asarray([0.5]))
+    >>> tanh_vjp_generic(np.asarray([2.0]), np.asarray([0.5]))
     array([1.5])
     """
     slope = y * y
@@ -144,27 +144,27 @@ def tanh_pull_generic(g: Array, y: Array) -> Array:
     return _times_own(g, slope)
 
 
-def logistic_pull(g: Array, y: Array) -> Array:
+def logistic_vjp(g: Array, y: Array) -> Array:
     """g y (1 - y): a derivative with respect to y = 1 / (1 + exp(-x)) made one with respect to x.
 
     Examples
     --------
     >>> import numpy as np
-    >>> logistic_pull(np.asarray([2.0]), np.asarray([0.5]))
+    >>> logistic_vjp(np.asarray([2.0]), np.asarray([0.5]))
     array([0.5])
     """
     if array_api_compat.is_cupy_array(y):
-        return _kernel("T g, T y", "T out", "out = g * (y * (T(1) - y))", "logistic_pull")(g, y)
-    return logistic_pull_generic(g, y)
+        return _kernel("T g, T y", "T out", "out = g * (y * (T(1) - y))", "logistic_vjp")(g, y)
+    return logistic_vjp_generic(g, y)
 
 
-def logistic_pull_generic(g: Array, y: Array) -> Array:
-    """`logistic_pull`, by the standard alone.
+def logistic_vjp_generic(g: Array, y: Array) -> Array:
+    """`logistic_vjp`, by the standard alone.
 
     Examples
     --------
     >>> import numpy as np
-    >>> logistic_pull_generic(np.asarray([2.0]), np.asarray([0.5]))
+    >>> logistic_vjp_generic(np.asarray([2.0]), np.asarray([0.5]))
     array([0.5])
     """
     slope = 1.0 - y
@@ -219,28 +219,28 @@ def clip(x: Array, low: float | None = None, high: float | None = None) -> Array
     return y if high is None else xp.minimum(y, high)
 
 
-def leaky_pull(g: Array, x: Array, slope: float = 0.0) -> Array:
+def leaky_vjp(g: Array, x: Array, slope: float = 0.0) -> Array:
     """g where x > 0, slope · g elsewhere: through max(x, slope · x).
 
     Examples
     --------
     >>> import numpy as np
-    >>> leaky_pull(np.asarray([3.0, 3.0]), np.asarray([-1.0, 1.0]))
+    >>> leaky_vjp(np.asarray([3.0, 3.0]), np.asarray([-1.0, 1.0]))
     array([0., 3.])
     """
     if array_api_compat.is_cupy_array(x):
         operation = "out = g * (x > T(0) ? T(1) : slope)"
-        return _kernel("T g, T x, T slope", "T out", operation, "leaky_pull")(g, x, slope)
-    return leaky_pull_generic(g, x, slope)
+        return _kernel("T g, T x, T slope", "T out", operation, "leaky_vjp")(g, x, slope)
+    return leaky_vjp_generic(g, x, slope)
 
 
-def leaky_pull_generic(g: Array, x: Array, slope: float = 0.0) -> Array:
-    """`leaky_pull`, by the standard alone.
+def leaky_vjp_generic(g: Array, x: Array, slope: float = 0.0) -> Array:
+    """`leaky_vjp`, by the standard alone.
 
     Examples
     --------
     >>> import numpy as np
-    >>> leaky_pull_generic(np.asarray([3.0, 3.0]), np.asarray([-1.0, 1.0]), 0.5)
+    >>> leaky_vjp_generic(np.asarray([3.0, 3.0]), np.asarray([-1.0, 1.0]), 0.5)
     array([1.5, 3. ])
     """
     on = array_namespace(x).astype(x > 0, x.dtype)

@@ -11,7 +11,7 @@ import array_api_compat
 
 from kfac_np.backend.array import Array, Backend, array_namespace
 from kfac_np.backend.precision import tf32
-from kfac_np.backend.scalars import Doubts, are_finite
+from kfac_np.backend.scalars import DeferredChecks, are_finite
 from kfac_np.errors import FactorizationError
 
 __all__ = ["cholesky", "eigh", "eigh_many", "spd_inverse", "spectral_norm", "symmetrize"]
@@ -36,14 +36,14 @@ def symmetrize(m: Array) -> Array:
     return 0.5 * (m + m.T)
 
 
-def cholesky(m: Array, doubts: Doubts | None = None) -> Array:
+def cholesky(m: Array, checks: DeferredChecks | None = None) -> Array:
     """Lower triangular L with L Lᵀ = m.
 
     Parameters
     ----------
     m : Array, shape (n, n)
         Symmetric positive definite.
-    doubts : Doubts, optional
+    checks : DeferredChecks, optional
         As with `spd_inverse`.
 
     Returns
@@ -63,12 +63,12 @@ def cholesky(m: Array, doubts: Doubts | None = None) -> Array:
            [1., 1.]])
     """
     n = m.shape[0]
-    own = Doubts() if doubts is None else doubts
+    own = DeferredChecks() if checks is None else checks
     own.require(are_finite(m), lambda: FactorizationError(f"{_nan(n)}: no Cholesky factor"))
     factor = _cholesky(m, own)
     own.require(are_finite(factor), lambda: _indefinite(n))
-    if doubts is None:
-        own.settle()
+    if checks is None:
+        own.wait()
     return factor
 
 
@@ -80,12 +80,12 @@ def _indefinite(n: int) -> FactorizationError:
     return FactorizationError(f"a {n}×{n} matrix is not positive definite")
 
 
-def _cholesky(m: Array, doubts: Doubts) -> Array:
-    """The factor, and a doubt whether there is one."""
+def _cholesky(m: Array, checks: DeferredChecks) -> Array:
+    """The factor, and a condition that tells whether there is one."""
     xp, n = array_namespace(m), m.shape[0]
     if array_api_compat.is_cupy_namespace(xp):
         factor, found = _cholesky_cupy(m)
-        doubts.require(found, lambda: _indefinite(n))
+        checks.require(found, lambda: _indefinite(n))
         return factor
     with _failures_raise(xp, str(_indefinite(n))):
         plain: Array = xp.linalg.cholesky(m)
@@ -112,7 +112,7 @@ def _cholesky_cupy(m: Any) -> tuple[Any, Any]:
         return cupy.tril(factor), failed == 0
 
 
-def spd_inverse(m: Array, doubts: Doubts | None = None) -> Array:
+def spd_inverse(m: Array, checks: DeferredChecks | None = None) -> Array:
     """Invert a symmetric positive definite matrix: m⁻¹ = L⁻ᵀ L⁻¹ with m = L Lᵀ.
 
     L⁻¹ is found by halves: with M = [[P, Qᵀ], [Q, S]] and P = L Lᵀ, the Schur complement S - K Kᵀ
@@ -127,8 +127,8 @@ def spd_inverse(m: Array, doubts: Doubts | None = None) -> Array:
     ----------
     m : Array, shape (n, n)
         Only its symmetric part is meant; it is not checked.
-    doubts : Doubts, optional
-        Where given, a device that works ahead is not waited for: the inverse is one if these turn
+    checks : DeferredChecks, optional
+        Where given, an asynchronous device is not waited for: the inverse is one if these turn
         out to be unfounded.
 
     Returns
@@ -152,7 +152,7 @@ def spd_inverse(m: Array, doubts: Doubts | None = None) -> Array:
     kfac_np.errors.FactorizationError: a 2×2 matrix is not positive definite
     """
     xp, n = array_namespace(m), m.shape[0]
-    own = Doubts() if doubts is None else doubts
+    own = DeferredChecks() if checks is None else checks
     own.require(are_finite(m), lambda: FactorizationError(f"{_nan(n)}: no inverse"))
     if array_api_compat.is_cupy_namespace(xp):
         from cupyx.scipy.linalg import solve_triangular
@@ -166,8 +166,8 @@ def spd_inverse(m: Array, doubts: Doubts | None = None) -> Array:
         inverse = _gram_of_lower(half)
     # A factor may overflow, which is no error by itself, but NaN and Inf stay in products.
     own.require(are_finite(inverse), lambda: _indefinite(n))
-    if doubts is None:
-        own.settle()
+    if checks is None:
+        own.wait()
     return inverse
 
 
@@ -250,13 +250,13 @@ def _is_linalg_error(error: Exception) -> bool:
     return "LinAlgError" in type(error).__name__ or "linalg" in str(error).lower()
 
 
-def eigh(m: Array, doubts: Doubts | None = None) -> tuple[Array, Array]:
+def eigh(m: Array, checks: DeferredChecks | None = None) -> tuple[Array, Array]:
     """Eigenvalues (ascending) and eigenvectors (columns) of a symmetric matrix.
 
     Parameters
     ----------
     m : Array, shape (n, n)
-    doubts : Doubts, optional
+    checks : DeferredChecks, optional
         As with `spd_inverse`; but whether the iteration converged is waited for.
 
     Returns
@@ -275,7 +275,7 @@ def eigh(m: Array, doubts: Doubts | None = None) -> tuple[Array, Array]:
     >>> eigh(np.asarray([[2.0, 0.0], [0.0, 1.0]]))[0]
     array([1., 2.])
     """
-    return _eigh(m, doubts)
+    return _eigh(m, checks)
 
 
 def _row_major(x: Any) -> Any:
@@ -331,10 +331,10 @@ def eigh_many(
     return [found[i] if i in found else eigh(m) for i, m in enumerate(matrices)]
 
 
-def _eigh(m: Array, doubts: Doubts | None = None) -> tuple[Array, Array]:
+def _eigh(m: Array, checks: DeferredChecks | None = None) -> tuple[Array, Array]:
     """`eigh` of a matrix, or of a stack of them, which CuPy takes together."""
     xp, n = array_namespace(m), m.shape[-1]
-    own = Doubts() if doubts is None else doubts
+    own = DeferredChecks() if checks is None else checks
     own.require(are_finite(m), lambda: FactorizationError(f"{_nan(n)}: no eigendecomposition"))
     with _failures_raise(xp, f"the eigendecomposition of a {n}×{n} matrix failed"):
         if array_api_compat.is_cupy_namespace(xp):
@@ -343,8 +343,8 @@ def _eigh(m: Array, doubts: Doubts | None = None) -> tuple[Array, Array]:
             values, vectors = xp.linalg.eigh(m)
     error = FactorizationError(f"the eigendecomposition of a {n}×{n} matrix is not finite")
     own.require(are_finite(values, vectors), lambda: error)
-    if doubts is None:
-        own.settle()
+    if checks is None:
+        own.wait()
     return values, _row_major(vectors)
 
 

@@ -17,7 +17,7 @@ from typing import Any, final
 import array_api_compat
 import numpy as np
 
-from kfac_np.backend import cook_toom, lags, strips, threads
+from kfac_np.backend import lags, strips, threads, winograd
 from kfac_np.backend.array import Array, array_namespace
 from kfac_np.backend.kernels import second_moment
 from kfac_np.errors import ShapeError
@@ -405,9 +405,9 @@ class Patches:
         kernel: Any = m[: self.shape[2] - self.ones, :]
         bias: Any = m[-1, :] if self.ones else None
         y: Any = np.empty((x.shape[0], *self.out, m.shape[1]), dtype=x.dtype)
-        if cook_toom.pays(x, *self._moves, m.shape[1]):
+        if winograd.pays(x, *self._moves, m.shape[1]):
             taps, _, dilation = self._moves
-            cook_toom.product(x, taps, dilation, kernel, bias, y, self.budget_bytes)
+            winograd.product(x, taps, dilation, kernel, bias, y, self.budget_bytes)
         else:
             rows = y.reshape(*self.shape[:2], m.shape[1])
             strips.product(x, *self._moves, kernel, bias, rows, self.budget_bytes)
@@ -442,10 +442,10 @@ class Patches:
         total = np.zeros((len(each), g.shape[-1], self.shape[2]), dtype=x.dtype)
         for v, sums in zip(each, total, strict=True):
             columns = self.shape[2] - self.ones
-            if cook_toom.pays(x, *self._moves, g.shape[-1]):
+            if winograd.pays(x, *self._moves, g.shape[-1]):
                 taps, _, dilation = self._moves
                 locations = v.reshape(x.shape[0], *self.out, g.shape[-1])
-                kernel = cook_toom.gradient(x, taps, dilation, locations, self.budget_bytes)
+                kernel = winograd.gradient(x, taps, dilation, locations, self.budget_bytes)
             else:
                 kernel = strips.gradient(x, *self._moves, v, self.budget_bytes)
             sums[:, :columns] = kernel

@@ -10,7 +10,7 @@ import numpy as np
 
 from kfac_np.backend.array import Array, Backend
 from kfac_np.backend.fused import bernoulli
-from kfac_np.errors import InputError, is_whole
+from kfac_np.errors import InputError, is_integer
 
 __all__ = ["Rng"]
 
@@ -57,8 +57,8 @@ class Rng:
     def __init__(self, seed: int, *keys: int | str) -> None:
         given: list[Any] = [seed, *(k for k in keys if not isinstance(k, str))]
         for number in given:
-            if not is_whole(number):
-                raise InputError(f"Rng: expected whole numbers or names, got {number!r}")
+            if not is_integer(number):
+                raise InputError(f"Rng: expected integers or names, got {number!r}")
         self.seed = int(seed)
         self.keys = keys
         self._spawned = 0
@@ -79,7 +79,7 @@ class Rng:
         """
         if isinstance(rng, Rng):
             return rng
-        if not is_whole(rng):
+        if not is_integer(rng):
             raise InputError(f"rng: expected an Rng or a seed, got {rng!r}")
         return cls(rng)
 

@@ -1,4 +1,4 @@
-"""Single numbers and conditions, which stay on devices that work ahead of the host.
+"""Single numbers and conditions, which stay on an asynchronous device.
 
 Reading a number of a GPU makes the host wait until everything queued before it is done, and
 the GPU idle while the host queues the next. So on such devices a loss, a norm, a damping stay 0-d
@@ -21,12 +21,13 @@ from kfac_np.backend.reductions import every_finite
 from kfac_np.backend.transfer import Later, later
 
 __all__ = [
-    "Doubts",
+    "DeferredChecks",
     "Scalar",
     "Truth",
     "absolute",
     "are_finite",
     "both",
+    "is_asynchronous",
     "isfinite",
     "known",
     "negation",
@@ -34,24 +35,23 @@ __all__ = [
     "select",
     "sqrt",
     "truth",
-    "works_ahead",
 ]
 
 Scalar = float | Array
-"""A number, or a 0-d float64 array on a device that works ahead."""
+"""A number, or a 0-d float64 array on an asynchronous device."""
 Truth = bool | Array
-"""A condition, or a 0-d boolean array on a device that works ahead."""
+"""A condition, or a 0-d boolean array on an asynchronous device."""
 
 _NUMBERS, _TRUTHS = (int, float, np.number), (bool, np.bool_)  # of the host
 
 
-def works_ahead(x: Array) -> bool:
+def is_asynchronous(x: Array) -> bool:
     """Tell whether calls on `x` return before the work is done, so that reading numbers waits.
 
     Examples
     --------
     >>> import numpy as np
-    >>> works_ahead(np.ones(1))
+    >>> is_asynchronous(np.ones(1))
     False
     """
     return array_api_compat.is_cupy_array(x)
@@ -66,7 +66,7 @@ def scalar(x: Array) -> Scalar:
     >>> scalar(np.float32(0.5))
     0.5
     """
-    return array_namespace(x).astype(x, _float64(x), copy=False) if works_ahead(x) else float(x)
+    return array_namespace(x).astype(x, _float64(x), copy=False) if is_asynchronous(x) else float(x)
 
 
 def truth(x: Truth) -> Truth:
@@ -78,7 +78,7 @@ def truth(x: Truth) -> Truth:
     >>> truth(np.bool_(True))
     True
     """
-    return x if not isinstance(x, bool) and works_ahead(x) else bool(x)
+    return x if not isinstance(x, bool) and is_asynchronous(x) else bool(x)
 
 
 def known(*conditions: Truth) -> list[bool]:
@@ -106,7 +106,7 @@ def are_finite(*arrays: Array) -> Truth:
     if not arrays:
         return True
     xp = array_namespace(*arrays)
-    if not works_ahead(arrays[0]):
+    if not is_asynchronous(arrays[0]):
         # A sum of finite numbers is finite unless it overflows; no NaN and no Inf vanishes in it.
         with np.errstate(all="ignore"):
             total = sum(float(xp.sum(x)) for x in arrays)
@@ -200,17 +200,17 @@ def _float64(x: Array) -> Any:
 
 
 @final
-class Doubts:
+class DeferredChecks:
     """Conditions that must hold, and what is raised when one does not.
 
-    Those that can be looked at are looked at once; those on a device that works ahead wait for
-    `settle`, which reads them all in one transfer.
+    Those that can be looked at are looked at once; those on an asynchronous device wait for
+    `wait`, which reads them all in one transfer.
 
     Examples
     --------
-    >>> doubts = Doubts()
-    >>> doubts.require(1.0 > 0.5, lambda: ValueError("never"))
-    >>> doubts.require(1.0 > 2.0, lambda: ValueError("expected more"))
+    >>> checks = DeferredChecks()
+    >>> checks.require(1.0 > 0.5, lambda: ValueError("never"))
+    >>> checks.require(1.0 > 2.0, lambda: ValueError("expected more"))
     Traceback (most recent call last):
     ValueError: expected more
     """
@@ -220,7 +220,7 @@ class Doubts:
         self._sent: Later | None = None
 
     def require(self, condition: Truth, error: Callable[[], Exception]) -> None:
-        """Raise `error()` unless the condition holds: now if it is known, or in `settle`."""
+        """Raise `error()` unless the condition holds: now if it is known, or in `wait`."""
         if not isinstance(condition, _TRUTHS):
             self._open.append((condition, error))
             self._sent = None
@@ -228,19 +228,19 @@ class Doubts:
             raise error()
 
     @staticmethod
-    def all_dispelled(each: Sequence[Doubts]) -> list[bool]:
+    def all_hold(each: Sequence[DeferredChecks]) -> list[bool]:
         """Whether each has none that is right; all of them are read in one transfer.
 
         Examples
         --------
-        >>> Doubts.all_dispelled([Doubts(), Doubts()])
+        >>> DeferredChecks.all_hold([DeferredChecks(), DeferredChecks()])
         [True, True]
         """
-        found = iter(known(*(condition for doubts in each for condition, _ in doubts._open)))
-        return [all([*islice(found, len(doubts._open))]) for doubts in each]
+        found = iter(known(*(condition for checks in each for condition, _ in checks._open)))
+        return [all([*islice(found, len(checks._open))]) for checks in each]
 
     @property
-    def dispelled(self) -> Truth:
+    def hold(self) -> Truth:
         """Whether all conditions hold."""
         if not self._open:
             return True
@@ -248,7 +248,7 @@ class Doubts:
         return array_namespace(flags).all(flags)
 
     def send(self) -> None:
-        """Start the transfer that `settle` waits for."""
+        """Start the transfer that `wait` waits for."""
         if self._open and self._sent is None:
             self._sent = later(self._flags())
 
@@ -256,7 +256,7 @@ class Doubts:
         flags = [condition for condition, _ in self._open]
         return array_namespace(*flags).stack(flags)
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         """Read the conditions; raise the error of the first that does not hold."""
         self.send()
         if self._sent is None:

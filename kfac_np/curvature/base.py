@@ -174,7 +174,7 @@ class Curvature(ABC):
         rng: Rng,
         old: dict[str, Moments] | None = None,
     ) -> dict[str, Moments]:
-        """Moments on a batch: each chunk of vectors is carried back, and its moments added.
+        """Moments on a batch: each chunk of vectors is backpropagated, and its moments added.
 
         Parameters
         ----------
@@ -271,7 +271,7 @@ class Curvature(ABC):
 
     @abstractmethod
     def moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
-        """Moments that sum over the vectors carried back: those of several chunks are added."""
+        """Moments that sum over the vectors backpropagated: those of several chunks are added."""
 
     @abstractmethod
     def matrix(self, moments: dict[str, Moments], params: Tree) -> TreeMatrix:

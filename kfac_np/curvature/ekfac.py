@@ -23,7 +23,7 @@ from kfac_np.curvature.units import UnitBlock, scales
 from kfac_np.errors import (
     ConfigError,
     CurvatureError,
-    is_whole,
+    is_integer,
     plain_fields,
     require_callable,
     require_instance,
@@ -128,8 +128,8 @@ class EKFAC(Curvature):
         require_callable("EKFAC sharing", self.sharing)
         require_instance("EKFAC elementwise", self.elementwise, Block)
         n = self.basis_interval
-        if not is_whole(n) or n < 1:
-            raise ConfigError(f"EKFAC basis_interval: expected a whole number > 0, got {n!r}")
+        if not is_integer(n) or n < 1:
+            raise ConfigError(f"EKFAC basis_interval: expected an integer > 0, got {n!r}")
         require_instance("EKFAC unit_free", self.unit_free, bool)
 
     @property

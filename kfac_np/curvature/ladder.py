@@ -14,18 +14,18 @@ from typing import Any, final
 from kfac_np.backend import (
     Array,
     Backend,
-    Doubts,
+    DeferredChecks,
     Truth,
     all_finite,
     are_finite,
     array_namespace,
     clip,
     eigh,
+    is_asynchronous,
     isfinite,
     spd_inverse,
     symmetrize,
     truth,
-    works_ahead,
 )
 from kfac_np.errors import FactorizationError
 from kfac_np.matrices.base import require_damping
@@ -82,8 +82,8 @@ class Ladder:
     layer : str
     events : list of LadderEvent
         Appended to.
-    hopes : Doubts or None
-        Where given, a device that works ahead is not waited for: what is returned is good if
+    hopes : DeferredChecks or None
+        Where given, an asynchronous device is not waited for: what is returned is good if
         these turn out to be unfounded, or else is to be asked for again without hopes.
 
     Examples
@@ -97,7 +97,7 @@ class Ladder:
 
     layer: str
     events: list[LadderEvent] = field(default_factory=list)
-    hopes: Doubts | None = None
+    hopes: DeferredChecks | None = None
 
     def within(self, part: str) -> Ladder:
         """The ladder of a part of the layer, with the same events and hopes.
@@ -146,7 +146,7 @@ class Ladder:
             `m` or its damping is not finite and there is no previous inverse.
         """
         eye = Backend.of(m).eye(m.shape[0])
-        hopeful = self.hopes is not None and works_ahead(m)  # of an inverse, which says it all
+        hopeful = self.hopes is not None and is_asynchronous(m)  # of an inverse, which says it all
         if not (hopeful or (all_finite(m) and math.isfinite(float(damping)))):
             return self.keep(factor, previous, float(damping))
         try:
@@ -253,7 +253,7 @@ class Ladder:
         return [*more, ("float64", in_double), ("eigenvalues clipped", clipped)]
 
 
-def _resolved_inverse(m: Array, doubts: Doubts | None = None) -> Array:
+def _resolved_inverse(m: Array, checks: DeferredChecks | None = None) -> Array:
     """`spd_inverse`, but refuse an inverse of which rounding has left no digit.
 
     The smallest pivot relative to its diagonal entry is 1 / max_i m_ii (m⁻¹)_ii (in statistics,
@@ -262,7 +262,7 @@ def _resolved_inverse(m: Array, doubts: Doubts | None = None) -> Array:
     """
     n, xp = m.shape[0], array_namespace(m)
     info, diagonal = xp.finfo(m.dtype), xp.linalg.diagonal(m)
-    own = Doubts() if doubts is None else doubts
+    own = DeferredChecks() if checks is None else checks
 
     def require(condition: Array, what: str) -> None:
         own.require(truth(condition), lambda: FactorizationError(what))
@@ -279,8 +279,8 @@ def _resolved_inverse(m: Array, doubts: Doubts | None = None) -> Array:
     wide = xp.astype(inflation, xp.float64) / xp.astype(diagonal, xp.float64)  # its diagonal
     largest = 0.5 * float(info.max)
     require(xp.max(wide) < largest, f"the inverse of a {n}×{n} matrix overflows")
-    if doubts is None:
-        own.settle()
+    if checks is None:
+        own.wait()
     inverse *= unit[:, None]
     inverse *= unit[None, :]
     return inverse
@@ -292,7 +292,7 @@ def factorise_each(
     damping: float,
     each: Callable[..., Iterable[Any]] = map,
 ) -> tuple[dict[str, Any], list[LadderEvent]]:
-    """Factors of every layer, and what happened; a device that works ahead is waited for once.
+    """Factors of every layer, and what happened; an asynchronous device is waited for once.
 
     All layers are factorised in the hope that they can be. Whether that is so is then read in one
     transfer, and those of which it is not are factorised again, with care.
@@ -321,14 +321,14 @@ def factorise_each(
     >>> found, events
     ({'0': array([[2.]])}, [])
     """
-    hopes = {path: Doubts() for path in paths}
+    hopes = {path: DeferredChecks() for path in paths}
 
-    def attempt(path: str, hopes: Doubts | None) -> tuple[Any, list[LadderEvent]]:
+    def attempt(path: str, hopes: DeferredChecks | None) -> tuple[Any, list[LadderEvent]]:
         ladder = Ladder(path, hopes=hopes)
         return factorise(path, ladder), ladder.events
 
     found = dict(zip(hopes, each(lambda path: attempt(path, hopes[path]), hopes), strict=True))
-    for path, good in zip(hopes, Doubts.all_dispelled([*hopes.values()]), strict=True):
+    for path, good in zip(hopes, DeferredChecks.all_hold([*hopes.values()]), strict=True):
         if not good:
             found[path] = attempt(path, None)
     events = [event for _, happened in found.values() for event in happened]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 from kfac_np import trees
-from kfac_np.backend import Array, Doubts, Rng
+from kfac_np.backend import Array, DeferredChecks, Rng
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments, Units
 from kfac_np.curvature.block_diagonal import BlockDiagonal
 from kfac_np.curvature.kfac import KFACBlock
@@ -276,9 +276,11 @@ class BlockTridiagonal(Curvature):
     ) -> tuple[dict[str, Factors], list[LadderEvent]]:
         require_damping(damping)
         self.require_own(moments)
-        hopes = Doubts()  # as in `factorise_each`, but what is hoped for goes on to the next layer
+        hopes = (
+            DeferredChecks()
+        )  # as in `factorise_each`, but what is hoped for goes on to the next layer
         found = self._factorise(moments, damping, previous or {}, hopes)
-        if not all(Doubts.all_dispelled([hopes])):
+        if not all(DeferredChecks.all_hold([hopes])):
             found = self._factorise(moments, damping, previous or {}, None)
         require_regular(damping, found[1])
         return found
@@ -288,7 +290,7 @@ class BlockTridiagonal(Curvature):
         moments: dict[str, Moments],
         damping: float,
         before: dict[str, Factors],
-        hopes: Doubts | None,
+        hopes: DeferredChecks | None,
     ) -> tuple[dict[str, Factors], list[LadderEvent]]:
         factors: dict[str, Factors] = {}
         events: list[LadderEvent] = []

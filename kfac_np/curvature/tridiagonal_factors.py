@@ -7,7 +7,7 @@ from typing import Any
 
 from kfac_np.backend import (
     Array,
-    Doubts,
+    DeferredChecks,
     are_finite,
     array_namespace,
     clip,
@@ -181,7 +181,7 @@ def regression(cross: Array, m: Array) -> Array:
     return (cross @ vectors * inverse[None, :]) @ vectors.T
 
 
-def _root(inverse: Array, hopes: Doubts | None) -> Array:
+def _root(inverse: Array, hopes: DeferredChecks | None) -> Array:
     """H with H Hᵀ = the inverse of a damped factor, as the ladder made it."""
     try:
         return cholesky(inverse, hopes)

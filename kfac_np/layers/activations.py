@@ -14,12 +14,12 @@ from kfac_np.backend import (
     array_namespace,
     clip,
     erf,
-    leaky_pull,
+    leaky_vjp,
     logistic,
-    logistic_pull,
+    logistic_vjp,
     rectify,
     softplus,
-    tanh_pull,
+    tanh_vjp,
 )
 from kfac_np.errors import plain_fields, require_in
 from kfac_np.layers.base import Layer
@@ -151,7 +151,7 @@ class Tanh(Activation):
         return -2.0 * y * (1.0 - y * y)
 
     def pull(self, g: Array, x: Array, y: Array) -> Array:
-        return tanh_pull(g, y)
+        return tanh_vjp(g, y)
 
 
 @final
@@ -176,7 +176,7 @@ class Logistic(Activation):
         return y * (1.0 - y) * (1.0 - 2.0 * y)
 
     def pull(self, g: Array, x: Array, y: Array) -> Array:
-        return logistic_pull(g, y)
+        return logistic_vjp(g, y)
 
 
 @final
@@ -201,7 +201,7 @@ class ReLU(Activation):
         return array_namespace(x).zeros_like(x)
 
     def pull(self, g: Array, x: Array, y: Array) -> Array:
-        return leaky_pull(g, x)
+        return leaky_vjp(g, x)
 
 
 @final
@@ -238,7 +238,7 @@ class LeakyReLU(Activation):
         return array_namespace(x).zeros_like(x)
 
     def pull(self, g: Array, x: Array, y: Array) -> Array:
-        return leaky_pull(g, x, self.slope)
+        return leaky_vjp(g, x, self.slope)
 
 
 @final

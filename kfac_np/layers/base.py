@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from kfac_np import trees
-from kfac_np.backend import Array, Backend, Doubts, Rng, require_finite, require_float
+from kfac_np.backend import Array, Backend, DeferredChecks, Rng, require_finite, require_float
 from kfac_np.errors import CurvatureError, InputError
 from kfac_np.trees import Tree
 
@@ -18,7 +18,7 @@ class Layer(ABC):
     """A differentiable map with explicit parameters.
 
     All methods are pure: a cache may be used any number of times and is never written to.
-    `g` may have one more leading axis than the output, for K vectors that are carried back
+    `g` may have one more leading axis than the output, for K vectors that are backpropagated
     together: shape ([K,] N, ...). A tangent that is None is zero.
 
     Examples
@@ -76,13 +76,13 @@ class Layer(ABC):
         """Whether an example's output depends on the other examples (batch statistics)."""
         return False
 
-    def check_inputs(self, x: Array, doubts: Doubts) -> None:
+    def check_inputs(self, x: Array, checks: DeferredChecks) -> None:
         """Raise `InputError` unless x has a dtype and values that the layer takes.
 
-        What a device that works ahead cannot tell yet is left to `doubts`.
+        What an asynchronous device cannot tell yet is left to `checks`.
         """
         require_float("x", x)
-        require_finite("x", x, doubts)
+        require_finite("x", x, checks)
 
     def input_dtype(self, like: Array) -> Any:
         """The dtype of inputs, given an array of parameters: theirs, unless inputs are indices."""
@@ -96,7 +96,7 @@ class Layer(ABC):
     def backward(
         self, params: Tree, cache: Tree, g: Array, wrt_input: bool = True
     ) -> tuple[Array | None, Tree]:
-        """Carry derivatives g of a scalar per example from the output to the input.
+        """Backpropagate the derivatives g of a scalar per example, from the output to the input.
 
         Returns
         -------

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from kfac_np.backend import Array, Backend, Doubts, Rng
+from kfac_np.backend import Array, Backend, DeferredChecks, Rng
 from kfac_np.errors import InputError, ShapeError, require_instance
 from kfac_np.layers.base import Layer
 from kfac_np.trees import Tree
@@ -100,8 +100,8 @@ class Sequential(Layer):
     def couples_examples(self) -> bool:
         return any(layer.couples_examples for layer in self.layers)
 
-    def check_inputs(self, x: Array, doubts: Doubts) -> None:
-        self.layers[0].check_inputs(x, doubts)
+    def check_inputs(self, x: Array, checks: DeferredChecks) -> None:
+        self.layers[0].check_inputs(x, checks)
 
     def input_dtype(self, like: Array) -> Any:
         return self.layers[0].input_dtype(like)
@@ -293,8 +293,8 @@ class Residual(Layer):
             layer.couples_examples for layer in (self.inner, self.shortcut) if layer is not None
         )
 
-    def check_inputs(self, x: Array, doubts: Doubts) -> None:
-        self.inner.check_inputs(x, doubts)
+    def check_inputs(self, x: Array, checks: DeferredChecks) -> None:
+        self.inner.check_inputs(x, checks)
 
     def input_dtype(self, like: Array) -> Any:
         return self.inner.input_dtype(like)

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, final
 
 from kfac_np.backend import Array, Backend, Rng, array_namespace
-from kfac_np.errors import InputError, ShapeError, is_whole, plain_fields
+from kfac_np.errors import InputError, ShapeError, is_integer, plain_fields
 from kfac_np.layers.base import Layer
 from kfac_np.layers.convolution import Conv
 from kfac_np.layers.initializers import Initializer, he
@@ -84,7 +84,7 @@ class ConvTranspose(Layer):
         check_budget(name, self.budget_bytes)
         given: Any = self.output_padding
         extra = given if isinstance(given, tuple) else (given,) * axes
-        whole = all(map(is_whole, extra))
+        whole = all(map(is_integer, extra))
         stride = per_axis(self.stride, axes)
         if not (
             whole

@@ -1,4 +1,4 @@
-"""Embeddings: an affine layer whose inputs are whole numbers."""
+"""Embeddings: an affine layer whose inputs are integers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, final
 from kfac_np.backend import (
     Array,
     Backend,
-    Doubts,
+    DeferredChecks,
     Rng,
     array_namespace,
     require_array,
@@ -39,7 +39,7 @@ def standard_normal(rng: Rng, fan_in: int, fan_out: int, backend: Backend) -> Ar
 @final
 @dataclass(frozen=True)
 class Embedding(Layer):
-    """y_t = W e_{x_t}, column x_t of W, for whole numbers x of shape (N, T, ...).
+    """y_t = W e_{x_t}, column x_t of W, for integers x of shape (N, T, ...).
 
     The same as `Dense` without bias on one-hot inputs, which are never formed. Being the first
     layer of a network it has no input derivative: `backward` returns None for it.
@@ -84,13 +84,13 @@ class Embedding(Layer):
             raise ShapeError(f"{self!r}: expected inputs (N, T, ...), got (N)")
         return (*shape, self.d_out)
 
-    def check_inputs(self, x: Array, doubts: Doubts) -> None:
-        """Raise `InputError` unless x is of whole numbers 0..size-1; some libraries wrap others."""
+    def check_inputs(self, x: Array, checks: DeferredChecks) -> None:
+        """Raise `InputError` unless x is of integers 0..size-1; some libraries wrap others."""
         require_array("x", x)
         self._require_whole(x)
         if math.prod(x.shape) == 0:
             return
-        require_indices(f"x: {self!r} expected whole numbers", x, self.size, doubts)
+        require_indices(f"x: {self!r} expected integers", x, self.size, checks)
 
     def input_dtype(self, like: Array) -> Any:
         return array_namespace(like).int64

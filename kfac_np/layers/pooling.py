@@ -13,7 +13,7 @@ from typing import Any, final
 
 from kfac_np.backend import Array, Backend, Geometry, Rng, array_namespace, pad
 from kfac_np.backend.pooling import max_pool, max_pool_tangent, max_pool_transpose
-from kfac_np.errors import InputError, ShapeError, is_whole, plain_fields
+from kfac_np.errors import InputError, ShapeError, is_integer, plain_fields
 from kfac_np.layers.base import Layer
 from kfac_np.layers.spatial import (
     Padding,
@@ -216,7 +216,7 @@ class AveragePool(LinearPool):
 def _check_windows(pool: MaxPool | AveragePool) -> None:
     plain_fields(pool)
     tuples = [v for v in (pool.window, pool.stride, pool.padding) if isinstance(v, tuple)]
-    if is_whole(pool.window) and tuples:  # these say how many axes there are
+    if is_integer(pool.window) and tuples:  # these say how many axes there are
         object.__setattr__(pool, "window", per_axis(pool.window, len(tuples[0])))
     name, stride = type(pool).__name__, 1 if pool.stride is None else pool.stride
     check_axes(name, pool.window, argument="window", free=True, stride=stride)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, Backend, Rng, array_namespace
-from kfac_np.errors import InputError, ShapeError, is_whole, plain_fields
+from kfac_np.errors import InputError, ShapeError, is_integer, plain_fields
 from kfac_np.layers.base import Layer
 from kfac_np.trees import Tree
 
@@ -39,8 +39,8 @@ class Reshape(Layer):
     def __post_init__(self) -> None:
         plain_fields(self)
         shape = self.shape
-        whole = isinstance(shape, tuple) and all(is_whole(n) and (n > 0 or n == -1) for n in shape)
-        if not whole or not shape or shape.count(-1) > 1:
+        good = isinstance(shape, tuple) and all(is_integer(n) and (n > 0 or n == -1) for n in shape)
+        if not good or not shape or shape.count(-1) > 1:
             raise InputError(
                 f"Reshape: expected a tuple of positive integers, one of them -1 at most, "
                 f"got {shape!r}"

@@ -9,7 +9,7 @@ from kfac_np.backend import Array, Backend, Rng
 from kfac_np.errors import (
     InputError,
     ShapeError,
-    is_whole,
+    is_integer,
     require_callable,
     require_instance,
     require_sizes,
@@ -51,7 +51,7 @@ def per_axis(value: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
     >>> per_axis(2, 3), per_axis((1, 2), 2)
     ((2, 2, 2), (1, 2))
     """
-    return (value,) * axes if is_whole(value) else tuple(value)  # type: ignore[arg-type]
+    return (value,) * axes if is_integer(value) else tuple(value)  # type: ignore[arg-type]
 
 
 def padding_pairs(padding: Padding, axes: int) -> tuple[tuple[int, int], ...]:
@@ -64,10 +64,10 @@ def padding_pairs(padding: Padding, axes: int) -> tuple[tuple[int, int], ...]:
     """
     if padding == "valid":
         return ((0, 0),) * axes
-    if is_whole(padding):
+    if is_integer(padding):
         return ((padding, padding),) * axes
     pairs: Any = padding
-    return tuple((p, p) if is_whole(p) else (p[0], p[1]) for p in pairs)
+    return tuple((p, p) if is_integer(p) else (p[0], p[1]) for p in pairs)
 
 
 def check_axes(
@@ -77,14 +77,14 @@ def check_axes(
 
     A kernel that is `free` may be one size for all spatial axes, however many there are.
     """
-    sizes = (kernel,) if free and is_whole(kernel) else kernel
+    sizes = (kernel,) if free and is_integer(kernel) else kernel
     if not isinstance(sizes, tuple) or not sizes or not all(map(_is_positive, sizes)):
         raise InputError(
             f"{name}: expected {argument} to be {'a positive integer, or ' if free else ''}a tuple "
             f"of positive integers, one for each spatial axis, got {kernel!r}"
         )
     for option, value in options.items():
-        each = (value,) * len(sizes) if is_whole(value) else value
+        each = (value,) * len(sizes) if is_integer(value) else value
         if not (
             isinstance(each, tuple) and len(each) == len(sizes) and all(map(_is_positive, each))
         ):
@@ -96,11 +96,11 @@ def check_axes(
 
 def check_padding(name: str, padding: Any, axes: int, names: tuple[str, ...]) -> None:
     """Raise `InputError` unless padding is of one of the forms of `Padding`."""
-    if is_whole(padding) or (isinstance(padding, str) and padding in names):
+    if is_integer(padding) or (isinstance(padding, str) and padding in names):
         return
     if isinstance(padding, tuple) and len(padding) == axes:
         pairs = [p if isinstance(p, tuple) else (p, p) for p in padding]
-        if all(len(p) == 2 and all(map(is_whole, p)) for p in pairs):
+        if all(len(p) == 2 and all(map(is_integer, p)) for p in pairs):
             return
     named = "".join(f", {n!r}" for n in names)
     raise InputError(
@@ -173,4 +173,4 @@ def options(layer: object, **defaults: Any) -> list[str]:
 
 
 def _is_positive(value: object) -> bool:
-    return is_whole(value) and value > 0
+    return is_integer(value) and value > 0

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from kfac_np import trees
-from kfac_np.backend import Array, Backend, Doubts, Rng
-from kfac_np.errors import InputError, ShapeError, is_whole, plain_fields
+from kfac_np.backend import Array, Backend, DeferredChecks, Rng
+from kfac_np.errors import InputError, ShapeError, is_integer, plain_fields
 from kfac_np.layers.base import Layer
 from kfac_np.layers.uses import merge_trees, require_uncoupled, sum_trees
 from kfac_np.trees import Tree
@@ -52,7 +52,7 @@ class Tied(Layer):
         layers, order = self.layers, self.order
         if not isinstance(layers, tuple) or not all(isinstance(layer, Layer) for layer in layers):
             raise InputError(f"Tied: expected a tuple of layers, got {layers!r}")
-        whole = isinstance(order, tuple) and all(map(is_whole, order))
+        whole = isinstance(order, tuple) and all(map(is_integer, order))
         if not whole or any(not 0 <= i < len(layers) for i in order):
             raise InputError(f"Tied: expected order to be of 0..{len(layers) - 1}, got {order!r}")
         if not layers or set(order) != set(range(len(layers))):
@@ -121,8 +121,8 @@ class Tied(Layer):
     def couples_examples(self) -> bool:
         return any(layer.couples_examples for layer in self.layers)
 
-    def check_inputs(self, x: Array, doubts: Doubts) -> None:
-        self.layers[self.order[0]].check_inputs(x, doubts)
+    def check_inputs(self, x: Array, checks: DeferredChecks) -> None:
+        self.layers[self.order[0]].check_inputs(x, checks)
 
     def input_dtype(self, like: Array) -> Any:
         return self.layers[self.order[0]].input_dtype(like)

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 
 from kfac_np.backend import (
     Array,
-    Doubts,
+    DeferredChecks,
     Rng,
     array_namespace,
     require_finite,
@@ -44,8 +44,8 @@ class Loss(ABC):
     def check(self, z: Array, t: Array) -> None:
         """Raise `TargetError` unless `t` are possible targets for outputs `z`."""
 
-    def check_late(self, z: Array, t: Array, doubts: Doubts) -> None:
-        """`check`, with what a device that works ahead cannot tell yet left to `doubts`.
+    def check_late(self, z: Array, t: Array, checks: DeferredChecks) -> None:
+        """`check`, with what an asynchronous device cannot tell yet left to `checks`.
 
         Without it a loss is right, too, but `check` makes every step wait for the device.
         """
@@ -107,17 +107,17 @@ class DiagonalLoss(Loss):
         return one_hot_columns(root, start, stop)
 
     def check(self, z: Array, t: Array) -> None:
-        doubts = Doubts()
-        self.check_late(z, t, doubts)
-        doubts.settle()
+        checks = DeferredChecks()
+        self.check_late(z, t, checks)
+        checks.wait()
 
-    def check_late(self, z: Array, t: Array, doubts: Doubts) -> None:
+    def check_late(self, z: Array, t: Array, checks: DeferredChecks) -> None:
         name = f"{type(self).__name__} targets"
         require_float(name, t)
         if t.shape != z.shape:
             raise TargetError(f"{name}: expected shape {z.shape} as the outputs, got {t.shape}")
         require_same_place(name, t, z, "outputs")
-        require_finite(name, t, doubts)
+        require_finite(name, t, checks)
 
 
 def one_hot_columns(values: Array, start: int, stop: int | None) -> Array:

@@ -7,7 +7,7 @@ from typing import final
 
 from kfac_np.backend import (
     Array,
-    Doubts,
+    DeferredChecks,
     Rng,
     array_namespace,
     logistic,
@@ -38,12 +38,12 @@ class SigmoidCrossEntropy(DiagonalLoss):
     def lower_bound(self) -> float:
         return 0.0
 
-    def check_late(self, z: Array, t: Array, doubts: Doubts) -> None:
-        super().check_late(z, t, doubts)
+    def check_late(self, z: Array, t: Array, checks: DeferredChecks) -> None:
+        super().check_late(z, t, checks)
         xp = array_namespace(t)
         low, high = xp.min(t), xp.max(t)
         name = "SigmoidCrossEntropy targets"
-        doubts.require(
+        checks.require(
             truth((low >= 0.0) & (high <= 1.0)),
             lambda: TargetError(
                 f"{name}: expected values in [0, 1], got [{float(low):g}, {float(high):g}]"

@@ -8,7 +8,7 @@ from typing import final
 from kfac_np.backend import (
     Array,
     Backend,
-    Doubts,
+    DeferredChecks,
     Rng,
     array_namespace,
     logsumexp,
@@ -48,11 +48,11 @@ class SoftmaxCrossEntropy(Loss):
         return 0.0
 
     def check(self, z: Array, t: Array) -> None:
-        doubts = Doubts()
-        self.check_late(z, t, doubts)
-        doubts.settle()
+        checks = DeferredChecks()
+        self.check_late(z, t, checks)
+        checks.wait()
 
-    def check_late(self, z: Array, t: Array, doubts: Doubts) -> None:
+    def check_late(self, z: Array, t: Array, checks: DeferredChecks) -> None:
         name = "SoftmaxCrossEntropy targets"
         xp = array_namespace(z)
         require_same_place(name, t, z, "outputs")
@@ -62,13 +62,13 @@ class SoftmaxCrossEntropy(Loss):
                     f"{name}: expected class numbers of shape {z.shape[:-1]}, got {t.shape}"
                 )
             what = f"{name}: expected class numbers"
-            require_indices(what, t, z.shape[-1], doubts, TargetError)
+            require_indices(what, t, z.shape[-1], checks, TargetError)
         elif xp.isdtype(t.dtype, "real floating"):
             if t.shape != z.shape:
                 raise TargetError(f"{name}: expected distributions {z.shape}, got {t.shape}")
-            require_finite(name, t, doubts)
+            require_finite(name, t, checks)
             least, off = xp.min(t), xp.max(xp.abs(xp.sum(t, axis=-1) - 1.0))
-            doubts.require(
+            checks.require(
                 truth((least >= 0.0) & (off <= 1e-3)),
                 lambda: TargetError(
                     f"{name}: expected distributions (>= 0, sum 1); smallest entry "

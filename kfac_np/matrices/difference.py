@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kfac_np.backend import Array, Doubts, clip, eigh
+from kfac_np.backend import Array, DeferredChecks, clip, eigh
 
 __all__ = ["difference_inverse"]
 
@@ -12,7 +12,7 @@ def difference_inverse(
     root_g: Array,
     cross_a: Array,
     cross_g: Array,
-    doubts: Doubts | None = None,
+    checks: DeferredChecks | None = None,
 ) -> tuple[Array, Array, Array]:
     """(G ⊗ A - Y Yᵀ ⊗ X Xᵀ)⁻¹ = (K_G ⊗ K_A) diag(1 / gaps) (K_G ⊗ K_A)ᵀ.
 
@@ -28,7 +28,7 @@ def difference_inverse(
         Any H with H Hᵀ = A⁻¹, and of G⁻¹.
     cross_a, cross_g : Array, shapes (d_in, anything) and (d_out, anything)
         X and Y.
-    doubts : Doubts, optional
+    checks : DeferredChecks, optional
         As with `kfac_np.backend.eigh`.
 
     Returns
@@ -55,12 +55,12 @@ def difference_inverse(
     >>> K_A * K_G / gaps * K_A * K_G  # 1 / (4 · 1 - 1 · 1)
     array([[0.33333333]])
     """
-    k_a, s_a = _diagonalised(root_a, cross_a, doubts)
-    k_g, s_g = _diagonalised(root_g, cross_g, doubts)
+    k_a, s_a = _diagonalised(root_a, cross_a, checks)
+    k_g, s_g = _diagonalised(root_g, cross_g, checks)
     return k_a, k_g, 1.0 - s_g[:, None] * s_a[None, :]
 
 
-def _diagonalised(root: Array, cross: Array, doubts: Doubts | None) -> tuple[Array, Array]:
+def _diagonalised(root: Array, cross: Array, checks: DeferredChecks | None) -> tuple[Array, Array]:
     c = root.T @ cross
-    values, vectors = eigh(c @ c.T, doubts)
+    values, vectors = eigh(c @ c.T, checks)
     return root @ vectors, clip(values, low=0.0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from kfac_np import trees
-from kfac_np.backend import Array, Doubts, Rng, array_namespace
+from kfac_np.backend import Array, DeferredChecks, Rng, array_namespace
 from kfac_np.errors import ConfigError, plain_fields
 from kfac_np.objective import Objective
 from kfac_np.optimizers.averaging import IterateAverage
@@ -22,10 +22,10 @@ from kfac_np.optimizers.base import (
 from kfac_np.optimizers.reports import StepReport, report_of
 from kfac_np.optimizers.schedules import (
     Schedule,
+    require_integer,
     require_number,
     require_positive,
     require_rate,
-    require_whole,
     value_at,
 )
 from kfac_np.trees import Tree
@@ -106,7 +106,7 @@ class Adam(Optimizer):
                 raise ConfigError(f"Adam {name}: expected 0 <= {name} < 1, got {beta!r}")
         require_positive("Adam epsilon", self.epsilon)
         require_positive("Adam l2", self.l2, zero=True)
-        require_whole("Adam seed", self.seed, zero=True)
+        require_integer("Adam seed", self.seed, zero=True)
 
     def init(self, params: Tree) -> AdamState:
         check_params(params)
@@ -119,9 +119,9 @@ class Adam(Optimizer):
         self.check_state(state)
         k = state.step + 1
         noise = Rng(self.seed).child("forward", k)
-        doubts = Doubts()
-        e = self.objective.evaluate(state.params, x, t, weights, noise, doubts)
-        h = Regularized.of(e, self.l2, k, doubts)
+        checks = DeferredChecks()
+        e = self.objective.evaluate(state.params, x, t, weights, noise, checks)
+        h = Regularized.of(e, self.l2, k, checks)
         rate = value_at(self.rate, k)
         b1, b2 = self.beta1, self.beta2
         first = trees.combine(b1, state.first, 1.0 - b1, h.gradient)
@@ -132,8 +132,8 @@ class Adam(Optimizer):
             root = array_namespace(v).sqrt(v * (1.0 / debias2))
             return (-rate / debias1) * m / (root + self.epsilon)
 
-        params, norm = apply_update(state.params, trees.tree_map(leaf, first, second), k, doubts)
+        params, norm = apply_update(state.params, trees.tree_map(leaf, first, second), k, checks)
         average = self.averaging.update(state.average, params, k) if self.averaging else None
         numbers = {**h.numbers, "update_norm": norm, "alpha": rate}
         report = report_of(numbers, step=k, batch_size=x.shape[0])
-        return keep_good(state, AdamState(params, average, k, first, second), doubts), report
+        return keep_good(state, AdamState(params, average, k, first, second), checks), report

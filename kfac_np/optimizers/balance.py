@@ -10,7 +10,7 @@ from kfac_np.backend import Rng, Scalar, isfinite, select
 from kfac_np.errors import ConfigError, plain_fields
 from kfac_np.fisher import FisherType, InputOnly, MonteCarlo
 from kfac_np.optimizers.local_model import LocalModel
-from kfac_np.optimizers.schedules import require_number, require_whole
+from kfac_np.optimizers.schedules import require_integer, require_number
 from kfac_np.trees import Tree
 
 __all__ = ["Balance"]
@@ -74,8 +74,8 @@ class Balance:
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        require_whole("Balance interval", self.interval)
-        require_whole("Balance first", self.first)
+        require_integer("Balance interval", self.interval)
+        require_integer("Balance first", self.first)
         require_number("Balance memory", self.memory)
         if not 0.0 <= self.memory < 1.0:
             raise ConfigError(f"Balance memory: expected 0 <= memory < 1, got {self.memory!r}")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self, TypeVar, final
 from kfac_np import trees
 from kfac_np.backend import (
     Array,
-    Doubts,
+    DeferredChecks,
     Scalar,
     Truth,
     all_finite,
@@ -46,8 +46,8 @@ class State(ABC):
         Averaged parameters, where the optimiser keeps them.
     step : int
         Steps done.
-    doubts : Doubts or None
-        Conditions of the last step that a device working ahead has yet to tell.
+    checks : DeferredChecks or None
+        Conditions of the last step that an asynchronous device has yet to tell.
 
     Examples
     --------
@@ -61,21 +61,21 @@ class State(ABC):
     params: Tree
     average: Tree | None
     step: int
-    doubts: Doubts | None = field(default=None, kw_only=True)
+    checks: DeferredChecks | None = field(default=None, kw_only=True)
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         """Raise what the last step would have raised, had its numbers been known.
 
-        The next step does this when it has queued its own work. On a device that does not work
-        ahead there is nothing to settle.
+        The next step does this when it has queued its own work. On other devices than an
+        asynchronous one there is nothing to wait for.
 
         Raises
         ------
         InputError, DivergenceError
             The parameters of this state are those from before the step.
         """
-        if self.doubts is not None:
-            self.doubts.settle()
+        if self.checks is not None:
+            self.checks.wait()
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,8 @@ class Optimizer(ABC):
 
         Notes
         -----
-        On a device that works ahead of the host (CuPy), errors that depend on computed numbers
-        are raised by the next step or by `State.settle`; the state returned meanwhile holds the
+        On an asynchronous device (CuPy), errors that depend on computed numbers
+        are raised by the next step or by `State.wait`; the state returned meanwhile holds the
         parameters from before the step. Nothing is waited for but in steps that factorise.
         """
 
@@ -158,8 +158,8 @@ class Optimizer(ABC):
 
     def state_to_tree(self, state: State) -> dict[str, Any]:
         """The state as nested dicts, tuples, arrays and plain numbers, for a checkpoint."""
-        state.settle()
-        names = (f.name for f in dataclasses.fields(state) if f.name != "doubts")
+        state.wait()
+        names = (f.name for f in dataclasses.fields(state) if f.name != "checks")
         return {name: getattr(state, name) for name in names}
 
     def state_from_tree(self, tree: dict[str, Any]) -> Any:
@@ -170,7 +170,7 @@ class Optimizer(ABC):
         InputError
             Entries are missing, or not of a state of this optimiser.
         """
-        fields = [f for f in dataclasses.fields(self.state_type) if f.name != "doubts"]
+        fields = [f for f in dataclasses.fields(self.state_type) if f.name != "checks"]
         needed = {f.name for f in fields if f.default is dataclasses.MISSING}
         origin = f"state: expected a tree from {type(self).__name__}.state_to_tree"
         if not isinstance(tree, dict):
@@ -236,7 +236,7 @@ class Regularized:
     >>> from kfac_np.losses import SquaredError
     >>> e = Objective(Dense(1, 1, bias=False), SquaredError()).evaluate(
     ...     np.asarray([[2.0]]), np.asarray([[1.0], [3.0]]), np.zeros((2, 1)))
-    >>> Regularized.of(e, 0.5, 1, Doubts()).value
+    >>> Regularized.of(e, 0.5, 1, DeferredChecks()).value
     11.0
     """
 
@@ -247,10 +247,10 @@ class Regularized:
     statistics: Tree | None
 
     @classmethod
-    def of(cls, e: Evaluation, l2: float, step: int, doubts: Doubts) -> Self:
+    def of(cls, e: Evaluation, l2: float, step: int, checks: DeferredChecks) -> Self:
         """Evaluate; it is a `DivergenceError` if anything is not finite."""
         found = cls.unchecked(e, l2)
-        found.require_finite(step, doubts)
+        found.require_finite(step, checks)
         return found
 
     @classmethod
@@ -265,7 +265,7 @@ class Regularized:
         value = loss + l2_term(e.params, l2)
         return cls(loss, value, gradient, norm, None if l2 else statistics)
 
-    def require_finite(self, step: int, doubts: Doubts) -> None:
+    def require_finite(self, step: int, checks: DeferredChecks) -> None:
         """It is a `DivergenceError` if loss, objective or gradient are not finite."""
         loss, norm = self.loss, self.gradient_norm
 
@@ -277,7 +277,7 @@ class Regularized:
                 "are unchanged. Use a smaller learning rate or more damping"
             )
 
-        doubts.require(isfinite(self.value + norm), error)
+        checks.require(isfinite(self.value + norm), error)
 
     @property
     def numbers(self) -> dict[str, Scalar | None]:
@@ -311,30 +311,32 @@ def moved(params: Tree, update: Tree) -> tuple[Tree, Scalar, Truth]:
     return new, norm, both(isfinite(norm), are_finite(*trees.leaves(new)))
 
 
-def apply_update(params: Tree, update: Tree, step: int, doubts: Doubts) -> tuple[Tree, Scalar]:
+def apply_update(
+    params: Tree, update: Tree, step: int, checks: DeferredChecks
+) -> tuple[Tree, Scalar]:
     """θ + δ and ‖δ‖; it is a `DivergenceError` if they are not finite.
 
     Examples
     --------
     >>> import numpy as np
-    >>> apply_update((np.ones(1),), (np.asarray([2.0]),), 1, Doubts())
+    >>> apply_update((np.ones(1),), (np.asarray([2.0]),), 1, DeferredChecks())
     ((array([3.]),), 2.0)
     """
     new, norm, finite = moved(params, update)
-    require_finite_update(finite, norm, step, doubts)
+    require_finite_update(finite, norm, step, checks)
     return new, norm
 
 
-def require_finite_update(finite: Truth, norm: Scalar, step: int, doubts: Doubts) -> None:
+def require_finite_update(finite: Truth, norm: Scalar, step: int, checks: DeferredChecks) -> None:
     """It is a `DivergenceError` unless an update is finite.
 
     Examples
     --------
-    >>> require_finite_update(False, float("inf"), 3, Doubts())
+    >>> require_finite_update(False, float("inf"), 3, DeferredChecks())
     Traceback (most recent call last):
     kfac_np.errors.DivergenceError: step 3: the update's norm is inf; the parameters are ...
     """
-    doubts.require(
+    checks.require(
         finite,
         lambda: DivergenceError(
             f"step {step}: the update's norm is {float(norm):g}; the parameters are unchanged. "
@@ -343,17 +345,17 @@ def require_finite_update(finite: Truth, norm: Scalar, step: int, doubts: Doubts
     )
 
 
-def keep_good(good: State, new: StateType, doubts: Doubts) -> StateType:
-    """The new state, with the parameters of the good one where a doubt turns out to be right.
+def keep_good(good: State, new: StateType, checks: DeferredChecks) -> StateType:
+    """The new state, with the parameters of the good one where a check fails.
 
-    Only on a device that works ahead are there any doubts left: the transfer that settles them is
-    started, and the doubts about the good state, of a step ago, are settled.
+    Only on an asynchronous device are there any checks left: the transfer that they wait for is
+    started, and the checks about the good state, of a step ago, are waited for.
     """
-    good_so_far = doubts.dispelled
+    good_so_far = checks.hold
     if good_so_far is True:
         return new
-    doubts.send()
-    good.settle()
+    checks.send()
+    good.wait()
     params = trees.select(good_so_far, new.params, good.params)
     average = None if new.average is None else trees.select(good_so_far, new.average, good.average)
-    return replace(new, params=params, average=average, doubts=doubts)
+    return replace(new, params=params, average=average, checks=checks)

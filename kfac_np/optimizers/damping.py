@@ -13,10 +13,10 @@ from kfac_np.errors import ConfigError, plain_fields
 from kfac_np.optimizers.schedules import (
     Schedule,
     require_flag,
+    require_integer,
     require_number,
     require_positive,
     require_rate,
-    require_whole,
     value_at,
 )
 
@@ -37,7 +37,7 @@ _NO_FLOOR = 1e-10  # of a typical eigenvalue: far below, the damping of singular
 class DampingPolicy(ABC):
     """Chooses λ, the multiple of the identity in the quadratic model.
 
-    On a device that works ahead of the host, numbers are 0-d arrays (`Scalar`). A policy that
+    On an asynchronous device, numbers are 0-d arrays (`Scalar`). A policy that
     decides by `if` is right there, too, but makes the step wait.
 
     Examples
@@ -194,7 +194,7 @@ class LevenbergMarquardt(DampingPolicy):
                 "LevenbergMarquardt ceiling: expected at least 1 and at least the floor, got "
                 f"{self.ceiling!r}"
             )
-        require_whole("LevenbergMarquardt interval", self.interval)
+        require_integer("LevenbergMarquardt interval", self.interval)
         for name in ("decay", "minimum", "maximum"):
             require_number(f"LevenbergMarquardt {name}", getattr(self, name))
         if not 0.0 < self.decay < 1.0:
@@ -341,7 +341,7 @@ class GammaSearch(GammaPolicy):
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        require_whole("GammaSearch interval", self.interval)
+        require_integer("GammaSearch interval", self.interval)
         for name in ("decay", "minimum", "maximum"):
             require_number(f"GammaSearch {name}", getattr(self, name))
         if not 0.0 <= self.minimum <= self.maximum or math.isinf(self.minimum):
@@ -354,7 +354,7 @@ class GammaSearch(GammaPolicy):
         if not isinstance(self.early, tuple):
             raise ConfigError(f"GammaSearch early: expected a tuple of steps, got {self.early!r}")
         for k in self.early:
-            require_whole("GammaSearch early", k)
+            require_integer("GammaSearch early", k)
         require_positive("GammaSearch ratio", self.ratio)
         require_flag("GammaSearch thorough", self.thorough)
         require_flag("GammaSearch follows", self.follows)

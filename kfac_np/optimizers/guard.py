@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Scalar, Truth, both, isfinite, negation, select, sqrt
-from kfac_np.optimizers.schedules import require_positive, require_whole
+from kfac_np.optimizers.schedules import require_integer, require_positive
 
 __all__ = ["Guard"]
 
@@ -49,7 +49,7 @@ class Guard:
 
     def __post_init__(self) -> None:
         require_positive("Guard errors", self.errors)
-        require_whole("Guard settling", self.settling, zero=True)
+        require_integer("Guard settling", self.settling, zero=True)
 
     def measures(self, k: int, trouble: int) -> bool:
         """Tell whether step k measures h again; `trouble` last took an update back."""

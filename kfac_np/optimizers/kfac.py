@@ -11,7 +11,7 @@ from typing import ClassVar, cast, final
 from kfac_np import trees
 from kfac_np.backend import (
     Array,
-    Doubts,
+    DeferredChecks,
     Rng,
     Scalar,
     Truth,
@@ -20,13 +20,13 @@ from kfac_np.backend import (
     are_finite,
     array_namespace,
     both,
+    is_asynchronous,
     isfinite,
     known,
     negation,
     scalar,
     select,
     truth,
-    works_ahead,
 )
 from kfac_np.curvature import (
     BlockDiagonal,
@@ -67,9 +67,9 @@ from kfac_np.optimizers.schedules import (
     Refresh,
     Schedule,
     require_flag,
+    require_integer,
     require_positive,
     require_rate,
-    require_whole,
     value_at,
 )
 from kfac_np.optimizers.step_rules import (
@@ -282,7 +282,7 @@ class KFAC(Optimizer):
         require_part("KFAC step_rule", self.step_rule, StepRule)
         require_part("KFAC step_rule.balance", self.step_rule.balance, Balance, optional=True)
         require_fraction("KFAC step_rule.fraction", self.step_rule.fraction)
-        require_whole("KFAC step_rule.least_examples", self.step_rule.least_examples)
+        require_integer("KFAC step_rule.least_examples", self.step_rule.least_examples)
         require_part("KFAC damping", self.damping, DampingPolicy)
         require_part("KFAC gamma", self.gamma, GammaPolicy)
         require_part("KFAC moving_average", self.moving_average, MovingAverage)
@@ -292,11 +292,11 @@ class KFAC(Optimizer):
         require_rate("KFAC statistics_fraction", self.statistics_fraction)
         if not isinstance(self.statistics_fraction, Schedule):
             require_fraction("KFAC statistics_fraction", self.statistics_fraction)
-        require_whole("KFAC least_statistics", self.least_statistics)
+        require_integer("KFAC least_statistics", self.least_statistics)
         require_positive("KFAC l2", self.l2, zero=True)
         require_flag("KFAC relative", self.relative)
         require_part("KFAC guard", self.guard, Guard, optional=True)
-        require_whole("KFAC seed", self.seed, zero=True)
+        require_integer("KFAC seed", self.seed, zero=True)
         if self.statistics.spread:
             raise ConfigError("KFAC statistics: expected spread=False, the layers share a pass")
         if self.refresh.spread and not self.curvature.separable:
@@ -321,15 +321,15 @@ class KFAC(Optimizer):
         self.check_state(state)
         k = state.step + 1
         noise = Rng(self.seed).child("forward", k)
-        doubts = Doubts()
-        e = self.objective.evaluate(state.params, x, t, weights, noise, doubts)
+        checks = DeferredChecks()
+        e = self.objective.evaluate(state.params, x, t, weights, noise, checks)
         h = Regularized.unchecked(e, self.l2)
         state, undone = self._judge(state, h, e)
         if undone:
-            doubts.settle()
+            checks.wait()
             return self._undo(state, h, x.shape[0])
-        h.require_finite(k, doubts)
-        moments, events = self._update_moments(e, state, k, doubts)
+        h.require_finite(k, checks)
+        moments, events = self._update_moments(e, state, k, checks)
         due = self._due(state, moments, k)
         units = self._units(state, moments, due)
         if units and not state.units:
@@ -339,7 +339,7 @@ class KFAC(Optimizer):
         typical = partial(self._typical_eigenvalue, moments, units, state.params, room)
         damping = self._damping(state, typical, k)
 
-        part = _part(e, self.step_rule.fraction, doubts, self.step_rule.least_examples)
+        part = _part(e, self.step_rule.fraction, checks, self.step_rule.least_examples)
         few = part.scale.examples < self.step_rule.least_examples
         previous = None if few and state.noisy else state.update
         model = LocalModel(part, h.gradient, damping, room, previous, self.l2, units)
@@ -351,7 +351,7 @@ class KFAC(Optimizer):
             require_part(f"KFAC step_rule: what it chose in step {k}", choice, Choice)
             return choice
 
-        trials = self._trials(state, moments, units, due, h, e.scale, damping, k, doubts)
+        trials = self._trials(state, moments, units, due, h, e.scale, damping, k, checks)
         trial, choice = self._best(trials, choose)
         events += [(True, event) for event in trial.events]
         multipliers = state.multipliers
@@ -364,14 +364,14 @@ class KFAC(Optimizer):
         else:
             update = trees.combine(choice.alpha, trial.proposal, choice.mu, previous)
         if self.guard is None:
-            require_finite_choice(choice, k, doubts)
+            require_finite_choice(choice, k, checks)
         params, norm, finite = moved(state.params, update)
         if self.guard is None:
-            require_finite_update(finite, norm, k, doubts)
+            require_finite_update(finite, norm, k, checks)
 
         outcome = _Outcome(finite, negation(finite), damping, choice.decrease)
         if self._measures(state, k):
-            value = self.objective.mean_value(params, x, t, weights, noise.child(), doubts)
+            value = self.objective.mean_value(params, x, t, weights, noise.child(), checks)
             value = value + l2_term(params, self.l2)
             outcome = self._measured(
                 outcome, value, partial(model.decrease, update), h, e, state, typical
@@ -413,7 +413,7 @@ class KFAC(Optimizer):
             gamma_ratio=trial.gamma_ratio,
             multipliers=multipliers,
             units=units,
-            doubts=None,
+            checks=None,
         )
         if self.guard is not None:
             new = replace(
@@ -425,7 +425,7 @@ class KFAC(Optimizer):
                 measured=outcome.value,
                 rejected=outcome.rejected,
             )
-        return keep_good(state, new, doubts), report_of(numbers, events, **known)
+        return keep_good(state, new, checks), report_of(numbers, events, **known)
 
     def _measured(
         self,
@@ -508,7 +508,7 @@ class KFAC(Optimizer):
             error=None,
             measured=None,
             rejected=True,
-            doubts=None,
+            checks=None,
         )
         event = LadderEvent("all", "update", "update taken back", cast(float, damping))
         numbers = {**h.numbers, "update_norm": 0.0, "damping": damping, "gamma": state.gamma}
@@ -561,7 +561,7 @@ class KFAC(Optimizer):
         return damping * state.raised
 
     def _update_moments(
-        self, e: Evaluation, state: KFACState, k: int, doubts: Doubts
+        self, e: Evaluation, state: KFACState, k: int, checks: DeferredChecks
     ) -> tuple[dict[str, Moments], list[tuple[Truth, LadderEvent]]]:
         """Statistics of part of the mini-batch, put into the moving averages."""
         old = state.moments
@@ -569,12 +569,12 @@ class KFAC(Optimizer):
             return old, []
         fraction = value_at(self.statistics_fraction, k)
         require_fraction(f"KFAC statistics_fraction in step {k}", fraction)
-        part = _part(e, fraction, doubts, self.least_statistics)
+        part = _part(e, fraction, checks, self.least_statistics)
         rng = Rng(self.seed).child("targets", k)
         try:
             new = self.curvature.estimate(part, self.fisher, rng, old or None)
         except DivergenceError:  # of targets drawn on the host
-            doubts.settle()  # what went wrong before says more
+            checks.wait()  # what went wrong before says more
             raise
         events = []
         for path, m in new.items():
@@ -584,7 +584,7 @@ class KFAC(Optimizer):
                 events.append((negation(good), event))
                 new[path] = trees.select(good, m, old[path])
             else:
-                doubts.require(good, partial(_no_moments, k, path, ", ".join(m)))
+                checks.require(good, partial(_no_moments, k, path, ", ".join(m)))
         if not old:
             return new, events
         if state.objective is not None:
@@ -626,7 +626,7 @@ class KFAC(Optimizer):
         scale: Scale,
         damping: Scalar,
         k: int,
-        doubts: Doubts,
+        checks: DeferredChecks,
     ) -> Iterator[_Trial]:
         """A proposal for each candidate γ, with the factors it came from, when it is asked for."""
 
@@ -647,7 +647,7 @@ class KFAC(Optimizer):
                 state.gamma, state.gamma_ratio, state.factors, propose(state.factors), (), []
             )
             return
-        doubts.settle()  # factorising decides on the host, and waits for the device
+        checks.wait()  # factorising decides on the host, and waits for the device
         part = self.curvature.in_units({path: moments[path] for path in due}, units)
         root = math.sqrt(float(damping) + self.l2)
         current = state.gamma
@@ -765,7 +765,7 @@ def _epsilon(x: Array) -> float:
 
 def _require_damping(policy: DampingPolicy, method: str, k: int, damping: Scalar) -> None:
     """Raise `ConfigError` unless a policy gave a number >= 0, as far as the host can tell."""
-    if not works_ahead(damping):  # type: ignore[arg-type]
+    if not is_asynchronous(damping):  # type: ignore[arg-type]
         name = f"KFAC damping: λ from {type(policy).__name__}.{method} in step {k}"
         require_positive(name, damping, zero=True)  # type: ignore[arg-type]
 
@@ -780,13 +780,13 @@ def _require_candidates(candidates: object, k: int) -> None:
         require_positive(f"KFAC gamma: a candidate in step {k}", gamma, zero=True)
 
 
-def _part(e: Evaluation, fraction: float, doubts: Doubts, least: int = 1) -> Evaluation:
+def _part(e: Evaluation, fraction: float, checks: DeferredChecks, least: int = 1) -> Evaluation:
     """The first examples of a mini-batch, of which some must count."""
     examples = e.scale.examples
     part = e.take(max(math.ceil(fraction * examples), min(least, examples)))
     w = part.scale.weights
     if w is not None:
-        doubts.require(
+        checks.require(
             truth(array_namespace(w).max(w) > 0.0),
             lambda: InputError(
                 f"weights: expected a positive weight among the first {part.scale.examples} of "

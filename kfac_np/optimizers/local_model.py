@@ -65,7 +65,7 @@ class LocalModel:
     l2: float = 0.0
     units: Mapping[str, Units] = field(default_factory=dict)
 
-    def bend_and_slope(self, vectors: Sequence[Tree]) -> tuple[list[list[Scalar]], list[Scalar]]:
+    def forms_and_slope(self, vectors: Sequence[Tree]) -> tuple[list[list[Scalar]], list[Scalar]]:
         """Matrix of v_iᵀ (F + λ diag(u)⁻² + η I) v_j, and vector of ∇hᵀ v_i."""
         tangents = [
             self._previous_tangent if v is self.previous else self.evaluation.jvp(v)
@@ -89,7 +89,7 @@ class LocalModel:
 
     def decrease(self, update: Tree) -> Scalar:
         """M(δ) - M(0) for one update."""
-        bend, slope = self.bend_and_slope([update])
+        bend, slope = self.forms_and_slope([update])
         return 0.5 * bend[0][0] + slope[0]
 
     def of_each_layer(

@@ -89,7 +89,7 @@ def report_of(
     Parameters
     ----------
     numbers : dict
-        Fields of the report that may have stayed on a device working ahead; NaN in `rho` means
+        Fields of the report that may have stayed on an asynchronous device; NaN in `rho` means
         that there is none.
     events : sequence of (condition, LadderEvent)
         Each has happened if its condition holds.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from kfac_np.errors import ConfigError, is_number, is_whole, plain_fields
+from kfac_np.errors import ConfigError, is_integer, is_number, plain_fields
 
 __all__ = [
     "Constant",
@@ -95,19 +95,17 @@ def require_positive(name: str, value: float, *, zero: bool = False) -> None:
         raise ConfigError(f"{name}: expected a number {'>=' if zero else '>'} 0, got {value!r}")
 
 
-def require_whole(name: str, value: int, *, zero: bool = False) -> None:
+def require_integer(name: str, value: int, *, zero: bool = False) -> None:
     """Raise `ConfigError` unless `value` is a positive (or zero, if allowed) integer.
 
     Examples
     --------
-    >>> require_whole("interval", 2.5)
+    >>> require_integer("interval", 2.5)
     Traceback (most recent call last):
-    kfac_np.errors.ConfigError: interval: expected a whole number > 0, got 2.5
+    kfac_np.errors.ConfigError: interval: expected an integer > 0, got 2.5
     """
-    if not is_whole(value) or value < (0 if zero else 1):
-        raise ConfigError(
-            f"{name}: expected a whole number {'>=' if zero else '>'} 0, got {value!r}"
-        )
+    if not is_integer(value) or value < (0 if zero else 1):
+        raise ConfigError(f"{name}: expected an integer {'>=' if zero else '>'} 0, got {value!r}")
 
 
 def require_rate(name: str, value: float | Schedule, *, zero: bool = False) -> None:
@@ -302,8 +300,8 @@ class Refresh:
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        require_whole("Refresh interval", self.interval)
-        require_whole("Refresh first", self.first)
+        require_integer("Refresh interval", self.interval)
+        require_integer("Refresh first", self.first)
         require_flag("Refresh spread", self.spread)
 
     def due(self, k: int) -> bool:

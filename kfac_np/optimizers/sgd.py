@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from kfac_np import trees
-from kfac_np.backend import Array, Doubts, Rng
+from kfac_np.backend import Array, DeferredChecks, Rng
 from kfac_np.errors import ConfigError, plain_fields
 from kfac_np.objective import Objective
 from kfac_np.optimizers.averaging import IterateAverage
@@ -23,10 +23,10 @@ from kfac_np.optimizers.reports import StepReport, report_of
 from kfac_np.optimizers.schedules import (
     Schedule,
     require_flag,
+    require_integer,
     require_number,
     require_positive,
     require_rate,
-    require_whole,
     value_at,
 )
 from kfac_np.trees import Tree
@@ -108,7 +108,7 @@ class SGD(Optimizer):
             raise ConfigError(f"SGD momentum: expected 0 <= momentum < 1, got {self.momentum!r}")
         require_flag("SGD nesterov", self.nesterov)
         require_positive("SGD l2", self.l2, zero=True)
-        require_whole("SGD seed", self.seed, zero=True)
+        require_integer("SGD seed", self.seed, zero=True)
 
     def init(self, params: Tree) -> SGDState:
         check_params(params)
@@ -120,16 +120,16 @@ class SGD(Optimizer):
         self.check_state(state)
         k = state.step + 1
         noise = Rng(self.seed).child("forward", k)
-        doubts = Doubts()
-        e = self.objective.evaluate(state.params, x, t, weights, noise, doubts)
-        h = Regularized.of(e, self.l2, k, doubts)
+        checks = DeferredChecks()
+        e = self.objective.evaluate(state.params, x, t, weights, noise, checks)
+        h = Regularized.of(e, self.l2, k, checks)
         rate = value_at(self.rate, k)
         velocity = trees.combine(self.momentum, state.velocity, -rate, h.gradient)
         update = velocity
         if self.nesterov:
             update = trees.combine(self.momentum, velocity, -rate, h.gradient)
-        params, norm = apply_update(state.params, update, k, doubts)
+        params, norm = apply_update(state.params, update, k, checks)
         average = self.averaging.update(state.average, params, k) if self.averaging else None
         numbers = {**h.numbers, "update_norm": norm, "alpha": rate, "mu": self.momentum}
         report = report_of(numbers, step=k, batch_size=x.shape[0])
-        return keep_good(state, SGDState(params, average, k, velocity), doubts), report
+        return keep_good(state, SGDState(params, average, k, velocity), checks), report

@@ -8,17 +8,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
-from kfac_np.backend import Doubts, Scalar, array_namespace, isfinite, select, sqrt
+from kfac_np.backend import DeferredChecks, Scalar, array_namespace, isfinite, select, sqrt
 from kfac_np.errors import ConfigError, DivergenceError, plain_fields
 from kfac_np.optimizers.balance import Balance
 from kfac_np.optimizers.local_model import LocalModel
 from kfac_np.optimizers.schedules import (
     Schedule,
     require_flag,
+    require_integer,
     require_number,
     require_positive,
     require_rate,
-    require_whole,
     value_at,
 )
 from kfac_np.trees import Tree
@@ -48,18 +48,18 @@ class Choice:
     decrease: Scalar | None
 
 
-def require_finite_choice(choice: Choice, k: int, doubts: Doubts) -> None:
+def require_finite_choice(choice: Choice, k: int, checks: DeferredChecks) -> None:
     """It is a `DivergenceError` if the model was not finite along the proposal.
 
     Examples
     --------
-    >>> require_finite_choice(Choice(0.0, 0.0, math.inf), 7, Doubts())
+    >>> require_finite_choice(Choice(0.0, 0.0, math.inf), 7, DeferredChecks())
     Traceback (most recent call last):
     kfac_np.errors.DivergenceError: step 7: the quadratic model is not finite along the ...
     """
     decrease = choice.decrease
     if decrease is not None:
-        doubts.require(
+        checks.require(
             isfinite(decrease),
             lambda: DivergenceError(
                 f"step {k}: the quadratic model is not finite along the proposed update; the "
@@ -167,7 +167,7 @@ class QuadraticModel(StepRule):
     def __post_init__(self) -> None:
         plain_fields(self)
         require_fraction("QuadraticModel fraction", self.fraction)
-        require_whole("QuadraticModel least_examples", self.least_examples)
+        require_integer("QuadraticModel least_examples", self.least_examples)
         require_flag("QuadraticModel bounded", self.bounded)
         require_flag("QuadraticModel momentum", self.momentum)
         if not isinstance(self.balance, Balance | None):
@@ -187,7 +187,9 @@ class QuadraticModel(StepRule):
         curvature_norm: Callable[[Tree], Scalar],
     ) -> Choice:
         previous = model.previous if self.momentum else None
-        bend, slope = model.bend_and_slope([proposal] if previous is None else [proposal, previous])
+        bend, slope = model.forms_and_slope(
+            [proposal] if previous is None else [proposal, previous]
+        )
         xp = array_namespace(model.evaluation.outputs)
         rounding = 10.0 * float(xp.finfo(model.evaluation.outputs.dtype).eps)
         other = None if previous is None else (bend[1][1], bend[0][1], slope[1])

@@ -206,7 +206,7 @@ def finite_differences(s: Subject) -> None:
 
 
 def vectors(s: Subject) -> None:
-    """K vectors carried back together give what each alone gives; K may be 0."""
+    """K vectors backpropagated together give what each alone gives; K may be 0."""
     for number in (3, 1):
         v = s.vectors(number)
         dx, gradient = s.backward(v)

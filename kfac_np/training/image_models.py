@@ -188,7 +188,7 @@ def resnet(
     Raises
     ------
     ConfigError
-        Images are too small for so many stages, or a size is not a positive whole number.
+        Images are too small for so many stages, or a size is not a positive integer.
 
     References
     ----------
@@ -288,7 +288,7 @@ def _groups(channels: int) -> int:
 
 
 def _check(name: str, **sizes: Sequence[int]) -> None:
-    """All sizes are positive whole numbers, and images have three."""
+    """All sizes are positive integers, and images have three."""
     for option, values in sizes.items():
         values = tuple(values)
         right = all(type(n) is int and n > 0 for n in values) and (values or option == "hidden")

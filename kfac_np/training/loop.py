@@ -15,7 +15,7 @@ from kfac_np.optimizers import Optimizer, State, StepReport
 from kfac_np.training.data import BatchSchedule, BatchState, MiniBatches
 from kfac_np.trees import Tree
 
-__all__ = ["Position", "Step", "Supply", "advance", "settled", "start", "train"]
+__all__ = ["Position", "Step", "Supply", "advance", "completed", "start", "train"]
 
 
 @final
@@ -128,8 +128,8 @@ class Step:
     position : Position
     report : StepReport
     under_way : bool
-        Whether a device that works ahead may still be at it, so that reading the report waits,
-        and its errors are yet to come (`settled`).
+        Whether an asynchronous device may still be at it, so that reading the report waits,
+        and its errors are yet to come (`completed`).
 
     Examples
     --------
@@ -166,12 +166,12 @@ def start(optimizer: Optimizer, backend: Backend, seed: int = 0) -> Position:
 
 
 def advance(optimizer: Optimizer, supply: Supply, position: Position) -> Step:
-    """Do one step, or on a device that works ahead ask for it; the clock runs meanwhile.
+    """Do one step, or on an asynchronous device ask for it; the clock runs meanwhile.
 
     Raises
     ------
     DivergenceError
-        Loss, gradient or update are not finite; of this step, or on a device that works ahead
+        Loss, gradient or update are not finite; of this step, or on an asynchronous device
         also of the last one, whose position is then not good.
 
     Examples
@@ -191,10 +191,10 @@ def advance(optimizer: Optimizer, supply: Supply, position: Position) -> Step:
     batches, x, t = supply.next(position.batches, position.step + 1)
     state, report = optimizer.step(position.state, x, t)
     seconds = position.seconds + time.perf_counter() - began
-    return Step(Position(state, batches, seconds), report, state.doubts is not None)
+    return Step(Position(state, batches, seconds), report, state.checks is not None)
 
 
-def settled(step: Step) -> Step:
+def completed(step: Step) -> Step:
     """Wait until the device has done the step; the clock runs meanwhile.
 
     Raises
@@ -205,12 +205,12 @@ def settled(step: Step) -> Step:
     Examples
     --------
     >>> step = Step(Position(State((), None, 1)), StepReport(1, 8, loss=0.5, objective=0.5))
-    >>> settled(step).position.step
+    >>> completed(step).position.step
     1
     """
     began, position = time.perf_counter(), step.position
     _wait_for(position.state.params)
-    position.state.settle()
+    position.state.wait()
     seconds = position.seconds + time.perf_counter() - began
     return Step(dataclasses.replace(position, seconds=seconds), step.report)
 
@@ -252,7 +252,7 @@ def train(optimizer: Optimizer, supply: Supply, position: Position) -> Iterator[
     True
     """
     while True:
-        step = settled(advance(optimizer, supply, position))
+        step = completed(advance(optimizer, supply, position))
         position = step.position
         yield step
 

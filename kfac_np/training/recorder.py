@@ -196,7 +196,7 @@ class Recorder:
         """Return the last of some positions that is good, if there is one."""
         for position in reversed(positions):
             try:
-                position.state.settle()
+                position.state.wait()
                 self.require_good(position, evaluated=True)
             except Exception:  # whatever it is: a run could not go on from there
                 continue

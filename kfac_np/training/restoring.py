@@ -122,8 +122,8 @@ def check_position(optimizer: Optimizer, position: Position, first: Position) ->
     kfac_np.errors.ShapeError: params.0: expected shape (2, 4) of float32, got shape (2, 3) of ...
     """
     state = position.state
-    if state.doubts is not None:
-        raise InputError(f"doubts: expected none, got {state.doubts!r}")
+    if state.checks is not None:
+        raise InputError(f"checks: expected none, got {state.checks!r}")
     before = optimizer.state_to_tree(first.state)
     for name, field in optimizer.state_to_tree(state).items():
         if name in state.like_params and (field is not None or before[name] is not None):

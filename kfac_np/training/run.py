@@ -19,7 +19,7 @@ from kfac_np.errors import ConfigError
 from kfac_np.training.config import Config, from_table, read_table
 from kfac_np.training.experiment import Experiment
 from kfac_np.training.lock import LOCK, locked
-from kfac_np.training.loop import Position, advance, settled
+from kfac_np.training.loop import Position, advance, completed
 from kfac_np.training.observer import Observer
 from kfac_np.training.recorder import CHECKPOINTS, CONFIG, SUMMARY, Recorder
 
@@ -102,7 +102,7 @@ def _train(experiment: Experiment, recorder: Recorder, trail: list[Position]) ->
         evaluates = settings.evaluation_due(before, after)
         saves = recorder.owed or settings.checkpoint_due(step.position.step)
         if evaluates or saves or settings.finished(*after):
-            step = settled(step)  # elsewhere nobody waits for a device that works ahead
+            step = completed(step)  # elsewhere nobody waits for an asynchronous device
         position = step.position
         trail.append(position)
         recorder.record(step)
@@ -112,7 +112,7 @@ def _train(experiment: Experiment, recorder: Recorder, trail: list[Position]) ->
         if saves:
             recorder.try_to_save(position)
         if observer.should_stop() and not settings.finished(position.step, position.seconds):
-            trail[-1] = settled(step).position
+            trail[-1] = completed(step).position
             return "interrupted"
     return "finished"
 

@@ -94,15 +94,15 @@ def test_clip(pair, backend: Backend):
     assert np.isnan(to_numpy(fused.clip(nothing, 0.0, 1.0)))
 
 
-@pytest.mark.parametrize("name", ["tanh_pull", "logistic_pull", "leaky_pull"])
-def test_pulls(name: str, pair, backend: Backend):
+@pytest.mark.parametrize("name", ["tanh_vjp", "logistic_vjp", "leaky_vjp"])
+def test_vjps(name: str, pair, backend: Backend):
     """Also of several derivatives at once; nothing that is given is written to."""
     fast, generic = getattr(fused, name), getattr(fused, f"{name}_generic")
     g, x = pair
     y = backend.xp.tanh(x)
     several = backend.xp.stack([g, 2.0 * g])
     before = [np.array(to_numpy(a)) for a in (g, y, several)]
-    for slope in ((), (0.25,)) if name == "leaky_pull" else ((),):
+    for slope in ((), (0.25,)) if name == "leaky_vjp" else ((),):
         require_equal(fast(g, y, *slope), generic(g, y, *slope), g)
         each = fast(several, y, *slope)
         require_equal(each, generic(several, y, *slope), g)
@@ -111,16 +111,16 @@ def test_pulls(name: str, pair, backend: Backend):
         np.testing.assert_array_equal(to_numpy(a), b)
 
 
-def test_pulls_are_derivatives(backend: Backend):
+def test_vjps_are_derivatives(backend: Backend):
     x = numbers((5, 4))
     g, y = numbers((5, 4), 1), np.tanh(x)
     sent = [backend.asarray(a) for a in (g, x, y)]
     close = {"rtol": 1e-14, "atol": 1e-14}
-    found = to_numpy(fused.tanh_pull(sent[0], sent[2]))
+    found = to_numpy(fused.tanh_vjp(sent[0], sent[2]))
     np.testing.assert_allclose(found, g * (1 - y**2), **close)
-    found = to_numpy(fused.logistic_pull(sent[0], sent[2]))
+    found = to_numpy(fused.logistic_vjp(sent[0], sent[2]))
     np.testing.assert_allclose(found, g * (y - y**2), **close)
-    found = to_numpy(fused.leaky_pull(*sent[:2], 0.25))
+    found = to_numpy(fused.leaky_vjp(*sent[:2], 0.25))
     np.testing.assert_allclose(found, np.where(x > 0, g, g / 4), **close)
 
 

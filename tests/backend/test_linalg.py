@@ -9,7 +9,7 @@ import pytest
 
 from kfac_np.backend import (
     Backend,
-    Doubts,
+    DeferredChecks,
     Rng,
     eigh,
     get_backend,
@@ -132,14 +132,14 @@ def test_not_finite(n: int, bad: float, backend: Backend):
 
 @pytest.mark.parametrize("n", [1, 5, 60])
 @pytest.mark.parametrize("name", ["inverse", "cholesky", "eigh"])
-def test_doubts_are_what_would_have_been_raised(name: str, n: int, backend: Backend):
-    """The same result, and the same error: at once, or when the doubts are settled."""
+def test_deferred_checks_are_what_would_have_been_raised(name: str, n: int, backend: Backend):
+    """The same result, and the same error: at once, or when the checks are waited for."""
     function = {"inverse": spd_inverse, "cholesky": cholesky, "eigh": eigh}[name]
 
     def late(m):
-        doubts = Doubts()
-        found = function(m, doubts)
-        doubts.settle()
+        checks = DeferredChecks()
+        found = function(m, checks)
+        checks.wait()
         return found
 
     indefinite, unknown = spd(n), spd(n)

@@ -86,7 +86,7 @@ def test_unfold_is_its_definition(backend: Backend, drawn: Drawn, ones: bool):
 
 @given(drawn=geometries())
 def test_unfold_of_what_is_not_contiguous(drawn: Drawn):
-    """Reversed, transposed and strided views; single precision and whole numbers stay so."""
+    """Reversed, transposed and strided views; single precision and integers stay so."""
     x = pad(drawn.x, drawn.geometry.padding)
     wide = np.zeros(tuple(2 * n for n in x.shape))
     wide[tuple(slice(None, None, 2) for _ in x.shape)] = x

@@ -228,7 +228,7 @@ def kernels() -> dict[str, Callable[[], tuple[Any, ...]]]:
     x, g = normal(13, 12, 12, 8), normal(2, 13, 6, 6, 8)
     same = Geometry((5, 5), (1, 1), (1, 1), ((2, 2), (2, 2)))
     found: dict[str, Callable[[], tuple[Any, ...]]] = {}
-    for name, p in {"strips": few, "cook_toom": many, "line": line}.items():
+    for name, p in {"strips": few, "winograd": many, "line": line}.items():
         m, v = normal(p.shape[2], 32), normal(*p.shape[:2], 32)
         found[f"{name} product"] = lambda p=p, m=m: (p.product(m),)
         found[f"{name} gradient"] = lambda p=p, v=v: (p.gradient(v),)

@@ -52,8 +52,8 @@ def monte_carlo(case: NetworkCase, problem: Problem) -> np.ndarray:
     """(1/M) Σ_n (1/K) Σ_k u uᵀ, u = √w_n Σ_s J_nsᵀ ∇ℓ(z_ns, t̃_nsk), with the targets drawn there.
 
     Samples of one example's positions are independent of zero mean, so that the squares of their
-    sums are unbiased: positions are carried back together. Where examples are coupled, so are they,
-    and the whole batch is one n.
+    sums are unbiased: positions are backpropagated together. Where examples are coupled, so are
+    they, and the whole batch is one n.
     """
     reference = reference_of(case)
     alone = 1 if case.coupled else case.shape[0]
@@ -167,7 +167,7 @@ def test_diagonals(backend: Backend, case: NetworkCase):
 
 @pytest.mark.parametrize("case", NETWORKS, ids=str)
 def test_all_columns_at_once_or_one_at_a_time(backend: Backend, case: NetworkCase):
-    """A budget of one byte carries back one column at a time: the moments are the same sums."""
+    """A budget of one byte backpropagates one column at a time: the moments are the same sums."""
     e = case.build(backend).evaluate()
     together = case.terms if case.coupled else case.terms // case.shape[0]
     vectors = list(Exact(budget_bytes=1).vectors(e, Rng(0)))

@@ -12,7 +12,7 @@ import pytest
 from cases import networks
 from curvature_cases import CURVATURES, UNIT_FREE, estimate
 from numerics import EPS, assert_close, flat, host
-from waiting import no_sync, working_ahead
+from waiting import asynchronous, no_sync
 
 from kfac_np import trees
 from kfac_np.backend import Array, Backend, Later, Rng, get_backend
@@ -328,7 +328,7 @@ def test_enough_damping_needs_no_ladder(backend: Backend, name: str):
         assert [event for event in events if event.rung != "zero up to rounding"] == []
 
 
-# On a device that works ahead of the host: array_api_strict stands for it.
+# On an asynchronous device: array_api_strict stands for it.
 
 
 @pytest.fixture
@@ -347,7 +347,7 @@ def test_factorising_waits_once(name: str, strict: Backend, monkeypatch: pytest.
     curvature, reads, numpy = ALL[name], [], Later.numpy
     moments = estimate(curvature, e)
     monkeypatch.setattr(Later, "numpy", lambda self: (reads.append(self), numpy(self))[1])
-    with working_ahead(), no_sync(late_reads=True):
+    with asynchronous(), no_sync(late_reads=True):
         _, events = curvature.factorise(moments, 1e-3)
     assert not events
     if name not in WAITING:
@@ -372,7 +372,7 @@ def test_what_was_hoped_for_in_vain_is_done_with_care(name: str, strict: Backend
 
         for damping in (0.0, 1e-30, 1e-3):
             expected, said = outcome(damping)
-            with working_ahead():
+            with asynchronous():
                 found, happened = outcome(damping)
             assert happened == said
             assert damping or said.endswith("is singular; give a damping > 0")

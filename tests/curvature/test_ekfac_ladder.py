@@ -194,7 +194,7 @@ def test_moments_of_another_curvature_are_refused(backend: Backend):
 
 @pytest.mark.parametrize("interval", [0, -1, 2.5, True])
 def test_intervals_that_make_no_sense_are_refused(interval: Any):
-    with pytest.raises(ConfigError, match="basis_interval: expected a whole number > 0"):
+    with pytest.raises(ConfigError, match="basis_interval: expected an integer > 0"):
         EKFAC(basis_interval=interval)
 
 

@@ -225,5 +225,5 @@ def test_by_name_in_a_configuration():
     assert config.optimizer.curvature == EKFAC(elementwise=DiagonalBlock(), basis_interval=5)
     assert from_table(to_table(config)) == config
     table["optimizer"]["curvature"]["basis_interval"] = 0
-    with pytest.raises(ConfigError, match="basis_interval: expected a whole number > 0, got 0"):
+    with pytest.raises(ConfigError, match="basis_interval: expected an integer > 0, got 0"):
         from_table(table)

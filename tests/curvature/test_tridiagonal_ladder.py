@@ -168,7 +168,7 @@ def test_a_root_of_an_inverse_that_is_barely_definite(backend: Backend, monkeypa
     moments = estimate(CURVATURE, e)
     expected, _ = CURVATURE.factorise(moments, 0.1)
 
-    def failing(m: Any, doubts: Any) -> Any:
+    def failing(m: Any, checks: Any) -> Any:
         raise FactorizationError("not positive definite")
 
     monkeypatch.setattr("kfac_np.curvature.tridiagonal_factors.cholesky", failing)

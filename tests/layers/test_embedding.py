@@ -152,7 +152,7 @@ def test_numbers_out_of_range(indices, came: str, backend: Backend):
     params, x = network.init(Rng(0), backend), backend.asarray(np.asarray(indices))
     with pytest.raises(InputError) as error:
         Objective(network, SquaredError()).evaluate(params, x, backend.ones((*x.shape, D)))
-    assert str(error.value) == f"x: Embedding(5, 3) expected whole numbers 0..4, got {came}"
+    assert str(error.value) == f"x: Embedding(5, 3) expected integers 0..4, got {came}"
 
 
 @pytest.mark.parametrize("kind", ["float64", "bool"])

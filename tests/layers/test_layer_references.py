@@ -42,7 +42,7 @@ def test_derivatives(case: LayerCase, backend: Backend):
     params, x = case.host()
     theta = vector(params)
     split = len(theta)
-    moving = np.zeros(0) if case.classes else x  # whole numbers do not
+    moving = np.zeros(0) if case.classes else x  # integers do not
     point = np.concatenate([theta, moving.ravel()])
     seed = generator(f"{case.name} tangents")
     g = seed.standard_normal(apply(case.layer, params, x).shape)

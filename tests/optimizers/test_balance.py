@@ -41,7 +41,7 @@ def rates(model: LocalModel, proposal: Tree) -> dict[str, float]:
     found = {}
     for path, _ in trees.items(proposal):
         alone = trees.map_named(lambda p, v, path=path: v if p == path else 0.0 * v, proposal)
-        bend, slope = model.bend_and_slope([alone])
+        bend, slope = model.forms_and_slope([alone])
         found[path] = float(-slope[0] / bend[0][0])
     return found
 
@@ -158,8 +158,8 @@ def test_sampled_measurements_are_those_of_the_seed(backend: Backend) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"interval": 0}, "Balance interval: expected a whole number > 0, got 0"),
-        ({"first": 2.5}, "Balance first: expected a whole number > 0, got 2.5"),
+        ({"interval": 0}, "Balance interval: expected an integer > 0, got 0"),
+        ({"first": 2.5}, "Balance first: expected an integer > 0, got 2.5"),
         ({"memory": 1.0}, "Balance memory: expected 0 <= memory < 1, got 1.0"),
         ({"memory": "x"}, "Balance memory: expected a number, got 'x'"),
         ({"limit": 1.0}, "Balance limit: expected 1 < limit <= 1e6, got 1.0"),

@@ -253,9 +253,9 @@ def test_standard_errors_are_a_positive_number(wrong: Any) -> None:
     [
         ({"guard": True}, "KFAC guard: expected a Guard or None, got True"),
         ({"relative": "no"}, "KFAC relative: expected True or False, got 'no'"),
-        ({"least_statistics": 0}, "KFAC least_statistics: expected a whole number > 0, got 0"),
-        ({"least_statistics": 1.5}, "KFAC least_statistics: expected a whole number > 0, got 1.5"),
-        ({"guard": lambda: Guard(settling=-1)}, "Guard settling: expected a whole number"),
+        ({"least_statistics": 0}, "KFAC least_statistics: expected an integer > 0, got 0"),
+        ({"least_statistics": 1.5}, "KFAC least_statistics: expected an integer > 0, got 1.5"),
+        ({"guard": lambda: Guard(settling=-1)}, "Guard settling: expected an integer"),
         ({"damping": lambda: LevenbergMarquardt(ceiling=0.5)}, "ceiling: expected at least 1"),
         (
             {"damping": lambda: LevenbergMarquardt(floor=3.0, ceiling=2.0)},

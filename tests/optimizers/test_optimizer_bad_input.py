@@ -108,7 +108,7 @@ def test_bad_batch(kind: str, make: Callable[[Objective], Optimizer], backend: B
         return backend.asarray(values, dtype=kinds.get(str(values.dtype)))
 
     with pytest.raises(error, match=message) as caught:
-        optimizer.step(state, *map(move, spoil(*batch())))[0].settle()
+        optimizer.step(state, *map(move, spoil(*batch())))[0].wait()
     assert "\n" not in str(caught.value)
     for p, old in zip(trees.leaves(state.params), before, strict=True):
         assert (to_numpy(p) == old).all()

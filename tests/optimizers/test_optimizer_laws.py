@@ -16,7 +16,7 @@ from dense_net import HostArray
 from optimizer_cases import Case, case, flat
 
 from kfac_np import trees
-from kfac_np.backend import Array, Backend, get_backend, to_numpy, works_ahead
+from kfac_np.backend import Array, Backend, get_backend, is_asynchronous, to_numpy
 from kfac_np.curvature import EKFAC, BlockDiagonal, DiagonalBlock, FullMatrix, KFACBlock
 from kfac_np.fisher import Empirical, Exact, InputOnly, MonteCarlo
 from kfac_np.objective import Objective
@@ -217,7 +217,7 @@ def test_single_precision_stays_single(make: Make, other: str) -> None:
     states, reports = run(optimizer, c, single, 8)
     for state in states:
         for a in arrays(state):
-            late = works_ahead(a) and a.shape == ()  # λ and such: numbers on other devices
+            late = is_asynchronous(a) and a.shape == ()  # λ and such: numbers on other devices
             assert late or Backend.of(a) == single
     if isinstance(optimizer, KFAC) and isinstance(optimizer.fisher, MonteCarlo):
         assert reports[-1].loss < reports[0].loss  # draws in single precision are other draws

@@ -1,4 +1,4 @@
-"""Optimisers on networks that draw masks, couple examples or take whole numbers."""
+"""Optimisers on networks that draw masks, couple examples or take integers."""
 
 from __future__ import annotations
 

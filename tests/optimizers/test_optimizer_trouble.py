@@ -14,7 +14,7 @@ import pytest
 from optimizer_cases import case, flat
 
 from kfac_np import trees
-from kfac_np.backend import Array, Backend, Rng, get_backend, to_numpy, works_ahead
+from kfac_np.backend import Array, Backend, Rng, get_backend, is_asynchronous, to_numpy
 from kfac_np.curvature import BlockDiagonal
 from kfac_np.errors import (
     DivergenceError,
@@ -201,7 +201,7 @@ def test_overflowing_loss(
     k = state.step + 1
     message = rf"step {k}: the loss is inf .*parameters are unchanged"
     with pytest.raises(DivergenceError, match=message):
-        optimizer.step(state, 1e200 * x, t)[0].settle()
+        optimizer.step(state, 1e200 * x, t)[0].wait()
     state, report = optimizer.step(state, x, t)
     assert report.step == state.step == k
     assert np.isfinite(flat(state.params)).all()
@@ -221,7 +221,7 @@ def test_overflowing_update(make_wild: Callable[[Objective], Optimizer], backend
     state = optimizer.init(backend.ones((1, 3)))
     x, t = backend.ones((16, 2)), 100 * backend.ones((16, 1))
     with pytest.raises(DivergenceError, match=r"step 1: the update's norm is .*are unchanged"):
-        optimizer.step(state, x, t)[0].settle()
+        optimizer.step(state, x, t)[0].wait()
     assert (flat(state.params) == 1).all()
 
 
@@ -350,7 +350,7 @@ def test_update_to_where_the_objective_is_not_finite_is_rejected(
         ]
         assert (flat(state.params) == flat(before.params)).all()
         assert report.update_norm == 0
-        if works_ahead(x):  # which does not tell the host whether there is one
+        if is_asynchronous(x):  # which does not tell the host whether there is one
             assert not flat(state.update).any()
         else:
             assert state.update is None

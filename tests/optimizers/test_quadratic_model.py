@@ -14,7 +14,7 @@ from numerics import numbers
 from optimizer_cases import CASES, Case, case, flat
 
 from kfac_np import trees
-from kfac_np.backend import Backend, Doubts, Rng, get_backend
+from kfac_np.backend import Backend, DeferredChecks, Rng, get_backend
 from kfac_np.curvature import BlockDiagonal, KFACBlock
 from kfac_np.errors import ConfigError, DivergenceError
 from kfac_np.fisher import Exact, MonteCarlo
@@ -71,7 +71,7 @@ def directions(c: Case, count: int) -> list[HostArray]:
 def test_model_agrees_with_the_dense_one(c: Case, backend: Backend) -> None:
     model, B, slope = model_on(c, backend, damping=0.37)
     V = directions(c, 3)
-    bend, along = model.bend_and_slope([c.to_tree(backend, v) for v in V])
+    bend, along = model.forms_and_slope([c.to_tree(backend, v) for v in V])
     assert np.asarray(numbers(bend)) == pytest.approx(np.stack(V) @ B @ np.stack(V).T)
     assert numbers(along) == pytest.approx([slope @ v for v in V])
     for v in V:
@@ -171,7 +171,7 @@ def test_a_proposal_that_overflows_promises_nothing(backend: Backend) -> None:
     choice = choose(7, model, huge)
     assert choice.decrease == math.inf
     with pytest.raises(DivergenceError, match="step 7: the quadratic model is not finite"):
-        require_finite_choice(choice, 7, Doubts())
+        require_finite_choice(choice, 7, DeferredChecks())
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's

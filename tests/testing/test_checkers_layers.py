@@ -333,7 +333,7 @@ def test_coupled_examples_are_no_mistake():
 
 
 class Whole(Wrapped):
-    """An embedding that claims a derivative with respect to its whole numbers."""
+    """An embedding that claims a derivative with respect to its integers."""
 
     def init(self, rng, backend):
         return EMBEDDING.init(rng, backend)

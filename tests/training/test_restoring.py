@@ -106,7 +106,7 @@ TAMPERED: list[tuple[str, str, Any, str]] = [
     ("kfac", "optimizer.damping", "1", "damping: expected a number or an array, got '1'"),
     ("kfac", "optimizer.damping", float("nan"), "damping: expected finite values"),
     ("kfac", "optimizer.damping", {}, "the next step fails"),
-    ("kfac", "optimizer.doubts", 3, "expected a state of KFAC .*with doubts"),
+    ("kfac", "optimizer.checks", 3, "expected a state of KFAC .*with checks"),
     ("kfac", "optimizer.velocity", (), "expected a state of KFAC .*velocity"),
     ("sgd", "optimizer.step", 4.0, "step: expected a finite number >= 0, got 4.0"),
     ("sgd", "optimizer.step", 3, "expected a position of step 4, got one of step 3"),

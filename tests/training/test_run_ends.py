@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from runs import KFAC, arrays_of, assert_same_run, experiment, without_seconds
-from waiting import working_ahead
+from waiting import asynchronous
 
 from kfac_np.errors import DivergenceError
 from kfac_np.training import checkpoint
@@ -40,7 +40,7 @@ def test_only_positions_with_a_finite_loss_are_saved(
     changes |= {"backend": {"name": "array_api_strict"}} if ahead else {}
     one = experiment(**changes)
     for resume in (False, True):
-        device = working_ahead() if ahead else nullcontext()
+        device = asynchronous() if ahead else nullcontext()
         with device, pytest.raises(DivergenceError) as info:
             run(one, tmp_path, resume=resume)
         assert "last good position" in info.value.__notes__[0]
@@ -172,7 +172,7 @@ def test_a_device_that_works_ahead_is_waited_for_where_it_matters(
     )
     run(one, tmp_path / "plain")
     waits.clear()
-    with working_ahead():
+    with asynchronous():
         run(one, tmp_path / "ahead")
     assert len(waits) == 4  # 4, 6, 8, 12
     for file in ("metrics.jsonl", "evaluations.jsonl"):

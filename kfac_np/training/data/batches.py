@@ -10,7 +10,7 @@ from typing import TypeAlias, final
 import numpy as np
 
 from kfac_np.backend import Rng
-from kfac_np.errors import InputError, is_whole, plain_fields, require_count
+from kfac_np.errors import InputError, is_integer, plain_fields, require_count
 from kfac_np.training.data.dataset import Labels
 
 __all__ = ["BatchSchedule", "BatchState", "ConstantBatch", "GrowingBatch", "MiniBatches"]
@@ -44,7 +44,7 @@ class BatchState:
     def __post_init__(self) -> None:
         plain_fields(self)
         for name, value in (("epoch", self.epoch), ("position", self.position)):
-            if not is_whole(value) or value < 0:
+            if not is_integer(value) or value < 0:
                 raise InputError(f"BatchState: expected {name} >= 0, got {value!r}")
 
 
@@ -87,9 +87,9 @@ class MiniBatches:
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        if not is_whole(self.n) or self.n < 1:
+        if not is_integer(self.n) or self.n < 1:
             raise InputError(f"MiniBatches: expected n >= 1 examples, got {self.n!r}")
-        if not is_whole(self.seed) or self.seed < 0:
+        if not is_integer(self.seed) or self.seed < 0:
             raise InputError(f"MiniBatches: expected seed >= 0, got {self.seed!r}")
 
     def next(self, state: BatchState, size: int) -> tuple[BatchState, Labels]:

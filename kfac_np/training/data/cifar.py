@@ -163,7 +163,7 @@ def read_cifar(
     Raises
     ------
     DataError
-        The file cannot be read, is empty, or is no whole number of records long.
+        The file cannot be read, is empty, or is no integer of records long.
 
     Examples
     --------

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kfac_np.errors import InputError, is_whole
+from kfac_np.errors import InputError, is_integer
 from kfac_np.training.data.dataset import Dataset, Images
 
 __all__ = ["curves", "draw_curves"]
@@ -61,9 +61,9 @@ def curves(n_train: int = 20_000, n_test: int = 10_000, seed: int = 0) -> Datase
     Dataset('curves': 100 for training, 50 for testing, 28 × 28 pixels, no labels)
     """
     for name, count in (("n_train", n_train), ("n_test", n_test)):
-        if not is_whole(count) or count < 1:
+        if not is_integer(count) or count < 1:
             raise InputError(f"curves: expected {name} to be a positive integer, got {count!r}")
-    if not is_whole(seed) or not 0 <= seed < 2**64:
+    if not is_integer(seed) or not 0 <= seed < 2**64:
         raise InputError(f"curves: expected seed to be an integer in 0..2**64-1, got {seed!r}")
     x_train, x_test = (
         draw_curves(_random_points(count, seed, stream)).reshape(count, -1)

@@ -10,7 +10,7 @@ from typing import TypeAlias, final
 import numpy as np
 import numpy.typing as npt
 
-from kfac_np.errors import DataError, InputError, is_whole
+from kfac_np.errors import DataError, InputError, is_integer
 
 __all__ = ["Dataset", "Images", "Labels", "check_dataset", "first"]
 
@@ -111,7 +111,7 @@ def check_dataset(dataset: Dataset) -> None:
     kfac_np.errors.DataError: loud: x_train: expected values in [0, 1], got 255.0 to 255.0
     """
     shape = dataset.image_shape
-    if len(shape) != 3 or not all(is_whole(n) and n > 0 for n in shape):
+    if len(shape) != 3 or not all(is_integer(n) and n > 0 for n in shape):
         raise DataError(
             f"{dataset.name}: image_shape: expected (height, width, channels), got {shape!r}"
         )

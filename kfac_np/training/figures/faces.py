@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kfac_np.errors import InputError, is_whole
+from kfac_np.errors import InputError, is_integer
 from kfac_np.training.data import Dataset
 from kfac_np.training.figures.drawing import HostArray
 
@@ -71,7 +71,7 @@ def faces(n_train: int = 20_000, n_test: int = 5_000, seed: int = 0) -> Dataset:
     Dataset('faces': 20 for training, 10 for testing, 25 × 25 pixels, no labels)
     """
     for name, count in (("n_train", n_train), ("n_test", n_test)):
-        if not is_whole(count) or count < 1:
+        if not is_integer(count) or count < 1:
             raise InputError(f"faces: expected {name} to be a positive integer, got {count!r}")
     x_train, x_test = (
         draw_faces(_random_parameters(count, seed, stream)).reshape(count, -1)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numerics import assert_close
 
-from kfac_np.backend import Geometry, Patches, cook_toom, transposed_product
+from kfac_np.backend import Geometry, Patches, transposed_product, winograd
 from kfac_np.backend.patches import transposed_product_generic
 
 HostArray = np.ndarray[Any, Any]
@@ -19,7 +19,7 @@ TOLERANCE = {np.float32: 1e-5, np.float64: 1e-13}
 
 @pytest.mark.parametrize("taps", [3, 4, 5])
 def test_transforms_are_a_correlation(taps: int):
-    a, g, b = cook_toom.transforms(taps)
+    a, g, b = winograd.transforms(taps)
     assert a.shape == (4, taps + 3)
     assert np.max(np.abs(b)) == 1.0
     rng = np.random.default_rng(taps)
@@ -56,7 +56,7 @@ def test_it_is_the_product_with_patches(
     g = rng.standard_normal((2, *p.shape[:2], columns)).astype(dtype)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kfac_np.backend.patches.FEWEST_LOCATIONS", 0)
-        patch.setattr(cook_toom, "LARGEST_SHARE", np.inf)
+        patch.setattr(winograd, "LARGEST_SHARE", np.inf)
         for found, expected in (
             (p.product(m), p.product_generic(m)),
             (p.product(m.T.copy().T), p.product_generic(m)),
@@ -78,9 +78,9 @@ def test_views_of_any_layout(drawn: tuple[HostArray, Geometry]):
     g = np.random.default_rng(2).standard_normal((len(x), *p.out, 2))
     for view in (wide[..., : x.shape[-1]], np.asfortranarray(x), np.flip(np.flip(x).copy())):
         y = np.empty_like(g)
-        cook_toom.product(view, *moves, m, None, y, 2**20)
+        winograd.product(view, *moves, m, None, y, 2**20)
         assert_close(y, p.product_generic(m), 1e-13)
-        found = cook_toom.gradient(view, *moves, np.asfortranarray(g), 2**20)
+        found = winograd.gradient(view, *moves, np.asfortranarray(g), 2**20)
         assert_close(found, p.gradient_generic(g.reshape(*p.shape[:2], 2)), 1e-13)
 
 
@@ -94,7 +94,7 @@ def test_few_digits_are_lost_in_single_precision(taps: int):
         p = Patches(x, geometry, True, 2**23)
         m = rng.standard_normal((p.shape[2], 64)).astype(np.float32)
         g = rng.standard_normal((*p.shape[:2], 64)).astype(np.float32)
-        assert cook_toom.pays(x, geometry.kernel, geometry.stride, geometry.dilation, 64)
+        assert winograd.pays(x, geometry.kernel, geometry.stride, geometry.dilation, 64)
         exact = Patches(x.astype(float), geometry, True, 2**23)
         for found, twin, expected in (
             (p.product(m), p.product_generic(m), exact.product_generic(m.astype(float))),
@@ -109,7 +109,7 @@ def test_the_way_back_of_a_convolution_takes_it():
     rng = np.random.default_rng(0)
     geometry = Geometry((5, 5), (1, 1), (1, 1), ((2, 2), (2, 2)))
     g, w = rng.standard_normal((2, 9, 10, 32)), rng.standard_normal((32, 25 * 24))
-    assert cook_toom.pays(g, geometry.kernel, geometry.stride, geometry.dilation, 24)
+    assert winograd.pays(g, geometry.kernel, geometry.stride, geometry.dilation, 24)
     arguments = g, w, geometry, (9, 10), 2**23
     assert_close(transposed_product(*arguments), transposed_product_generic(*arguments), 1e-13)
 
@@ -135,4 +135,4 @@ def test_where_it_is_not_taken(
     dilation: tuple[int, ...],
     dtype: str,
 ):
-    assert not cook_toom.pays(np.empty((1, *shape), dtype=dtype), kernel, stride, dilation, 32)
+    assert not winograd.pays(np.empty((1, *shape), dtype=dtype), kernel, stride, dilation, 32)

@@ -1,4 +1,4 @@
-"""On a device that works ahead of the host, steps do not wait, and do the same.
+"""On an asynchronous device, steps do not wait, and do the same.
 
 Errors that depend on computed numbers come a step later, and the state that was returned
 meanwhile holds the last good parameters.
@@ -18,7 +18,7 @@ from cases import NETWORKS
 from numerics import assert_close, host
 from optimizer_cases import case
 from test_optimizer_laws import CASE, OPTIMIZERS, run
-from waiting import no_sync, working_ahead
+from waiting import asynchronous, no_sync
 
 from kfac_np import trees
 from kfac_np.backend import Backend, Later, Rng, get_backend
@@ -44,7 +44,7 @@ WAITING = ("kfac_eigenbasis", "kfac_tridiagonal", "kfac_in_trouble")
 
 @pytest.fixture
 def ahead(strict: Backend) -> Iterator[Backend]:
-    with working_ahead():
+    with asynchronous():
         yield strict
 
 
@@ -76,7 +76,7 @@ def test_steps_do_not_wait_unless_they_factorise(name: str, ahead: Backend) -> N
     assert free >= 3
 
 
-def test_steps_read_the_doubts_of_the_step_before(
+def test_steps_read_the_checks_of_the_step_before(
     ahead: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One transfer a step is waited for, and it was sent a step ago."""
@@ -94,13 +94,13 @@ def test_steps_read_the_doubts_of_the_step_before(
         before = state
         state, _ = optimizer.step(before, *CASE.batch_on(ahead, k))
         assert len(read) == k - 1
-    state.settle()
+    state.wait()
     assert len(read) == 5
 
 
 @pytest.mark.parametrize("name", ["kfac", "kfac_eigenbasis", "sgd", "adam"])
 def test_a_network_of_one_array(name: str, ahead: Backend) -> None:
-    """Which a device that works ahead would have to be asked whether it is true."""
+    """Which an asynchronous device would have to be asked whether it is true."""
     optimizer = OPTIMIZERS[name](Objective(Dense(3, 2), SquaredError()))
     states = [optimizer.init(host(Rng(1).normal((2, 4), NUMPY)))]
     states += [optimizer.init(ahead.asarray(states[0].params))]
@@ -162,19 +162,19 @@ def test_bad_targets(
     state = optimizer.init(optimizer.objective.network.init(Rng(1), ahead))
     for _ in range(4):  # past those that factorise in any case
         state, _ = optimizer.step(state, x, good)
-    state.settle()
+    state.wait()
     with pytest.raises(kind, match=message):
         optimizer.objective.evaluate(state.params, x, bad)
     after, _ = optimizer.step(state, x, bad)
     assert_close(trees.ravel(after.params), host(trees.ravel(state.params)), 0.0)
     for late in (
         lambda: optimizer.step(after, x, good),
-        after.settle,
+        after.wait,
         lambda: optimizer.state_to_tree(after),
     ):
         with pytest.raises(kind, match=message):
             late()
-    optimizer.step(state, x, good)[0].settle()  # from the good one it goes on
+    optimizer.step(state, x, good)[0].wait()  # from the good one it goes on
 
 
 @pytest.mark.parametrize("which", range(4))
@@ -184,7 +184,7 @@ def test_bad_inputs_and_weights(which: int, ahead: Backend) -> None:
     state = optimizer.init(optimizer.objective.network.init(Rng(1), ahead))
     for _ in range(4):
         state, _ = optimizer.step(state, x, t)
-    state.settle()
+    state.wait()
     weights = ahead.asarray([1.0, 1.0, 1.0, -1.0])
     for arguments, message in (
         ((math.nan * x, t), "x: expected finite values, got 12 of 12"),
@@ -193,7 +193,7 @@ def test_bad_inputs_and_weights(which: int, ahead: Backend) -> None:
         after, _ = optimizer.step(state, *arguments)
         assert_close(trees.ravel(after.params), host(trees.ravel(state.params)), 0.0)
         with pytest.raises(InputError, match=message):
-            after.settle()
+            after.wait()
 
 
 def test_what_diverges(ahead: Backend) -> None:
@@ -206,7 +206,7 @@ def test_what_diverges(ahead: Backend) -> None:
     assert report.update_norm == math.inf
     assert_close(trees.ravel(after.params), host(trees.ravel(params)), 0.0)
     with pytest.raises(DivergenceError, match="step 1: the update's norm is inf; the parameters"):
-        after.settle()
+        after.wait()
 
 
 def test_steps_that_factorise_raise_at_once(ahead: Backend) -> None:
