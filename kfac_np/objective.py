@@ -14,15 +14,12 @@ from kfac_np.backend import (
     Rng,
     Scalar,
     array_namespace,
-    is_asynchronous,
     quiet,
     require_array,
     require_finite,
     require_float,
     require_same_place,
     scalar,
-    sqrt,
-    truth,
 )
 from kfac_np.errors import InputError, ShapeError, is_integer
 from kfac_np.layers import Layer
@@ -180,10 +177,7 @@ class Objective:
             z, cache = self.network.forward_random(params, x, rng.child())
         if z.ndim < 2:
             raise ShapeError(f"network: expected outputs (N, ..., C), got shape {z.shape}")
-        if is_asynchronous(z) and _checks_late(self.loss):
-            self.loss.check_late(z, t, own)
-        else:
-            self.loss.check(z, t)
+        self.loss.check(z, t, own)
         if checks is None:
             own.wait()
         return z, cache
@@ -217,7 +211,7 @@ class Objective:
         require_finite("weights", weights, checks)
         xp = array_namespace(weights)
         good = (xp.min(weights) >= 0.0) & (xp.max(weights) > 0.0)
-        checks.require(truth(good), lambda: InputError("weights: expected values >= 0, not all 0"))
+        checks.require(good, lambda: InputError("weights: expected values >= 0, not all 0"))
 
 
 @final
@@ -269,21 +263,19 @@ class Evaluation:
         """Of L(θ) as an estimate from these examples: σ/√N; infinite for a single one."""
         n = self.scale.examples
         if n == 1:
-            return math.inf
+            return scalar(math.inf, self.outputs)
         xp = array_namespace(self._values)
         means = xp.mean(xp.reshape(self._values, (n, -1)), axis=1)
         unit = xp.max(xp.abs(means))  # whose square may overflow
         unit = xp.where(unit > 0.0, unit, xp.ones_like(unit))
-        deviation = sqrt(scalar(xp.var(means / unit, correction=1.0)))
-        return scalar(unit) * deviation / math.sqrt(n)
+        return unit * xp.sqrt(xp.var(means / unit, correction=1.0)) / math.sqrt(n)
 
-    @property
-    def lower_bound(self) -> Scalar:
-        """A number that L(θ) on the batch is not below for any θ."""
+    def above_bound(self, value: Scalar) -> Scalar:
+        """How far a value is above the least that L(θ) on the batch can have; maybe infinite."""
         bound, weights = self.objective.loss.lower_bound, self.scale.weights
         if weights is None or not bound:
-            return bound
-        return bound * scalar(array_namespace(weights).mean(weights))
+            return value - bound
+        return value - bound * scalar(array_namespace(weights).mean(weights))
 
     def take(self, n: int) -> Evaluation:
         """The evaluation of the first `n` examples alone (means over these).
@@ -370,16 +362,6 @@ def _require_same_shape(path: str, p: Array, v: Any) -> None:
 
 def _scale(z: Array, weights: Array | None, coupled: bool) -> Scale:
     return Scale(math.prod(z.shape[:-1]), z.shape[0], weights, coupled)
-
-
-def _checks_late(loss: Loss) -> bool:
-    """Whether `check_late` belongs to the same class as `check`, or to one derived from it."""
-    for kind in type(loss).__mro__:
-        if "check_late" in vars(kind):
-            return True
-        if "check" in vars(kind):
-            return False
-    return False
 
 
 def _mean(values: Array, scale: Scale) -> Scalar:

@@ -6,6 +6,7 @@ All are means over the M loss terms, at the point and on the batch of an `Evalua
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from kfac_np import trees
 from kfac_np.backend import Array, Rng, Scalar, array_namespace, quiet, scalar
@@ -244,7 +245,7 @@ def block_forms(
         )
     e.require_tangent(v)
     parts = dict(trees.items(v))
-    total: dict[str, Scalar] = dict.fromkeys(parts, 0.0)
+    total: dict[str, Any] = dict.fromkeys(parts, 0.0)
     for statistics in fisher.statistics(e, rng or Rng(0)):
         for path, s in trees.items(statistics):
             along = s.along(parts[path])

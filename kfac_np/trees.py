@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from kfac_np import backend
-from kfac_np.backend import Array, Truth, array_namespace
+from kfac_np.backend import Array, Scalar, array_namespace, is_asynchronous
 from kfac_np.errors import ShapeError
 
 __all__ = [
@@ -155,15 +155,16 @@ def combine(a: Any, x: Tree, b: Any, y: Tree) -> Tree:
     return tree_map(lambda u, v: backend.combine(a, u, b, v), x, y)
 
 
-def select(condition: Truth, yes: Tree, no: Tree) -> Tree:
+def select(condition: Scalar, yes: Tree, no: Tree) -> Tree:
     """`yes` where the condition holds, else `no`, which has the same structure.
 
     Examples
     --------
-    >>> select(False, (1.0,), (0.5,))
-    (0.5,)
+    >>> import numpy as np
+    >>> select(np.bool_(False), (np.ones(1),), (np.zeros(1),))
+    (array([0.]),)
     """
-    if isinstance(condition, bool):
+    if not is_asynchronous(condition):
         return yes if condition else no
     xp = array_namespace(condition)
     return tree_map(lambda a, b: xp.where(condition, a, b), yes, no)

@@ -36,7 +36,7 @@ from kfac_np.losses import (
     SquaredError,
 )
 from kfac_np.objective import Objective
-from kfac_np.optimizers import KFAC, SGD, Adam, Balance, QuadraticModel, practical
+from kfac_np.optimizers import KFAC, SGD, Adam, Balance, practical
 from kfac_np.trees import Tree
 
 OBJECTIVES = [
@@ -51,7 +51,7 @@ OBJECTIVES = [
 OPTIMIZERS: list[Callable[[Objective], Any]] = [
     KFAC,
     lambda objective: KFAC(objective, curvature=EKFAC(), fisher=Exact()),
-    lambda objective: KFAC(objective, step_rule=QuadraticModel(balance=Balance(1, 1))),
+    lambda objective: KFAC(objective, balance=Balance(1, 1)),
     practical,
     SGD,
     Adam,

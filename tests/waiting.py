@@ -79,6 +79,12 @@ def asynchronous() -> Iterator[None]:
         return isinstance(x, _ARRAY)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("backend.scalars", "objective", "curvature.ladder", "optimizers.kfac"):
+        for module in (
+            "backend.scalars",
+            "curvature.base",
+            "curvature.ladder",
+            "optimizers.reports",
+            "trees",
+        ):
             patch.setattr(f"kfac_np.{module}.is_asynchronous", is_asynchronous)
         yield

@@ -9,7 +9,7 @@ import array_api_compat
 import numpy as np
 
 from kfac_np.backend.array import Array, array_namespace
-from kfac_np.backend.scalars import DeferredChecks, are_finite, truth
+from kfac_np.backend.scalars import DeferredChecks, are_finite
 from kfac_np.errors import InputError
 
 __all__ = [
@@ -31,7 +31,7 @@ def all_finite(*arrays: Array) -> bool:
     >>> all_finite(np.ones(3), np.asarray([np.nan]))
     False
     """
-    return bool(are_finite(*arrays))
+    return not arrays or bool(are_finite(*arrays))
 
 
 def require_float(name: str, x: Any) -> None:
@@ -113,7 +113,7 @@ def require_indices(
     low, high = xp.min(signed), xp.max(signed)
     note = " (uint64 as int64)" if "uint64" in str(x.dtype) else ""
     checks.require(
-        truth((low >= 0) & (high < size)),
+        (low >= 0) & (high < size),
         lambda: error(f"{what} 0..{size - 1}, got {int(low)}..{int(high)}{note}"),
     )
 

@@ -1,9 +1,10 @@
-"""Single numbers and conditions, which stay on an asynchronous device.
+"""Single numbers and conditions: 0-d arrays, on the device of what they were computed from.
 
 Reading a number of a GPU makes the host wait until everything queued before it is done, and
-the GPU idle while the host queues the next. So on such devices a loss, a norm, a damping stay 0-d
-arrays, and errors that depend on them are raised when the numbers have arrived. Everywhere else
-numbers are Python's own, and errors are raised at once. The functions here take either.
+the GPU idle while the host queues the next. So a loss, a norm, a damping stay 0-d arrays, on every
+backend, and become Python's own in the report of a step. An error that depends on such a number is
+a deferred check: it is raised when the number has arrived, which is at once where nothing is
+asynchronous.
 """
 
 from __future__ import annotations
@@ -23,29 +24,18 @@ from kfac_np.backend.transfer import Later, later
 __all__ = [
     "DeferredChecks",
     "Scalar",
-    "Truth",
-    "absolute",
     "are_finite",
-    "both",
     "is_asynchronous",
-    "isfinite",
-    "known",
-    "negation",
+    "on_host",
     "scalar",
     "select",
-    "sqrt",
-    "truth",
 ]
 
-Scalar = float | Array
-"""A number, or a 0-d float64 array on an asynchronous device."""
-Truth = bool | Array
-"""A condition, or a 0-d boolean array on an asynchronous device."""
-
-_NUMBERS, _TRUTHS = (int, float, np.number), (bool, np.bool_)  # of the host
+Scalar = Array
+"""A 0-d array: a number in float64, or a condition."""
 
 
-def is_asynchronous(x: Array) -> bool:
+def is_asynchronous(x: object) -> bool:
     """Tell whether calls on `x` return before the work is done, so that reading numbers waits.
 
     Examples
@@ -57,146 +47,73 @@ def is_asynchronous(x: Array) -> bool:
     return array_api_compat.is_cupy_array(x)
 
 
-def scalar(x: Array) -> Scalar:
-    """Take a 0-d array as a number.
+def scalar(x: Array | float, like: Array | None = None) -> Scalar:
+    """Take a 0-d array as a number, or make one of Python's that is where `like` is.
 
     Examples
     --------
     >>> import numpy as np
-    >>> scalar(np.float32(0.5))
+    >>> scalar(np.float32(0.5)).dtype, scalar(0.5, like=np.ones(2)).shape
+    (dtype('float64'), ())
+    """
+    if array_api_compat.is_array_api_obj(x):
+        xp = array_namespace(x)  # type: ignore[arg-type]
+        return x if x.dtype == xp.float64 else xp.astype(x, xp.float64)  # type: ignore[union-attr, return-value]
+    assert like is not None, "a number needs a device"
+    xp = array_namespace(like)
+    return xp.full((), x, dtype=xp.float64, device=array_api_compat.device(like))
+
+
+def select(condition: Scalar | bool, yes: Scalar | float, no: Scalar | float) -> Scalar:
+    """`yes` where the condition holds, else `no`; all of them may be Python's own.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(select(np.float64(2.0) > 1.0, 0.5, 3.0))
     0.5
     """
-    return array_namespace(x).astype(x, _float64(x), copy=False) if is_asynchronous(x) else float(x)
+    if isinstance(condition, bool):
+        return yes if condition else no  # type: ignore[return-value]
+    if not is_asynchronous(condition):
+        return scalar(yes if condition else no, condition)
+    xp = array_namespace(condition)
+    if not array_api_compat.is_cupy_namespace(xp):  # which takes numbers as they are
+        yes, no = scalar(yes, condition), scalar(no, condition)
+    return xp.where(condition, yes, no)
 
 
-def truth(x: Truth) -> Truth:
-    """Take a 0-d boolean array as a condition.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> truth(np.bool_(True))
-    True
-    """
-    return x if not isinstance(x, bool) and is_asynchronous(x) else bool(x)
-
-
-def known(*conditions: Truth) -> list[bool]:
+def on_host(*conditions: Scalar | bool) -> list[bool]:
     """Conditions as Python's own; the host waits for the device once, and not for each.
 
     Examples
     --------
-    >>> known(True, False)
+    >>> import numpy as np
+    >>> on_host(True, np.bool_(False))
     [True, False]
     """
-    late = [x for x in conditions if not isinstance(x, bool)]
-    arrived = iter(later(array_namespace(*late).stack(late)).numpy().tolist() if late else ())
-    return [x if isinstance(x, bool) else next(arrived) for x in conditions]
+    arrays: list[Any] = [x for x in conditions if is_asynchronous(x)]
+    arrived = iter(later(array_namespace(*arrays).stack(arrays)).numpy().tolist() if arrays else ())
+    return [next(arrived) if is_asynchronous(x) else bool(x) for x in conditions]
 
 
-def are_finite(*arrays: Array) -> Truth:
-    """Tell whether every entry of every array is finite.
+def are_finite(*arrays: Array) -> Scalar:
+    """Tell whether every entry of every array is finite; there is at least one array.
 
     Examples
     --------
     >>> import numpy as np
-    >>> are_finite(np.ones(3), np.asarray([np.nan]))
+    >>> bool(are_finite(np.ones(3), np.asarray([np.nan])))
     False
     """
-    if not arrays:
-        return True
-    xp = array_namespace(*arrays)
     if not is_asynchronous(arrays[0]):
         # A sum of finite numbers is finite unless it overflows; no NaN and no Inf vanishes in it.
+        xp = array_namespace(*arrays)
         with np.errstate(all="ignore"):
             total = sum(float(xp.sum(x)) for x in arrays)
         if math.isfinite(total):
-            return True
-    return truth(every_finite(*arrays))
-
-
-def negation(condition: Truth) -> Truth:
-    """Not `condition`.
-
-    Examples
-    --------
-    >>> negation(True)
-    False
-    """
-    return not condition if isinstance(condition, _TRUTHS) else ~condition
-
-
-def both(first: Truth, second: Truth) -> Truth:
-    """`first` and `second`.
-
-    Examples
-    --------
-    >>> both(True, False)
-    False
-    """
-    if isinstance(first, _TRUTHS):
-        return second if first else False
-    return both(second, first) if isinstance(second, _TRUTHS) else first & second
-
-
-def absolute(x: Scalar) -> Scalar:
-    """|x|.
-
-    Examples
-    --------
-    >>> absolute(-2.0)
-    2.0
-    """
-    return abs(x) if isinstance(x, int | float) else array_namespace(x).abs(x)
-
-
-def isfinite(x: Scalar) -> Truth:
-    """Tell whether a number is finite.
-
-    Examples
-    --------
-    >>> isfinite(math.inf)
-    False
-    """
-    return math.isfinite(x) if isinstance(x, _NUMBERS) else array_namespace(x).isfinite(x)
-
-
-def sqrt(x: Scalar) -> Scalar:
-    """√x of a number >= 0.
-
-    Examples
-    --------
-    >>> sqrt(4.0)
-    2.0
-    """
-    return math.sqrt(x) if isinstance(x, _NUMBERS) else array_namespace(x).sqrt(x)
-
-
-def select(condition: Truth, yes: Scalar, no: Scalar) -> Scalar:
-    """`yes` where the condition holds, else `no`.
-
-    Examples
-    --------
-    >>> select(2.0 > 1.0, 0.5, 3.0)
-    0.5
-    """
-    if isinstance(condition, _TRUTHS):
-        return yes if condition else no
-    xp = array_namespace(condition)
-    dtype = _float64(condition)
-
-    def array(x: Scalar) -> Scalar:
-        if isinstance(x, _NUMBERS):
-            if array_api_compat.is_cupy_namespace(xp):
-                return float(x)  # CuPy takes numbers as they are: a kernel less for each
-            return xp.full((), x, dtype=dtype, device=condition.device)
-        return x
-
-    return xp.where(condition, array(yes), array(no))
-
-
-def _float64(x: Array) -> Any:
-    return array_namespace(x).float64
+            return xp.asarray(True, device=array_api_compat.device(arrays[0]))
+    return every_finite(*arrays)
 
 
 @final
@@ -208,42 +125,43 @@ class DeferredChecks:
 
     Examples
     --------
+    >>> import numpy as np
     >>> checks = DeferredChecks()
-    >>> checks.require(1.0 > 0.5, lambda: ValueError("never"))
-    >>> checks.require(1.0 > 2.0, lambda: ValueError("expected more"))
+    >>> checks.require(np.float64(1.0) > 0.5, lambda: ValueError("never"))
+    >>> checks.require(np.float64(1.0) > 2.0, lambda: ValueError("expected more"))
     Traceback (most recent call last):
     ValueError: expected more
     """
 
     def __init__(self) -> None:
-        self._open: list[tuple[Array, Callable[[], Exception]]] = []
+        self._open: list[tuple[Scalar, Callable[[], Exception]]] = []
         self._sent: Later | None = None
 
-    def require(self, condition: Truth, error: Callable[[], Exception]) -> None:
-        """Raise `error()` unless the condition holds: now if it is known, or in `wait`."""
-        if not isinstance(condition, _TRUTHS):
-            self._open.append((condition, error))
+    def require(self, condition: Scalar | bool, error: Callable[[], Exception]) -> None:
+        """Raise `error()` unless the condition holds: now, or in `wait`."""
+        if is_asynchronous(condition):
+            self._open.append((condition, error))  # type: ignore[arg-type]
             self._sent = None
         elif not condition:
             raise error()
 
     @staticmethod
     def all_hold(each: Sequence[DeferredChecks]) -> list[bool]:
-        """Whether each has none that is right; all of them are read in one transfer.
+        """Whether all conditions hold, for each; all of them are read in one transfer.
 
         Examples
         --------
         >>> DeferredChecks.all_hold([DeferredChecks(), DeferredChecks()])
         [True, True]
         """
-        found = iter(known(*(condition for checks in each for condition, _ in checks._open)))
+        found = iter(on_host(*(condition for checks in each for condition, _ in checks._open)))
         return [all([*islice(found, len(checks._open))]) for checks in each]
 
     @property
-    def hold(self) -> Truth:
-        """Whether all conditions hold."""
+    def hold(self) -> Scalar | None:
+        """Whether all conditions hold; None if there is none to wait for."""
         if not self._open:
-            return True
+            return None
         flags = self._flags()
         return array_namespace(flags).all(flags)
 

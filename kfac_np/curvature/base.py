@@ -7,7 +7,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kfac_np import trees
-from kfac_np.backend import Array, Rng, Scalar, Truth, array_namespace, quiet, quiet_methods
+from kfac_np.backend import (
+    Array,
+    Rng,
+    Scalar,
+    array_namespace,
+    is_asynchronous,
+    quiet,
+    quiet_methods,
+)
 from kfac_np.curvature.ladder import Ladder, LadderEvent
 from kfac_np.errors import require_instance
 from kfac_np.fisher import FisherType
@@ -93,7 +101,7 @@ class Block(ABC):
         """
         return None
 
-    def mixes_units(self, moments: Moments) -> Truth:
+    def mixes_units(self, moments: Moments) -> Scalar | bool:
         """Tell whether inputs of the layer differ by orders of magnitude, as raw features do."""
         return False
 
@@ -230,9 +238,9 @@ class Curvature(ABC):
         self.require_own(old)
 
         def blend(path: str, m: Moments) -> Moments:
-            w = weights.get(path, 1.0)
-            if isinstance(w, int | float):
-                return m if w == 1.0 else trees.combine(w, m, 1.0 - w, old[path])
+            w = weights.get(path)
+            if w is None or (not is_asynchronous(w) and float(w) == 1.0):
+                return m
             return {
                 name: x + (1.0 - array_namespace(x).astype(w, x.dtype)) * (old[path][name] - x)
                 for name, x in m.items()

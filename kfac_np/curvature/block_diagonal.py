@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, final
 
 from kfac_np import trees
-from kfac_np.backend import Array, known
+from kfac_np.backend import Array, on_host
 from kfac_np.backend.threads import side_by_side
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments, Units
 from kfac_np.curvature.kfac import KFACBlock
@@ -70,10 +70,10 @@ class BlockDiagonal(Curvature):
 
     def require_paths(self, paths: Iterable[str]) -> None:
         """Raise `CurvatureError` if `overrides` names a path that is not among `paths`."""
-        known = list(paths)
-        if unknown := sorted(self.overrides.keys() - set(known)):
+        on_host = list(paths)
+        if unknown := sorted(self.overrides.keys() - set(on_host)):
             raise CurvatureError(
-                f"overrides: expected paths among {', '.join(known)}; got {', '.join(unknown)}"
+                f"overrides: expected paths among {', '.join(on_host)}; got {', '.join(unknown)}"
             )
 
     def input_moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
@@ -121,7 +121,7 @@ class BlockDiagonal(Curvature):
         return {path: u for path, u in found.items() if u is not None}
 
     def mixes_units(self, moments: dict[str, Moments]) -> bool:
-        return any(known(*(self.block_of(path).mixes_units(m) for path, m in moments.items())))
+        return any(on_host(*(self.block_of(path).mixes_units(m) for path, m in moments.items())))
 
     def in_units(
         self, moments: dict[str, Moments], units: Mapping[str, Units]

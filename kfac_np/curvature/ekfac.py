@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, final
 
 from kfac_np import trees
-from kfac_np.backend import Array, Rng, Scalar, are_finite, array_namespace, clip, truth
+from kfac_np.backend import Array, Rng, Scalar, are_finite, array_namespace, clip
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments, accumulate
 from kfac_np.curvature.block_diagonal import BlockDiagonal
 from kfac_np.curvature.damping import marquardt, pi_trace
@@ -304,7 +304,7 @@ class EKFAC(Curvature):
         if not ladder.holds(are_finite(m["S"], *basis.values())):
             kept: Factors = ladder.keep("S", previous, damping)
             return kept
-        if not ladder.holds(truth(m["age"] < self.basis_interval)):
+        if not ladder.holds(m["age"] < self.basis_interval):
             ladder.note("A, G", "kept the last basis", damping)
         if self.unit_free and m["A"].ndim == 1:
             s = m["S"] + damping * scales(m["A"])[None, :]

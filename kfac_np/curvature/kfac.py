@@ -10,12 +10,11 @@ from kfac_np.backend import (
     Array,
     Backend,
     Patches,
-    Truth,
+    Scalar,
     array_namespace,
     clip,
     second_moment,
     sum_by_index,
-    truth,
 )
 from kfac_np.curvature.base import Block, Factors, Moments, Units
 from kfac_np.curvature.damping import (
@@ -234,12 +233,12 @@ class KFACBlock(Block):
         s, x = xp.sqrt(scales(outputs)), xp.sqrt(scales(inputs))
         return s[..., :, None], 1.0 / x[..., None, :]
 
-    def mixes_units(self, moments: Moments) -> Truth:
+    def mixes_units(self, moments: Moments) -> Scalar | bool:
         a = moments["A"] if "G" in moments else None
         if a is None or a.ndim == 1:
             return False
         xp = array_namespace(a)
-        return truth(xp.any(~commensurate(xp.linalg.diagonal(a))))
+        return xp.any(~commensurate(xp.linalg.diagonal(a)))
 
     def in_units(self, moments: Moments, units: Units) -> Moments:
         if "G" not in moments:
@@ -276,7 +275,7 @@ class KFACBlock(Block):
     def _factorise(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None
     ) -> Factors:
-        if self.sharing is not expand and not ladder.holds(truth(_any(moments["G"]))):
+        if self.sharing is not expand and not ladder.holds(_any(moments["G"])):
             ladder.note("G", "zero up to rounding", damping)
         if self.exact_damping:
             return self._eigenbasis(moments, damping, ladder, previous)

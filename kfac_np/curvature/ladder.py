@@ -15,17 +15,15 @@ from kfac_np.backend import (
     Array,
     Backend,
     DeferredChecks,
-    Truth,
+    Scalar,
     all_finite,
     are_finite,
     array_namespace,
     clip,
     eigh,
     is_asynchronous,
-    isfinite,
     spd_inverse,
     symmetrize,
-    truth,
 )
 from kfac_np.errors import FactorizationError
 from kfac_np.matrices.base import require_damping
@@ -66,10 +64,10 @@ class LadderEvent:
     layer: str
     factor: str
     rung: str
-    damping: float
+    damping: float | Scalar
 
     def __str__(self) -> str:
-        return f"{self.layer}.{self.factor}: {self.rung} (damping {self.damping:g})"
+        return f"{self.layer}.{self.factor}: {self.rung} (damping {float(self.damping):g})"
 
 
 @final
@@ -109,7 +107,7 @@ class Ladder:
         """
         return replace(self, layer=f"{self.layer}{part}")
 
-    def holds(self, condition: Truth) -> bool:
+    def holds(self, condition: Scalar | bool) -> bool:
         """Tell whether a condition holds; one that the host would have to wait for is hoped for.
 
         Examples
@@ -117,7 +115,7 @@ class Ladder:
         >>> Ladder("0").holds(False)
         False
         """
-        if isinstance(condition, bool) or self.hopes is None:
+        if self.hopes is None or not is_asynchronous(condition):
             return bool(condition)
         self.hopes.require(condition, lambda: FactorizationError(f"layer {self.layer}: try again"))
         return True
@@ -167,7 +165,7 @@ class Ladder:
         self, factor: str, m: Array, damping: Array | float, previous: Array | None
     ) -> Array:
         """`inverse` of a matrix that is given by its diagonal, shape (n,)."""
-        if not (self.holds(are_finite(m)) and self.holds(truth(isfinite(damping)))):
+        if not self.holds(are_finite(m + damping)):
             return self.keep(factor, previous, float(damping))
         return self.reciprocal(factor, m, damping)
 
@@ -203,7 +201,7 @@ class Ladder:
         tiny = float(xp.finfo(values.dtype).smallest_normal)  # 1 / tiny does not overflow
         within = float(xp.finfo(values.dtype).eps) * xp.max(values)
         lost = xp.logical_or(values <= tiny, (eigenvalues <= tiny) & (values <= within))
-        if not self.holds(truth(~xp.any(lost))):
+        if not self.holds(~xp.any(lost)):
             least = float(within) if float(within) > tiny else 1.0
             self.note(factor, "eigenvalues clipped", least)
             values = xp.where(lost, least, values)
@@ -265,7 +263,7 @@ def _resolved_inverse(m: Array, checks: DeferredChecks | None = None) -> Array:
     own = DeferredChecks() if checks is None else checks
 
     def require(condition: Array, what: str) -> None:
-        own.require(truth(condition), lambda: FactorizationError(what))
+        own.require(condition, lambda: FactorizationError(what))
 
     require(xp.min(diagonal) > 0, f"a {n}×{n} matrix is not positive definite")
     # Coordinates of size about 1: powers of two round nothing, and nothing overflows on the way.

@@ -14,7 +14,6 @@ from kfac_np.backend import (
     eigh,
     spd_inverse,
     symmetrize,
-    truth,
 )
 from kfac_np.backend.linalg import cholesky
 from kfac_np.curvature.base import Factors
@@ -201,7 +200,7 @@ def _reciprocal(gaps: Array, ladder: Ladder) -> Array:
     xp = array_namespace(gaps)
     least = max(gaps.shape) * float(xp.finfo(gaps.dtype).eps)
     lowest = xp.min(gaps)
-    if not ladder.holds(truth(lowest > least)):
+    if not ladder.holds(lowest > least):
         least = max(least, -float(lowest))
         ladder.note("Sigma", "eigenvalues clipped", least)
     return 1.0 / clip(gaps, low=least)

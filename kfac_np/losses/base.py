@@ -41,15 +41,11 @@ class Loss(ABC):
         return -math.inf
 
     @abstractmethod
-    def check(self, z: Array, t: Array) -> None:
-        """Raise `TargetError` unless `t` are possible targets for outputs `z`."""
+    def check(self, z: Array, t: Array, checks: DeferredChecks) -> None:
+        """Raise `TargetError` unless `t` are possible targets for outputs `z`.
 
-    def check_late(self, z: Array, t: Array, checks: DeferredChecks) -> None:
-        """`check`, with what an asynchronous device cannot tell yet left to `checks`.
-
-        Without it a loss is right, too, but `check` makes every step wait for the device.
+        Conditions on values are given to `checks.require`, so that no step waits for a device.
         """
-        self.check(z, t)
 
     @abstractmethod
     def value(self, z: Array, t: Array) -> Array:
@@ -106,12 +102,7 @@ class DiagonalLoss(Loss):
         root = array_namespace(z).sqrt(self.hessian_diagonal(z))
         return one_hot_columns(root, start, stop)
 
-    def check(self, z: Array, t: Array) -> None:
-        checks = DeferredChecks()
-        self.check_late(z, t, checks)
-        checks.wait()
-
-    def check_late(self, z: Array, t: Array, checks: DeferredChecks) -> None:
+    def check(self, z: Array, t: Array, checks: DeferredChecks) -> None:
         name = f"{type(self).__name__} targets"
         require_float(name, t)
         if t.shape != z.shape:

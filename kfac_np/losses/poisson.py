@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from kfac_np.backend import Array, Backend, DeferredChecks, Rng, array_namespace, to_numpy, truth
+from kfac_np.backend import Array, Backend, DeferredChecks, Rng, array_namespace, to_numpy
 from kfac_np.errors import DivergenceError, TargetError
 from kfac_np.losses.base import DiagonalLoss
 
@@ -29,12 +29,12 @@ class PoissonLogRate(DiagonalLoss):
     array([[-2.]])
     """
 
-    def check_late(self, z: Array, t: Array, checks: DeferredChecks) -> None:
-        super().check_late(z, t, checks)
+    def check(self, z: Array, t: Array, checks: DeferredChecks) -> None:
+        super().check(z, t, checks)
         low = array_namespace(t).min(t)
         name = "PoissonLogRate targets"
         checks.require(
-            truth(low >= 0.0),
+            low >= 0.0,
             lambda: TargetError(f"{name}: expected values >= 0, got {float(low):g}"),
         )
 

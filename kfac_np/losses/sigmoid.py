@@ -12,7 +12,6 @@ from kfac_np.backend import (
     array_namespace,
     logistic,
     sigmoid_cross_entropy,
-    truth,
 )
 from kfac_np.errors import TargetError
 from kfac_np.losses.base import DiagonalLoss
@@ -38,13 +37,13 @@ class SigmoidCrossEntropy(DiagonalLoss):
     def lower_bound(self) -> float:
         return 0.0
 
-    def check_late(self, z: Array, t: Array, checks: DeferredChecks) -> None:
-        super().check_late(z, t, checks)
+    def check(self, z: Array, t: Array, checks: DeferredChecks) -> None:
+        super().check(z, t, checks)
         xp = array_namespace(t)
         low, high = xp.min(t), xp.max(t)
         name = "SigmoidCrossEntropy targets"
         checks.require(
-            truth((low >= 0.0) & (high <= 1.0)),
+            (low >= 0.0) & (high <= 1.0),
             lambda: TargetError(
                 f"{name}: expected values in [0, 1], got [{float(low):g}, {float(high):g}]"
             ),

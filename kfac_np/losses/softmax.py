@@ -16,7 +16,6 @@ from kfac_np.backend import (
     require_indices,
     require_same_place,
     softmax,
-    truth,
 )
 from kfac_np.errors import TargetError
 from kfac_np.losses.base import Loss, one_hot_columns
@@ -47,12 +46,7 @@ class SoftmaxCrossEntropy(Loss):
     def lower_bound(self) -> float:
         return 0.0
 
-    def check(self, z: Array, t: Array) -> None:
-        checks = DeferredChecks()
-        self.check_late(z, t, checks)
-        checks.wait()
-
-    def check_late(self, z: Array, t: Array, checks: DeferredChecks) -> None:
+    def check(self, z: Array, t: Array, checks: DeferredChecks) -> None:
         name = "SoftmaxCrossEntropy targets"
         xp = array_namespace(z)
         require_same_place(name, t, z, "outputs")
@@ -69,7 +63,7 @@ class SoftmaxCrossEntropy(Loss):
             require_finite(name, t, checks)
             least, off = xp.min(t), xp.max(xp.abs(xp.sum(t, axis=-1) - 1.0))
             checks.require(
-                truth((least >= 0.0) & (off <= 1e-3)),
+                (least >= 0.0) & (off <= 1e-3),
                 lambda: TargetError(
                     f"{name}: expected distributions (>= 0, sum 1); smallest entry "
                     f"{float(least):g}, largest deviation of a sum from 1 {float(off):g}"

@@ -5,21 +5,17 @@ wanted. A step never changes the state it is given.
 """
 
 from kfac_np.optimizers.adam import Adam
-from kfac_np.optimizers.averaging import IterateAverage, MovingAverage
+from kfac_np.optimizers.averaging import IterateAverage
 from kfac_np.optimizers.balance import Balance
 from kfac_np.optimizers.base import Optimizer, State
-from kfac_np.optimizers.damping import (
-    ConstantDamping,
-    CoupledGamma,
-    DampingPolicy,
-    GammaPolicy,
-    GammaSearch,
-    LevenbergMarquardt,
-)
+from kfac_np.optimizers.damping import ConstantDamping, DampingPolicy, LevenbergMarquardt
+from kfac_np.optimizers.gamma import CoupledGamma, GammaPolicy, GammaSearch, RelativeGammaSearch
 from kfac_np.optimizers.guard import Guard
-from kfac_np.optimizers.kfac import KFAC, KFACState
-from kfac_np.optimizers.local_model import LocalModel
+from kfac_np.optimizers.kfac import KFAC
+from kfac_np.optimizers.kfac_state import KFACState
+from kfac_np.optimizers.moments import MovingAverage
 from kfac_np.optimizers.presets import kfc_pre, practical, published
+from kfac_np.optimizers.quadratic_model import LocalModel, QuadraticModel
 from kfac_np.optimizers.reports import StepReport
 from kfac_np.optimizers.schedules import (
     Constant,
@@ -31,7 +27,7 @@ from kfac_np.optimizers.schedules import (
     Schedule,
 )
 from kfac_np.optimizers.sgd import SGD
-from kfac_np.optimizers.step_rules import Choice, FixedRate, QuadraticModel, StepRule
+from kfac_np.optimizers.step_rules import Choice, FixedRate, StepRule
 
 __all__ = [
     "KFAC",
@@ -59,6 +55,7 @@ __all__ = [
     "Piecewise",
     "QuadraticModel",
     "Refresh",
+    "RelativeGammaSearch",
     "Schedule",
     "State",
     "StepReport",

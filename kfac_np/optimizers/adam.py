@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from kfac_np import trees
-from kfac_np.backend import Array, DeferredChecks, Rng, array_namespace
+from kfac_np.backend import Array, DeferredChecks, Rng, Scalar, array_namespace
 from kfac_np.errors import ConfigError, plain_fields
 from kfac_np.objective import Objective
 from kfac_np.optimizers.averaging import IterateAverage
@@ -19,7 +19,7 @@ from kfac_np.optimizers.base import (
     keep_good,
     require_part,
 )
-from kfac_np.optimizers.reports import StepReport, report_of
+from kfac_np.optimizers.reports import StepReport
 from kfac_np.optimizers.schedules import (
     Schedule,
     require_integer,
@@ -121,7 +121,8 @@ class Adam(Optimizer):
         noise = Rng(self.seed).child("forward", k)
         checks = DeferredChecks()
         e = self.objective.evaluate(state.params, x, t, weights, noise, checks)
-        h = Regularized.of(e, self.l2, k, checks)
+        h = Regularized.of(e, self.l2)
+        h.require_finite(k, checks)
         rate = value_at(self.rate, k)
         b1, b2 = self.beta1, self.beta2
         first = trees.combine(b1, state.first, 1.0 - b1, h.gradient)
@@ -134,6 +135,10 @@ class Adam(Optimizer):
 
         params, norm = apply_update(state.params, trees.tree_map(leaf, first, second), k, checks)
         average = self.averaging.update(state.average, params, k) if self.averaging else None
-        numbers = {**h.numbers, "update_norm": norm, "alpha": rate}
-        report = report_of(numbers, step=k, batch_size=x.shape[0])
+        numbers: dict[str, Scalar | float | None] = {
+            **h.numbers,
+            "update_norm": norm,
+            "alpha": rate,
+        }
+        report = StepReport(k, x.shape[0], numbers)
         return keep_good(state, AdamState(params, average, k, first, second), checks), report

@@ -1,4 +1,4 @@
-"""Averages over the steps: of the iterates, and of the curvature's moments."""
+"""The average of the iterates."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import final
 
 from kfac_np import trees
 from kfac_np.errors import ConfigError, plain_fields
-from kfac_np.optimizers.schedules import require_flag, require_number, require_positive
+from kfac_np.optimizers.schedules import require_number, require_positive
 from kfac_np.trees import Tree
 
-__all__ = ["IterateAverage", "MovingAverage"]
+__all__ = ["IterateAverage"]
 
 
 @final
@@ -22,13 +22,11 @@ class IterateAverage:
     ----------
     decay : float
         ξ, in [0, 1).
-    warm_up : bool
-        Use ξ_k = min(1 - (p + 1)/(k + p), ξ) instead, with p = `power`: so that the initial
-        parameters leave no trace.
-    power : float
-        p ≥ 0; iterate j has weight about j^p in the mean of the first iterates, which so is over
-        the last of them, k/(p + 1) or so in number. With 0 it is a plain mean, which lags far
-        behind as long as the loss falls fast. Without effect unless `warm_up`.
+    power : float, optional
+        p ≥ 0. With it the weight is ξ_k = min(1 - (p + 1)/(k + p), ξ), so that the initial
+        parameters leave no trace: iterate j has weight about j^p in the mean of the first iterates,
+        which so is over the last of them, k/(p + 1) or so in number. With 0 it is a plain mean,
+        which lags far behind as long as the loss falls fast.
 
     References
     ----------
@@ -43,47 +41,19 @@ class IterateAverage:
     """
 
     decay: float = 0.99
-    warm_up: bool = False
-    power: float = 0.0
+    power: float | None = None
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        require_flag("IterateAverage warm_up", self.warm_up)
-        require_positive("IterateAverage power", self.power, zero=True)
+        if self.power is not None:
+            require_positive("IterateAverage power", self.power, zero=True)
         require_number("IterateAverage decay", self.decay)
         if not 0.0 <= self.decay < 1.0:
             raise ConfigError(f"IterateAverage decay: expected 0 <= decay < 1, got {self.decay!r}")
 
     def update(self, average: Tree, params: Tree, k: int) -> Tree:
         """The average after step k (from 1), given that before it and the new parameters."""
-        p = self.power
-        decay = min(1.0 - (p + 1.0) / (k + p), self.decay) if self.warm_up else self.decay
+        p, decay = self.power, self.decay
+        if p is not None:
+            decay = min(1.0 - (p + 1.0) / (k + p), decay)
         return trees.combine(decay, average, 1.0 - decay, params)
-
-
-@final
-@dataclass(frozen=True)
-class MovingAverage:
-    """Moments ← ε moments + (1 - ε) new, ε = min(1 - 1/k, decay): a plain mean at first.
-
-    References
-    ----------
-    Martens & Grosse 2015, §5.
-
-    Examples
-    --------
-    >>> MovingAverage().epsilon(1), MovingAverage().epsilon(4), MovingAverage().epsilon(1000)
-    (0.0, 0.75, 0.95)
-    """
-
-    decay: float = 0.95
-
-    def __post_init__(self) -> None:
-        plain_fields(self)
-        require_number("MovingAverage decay", self.decay)
-        if not 0.0 <= self.decay < 1.0:
-            raise ConfigError(f"MovingAverage decay: expected 0 <= decay < 1, got {self.decay!r}")
-
-    def epsilon(self, k: int) -> float:
-        """Weight of the old moments when they are renewed for the k-th time."""
-        return min(1.0 - 1.0 / k, self.decay)

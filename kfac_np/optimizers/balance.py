@@ -1,15 +1,15 @@
-"""How far the layers go beside one another: what one α for all of them cannot say."""
+"""Multipliers of the layers' proposals, measured along each of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from kfac_np import trees
-from kfac_np.backend import Rng, Scalar, isfinite, select
+from kfac_np.backend import Rng, Scalar, array_namespace, select
 from kfac_np.errors import ConfigError, plain_fields
 from kfac_np.fisher import FisherType, InputOnly, MonteCarlo
-from kfac_np.optimizers.local_model import LocalModel
+from kfac_np.optimizers.quadratic_model import LocalModel
 from kfac_np.optimizers.schedules import require_integer, require_number
 from kfac_np.trees import Tree
 
@@ -113,13 +113,13 @@ class Balance:
         """
         bends, descents, good = {}, {}, {}
         for path, (bend, slope) in model.of_each_layer(proposal, self.fisher, rng).items():
-            found = isfinite(bend - slope)
-            good[path] = (bend > 0.0) & (slope < 0.0) & found  # type: ignore[operator]
+            finite = array_namespace(bend).isfinite(bend - slope)
+            good[path] = (bend > 0.0) & (slope < 0.0) & finite
             bends[path] = select(good[path], bend, 1.0)
             descents[path] = select(good[path], -slope, 0.0)
         together = sum(select(good[path], bends[path], 0.0) for path in good)
         descent = sum(descents.values())
-        old = dict.fromkeys(good, 1.0) if multipliers is None else multipliers
+        old: dict[str, Any] = multipliers or dict.fromkeys(good, 1.0)
         power = 1.0 if multipliers is None else 1.0 - self.memory
         new = {}
         for path in good:

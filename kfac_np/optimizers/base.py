@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self, TypeVar, final
@@ -12,16 +13,13 @@ from kfac_np.backend import (
     Array,
     DeferredChecks,
     Scalar,
-    Truth,
     all_finite,
     are_finite,
-    both,
-    isfinite,
+    array_namespace,
     quiet_methods,
     require_float,
     require_same_place,
     scalar,
-    sqrt,
 )
 from kfac_np.errors import ConfigError, DivergenceError, InputError
 from kfac_np.objective import Evaluation, Objective
@@ -236,7 +234,7 @@ class Regularized:
     >>> from kfac_np.losses import SquaredError
     >>> e = Objective(Dense(1, 1, bias=False), SquaredError()).evaluate(
     ...     np.asarray([[2.0]]), np.asarray([[1.0], [3.0]]), np.zeros((2, 1)))
-    >>> Regularized.of(e, 0.5, 1, DeferredChecks()).value
+    >>> float(Regularized.of(e, 0.5).value)
     11.0
     """
 
@@ -247,42 +245,49 @@ class Regularized:
     statistics: Tree | None
 
     @classmethod
-    def of(cls, e: Evaluation, l2: float, step: int, checks: DeferredChecks) -> Self:
-        """Evaluate; it is a `DivergenceError` if anything is not finite."""
-        found = cls.unchecked(e, l2)
-        found.require_finite(step, checks)
-        return found
-
-    @classmethod
-    def unchecked(cls, e: Evaluation, l2: float) -> Self:
-        """Evaluate, for a caller that has another way out than an error."""
+    def of(cls, e: Evaluation, l2: float) -> Self:
+        """Evaluate; whether everything is finite is for `require_finite` to say."""
         loss = e.mean_value
         statistics = e.backward(e.output_gradient())
         gradient = e.mean_gradient(statistics)
         if l2:
             gradient = trees.axpy(l2, e.params, gradient)
-        norm = sqrt(scalar(trees.squared_norm(gradient)))
-        value = loss + l2_term(e.params, l2)
+        norm = norm_of(gradient)
+        value = loss + l2_term(e.params, l2) if l2 else loss
         return cls(loss, value, gradient, norm, None if l2 else statistics)
 
     def require_finite(self, step: int, checks: DeferredChecks) -> None:
         """It is a `DivergenceError` if loss, objective or gradient are not finite."""
-        loss, norm = self.loss, self.gradient_norm
 
         def error() -> DivergenceError:
-            overflows = isfinite(loss) and not isfinite(self.value)  # θ does, in the ℓ2 term
-            what = "objective is inf" if overflows else f"loss is {float(loss):g}"
+            loss, value = float(self.loss), float(self.value)
+            overflows = math.isfinite(loss) and not math.isfinite(value)  # θ does, in the ℓ2 term
+            what = "objective is inf" if overflows else f"loss is {loss:g}"
             return DivergenceError(
-                f"step {step}: the {what} and the gradient's norm {float(norm):g}; the parameters "
-                "are unchanged. Use a smaller learning rate or more damping"
+                f"step {step}: the {what} and the gradient's norm {float(self.gradient_norm):g}; "
+                "the parameters are unchanged. Use a smaller learning rate or more damping"
             )
 
-        checks.require(isfinite(self.value + norm), error)
+        total = self.value + self.gradient_norm
+        checks.require(array_namespace(total).isfinite(total), error)
 
     @property
-    def numbers(self) -> dict[str, Scalar | None]:
+    def numbers(self) -> dict[str, Scalar]:
         """Fields of a report."""
         return {"loss": self.loss, "objective": self.value, "gradient_norm": self.gradient_norm}
+
+
+def norm_of(tree: Tree) -> Scalar:
+    """‖v‖ over all entries of a tree.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(norm_of((np.asarray([3.0]), np.asarray([4.0]))))
+    5.0
+    """
+    square = scalar(trees.squared_norm(tree))
+    return array_namespace(square).sqrt(square)
 
 
 def l2_term(params: Tree, l2: float) -> Scalar:
@@ -291,24 +296,24 @@ def l2_term(params: Tree, l2: float) -> Scalar:
     Examples
     --------
     >>> import numpy as np
-    >>> l2_term((np.ones(4),), 0.5)
+    >>> float(l2_term((np.ones(4),), 0.5))
     1.0
     """
-    return 0.5 * l2 * scalar(trees.squared_norm(params)) if l2 else 0.0
+    return 0.5 * l2 * scalar(trees.squared_norm(params))
 
 
-def moved(params: Tree, update: Tree) -> tuple[Tree, Scalar, Truth]:
+def moved(params: Tree, update: Tree) -> tuple[Tree, Scalar, Scalar]:
     """θ + δ, ‖δ‖, and whether they are finite.
 
     Examples
     --------
     >>> import numpy as np
-    >>> moved((np.ones(1),), (np.asarray([2.0]),))
+    >>> new, norm, finite = moved((np.ones(1),), (np.asarray([2.0]),))
+    >>> new, float(norm), bool(finite)
     ((array([3.]),), 2.0, True)
     """
-    new = trees.axpy(1.0, update, params)
-    norm = sqrt(scalar(trees.squared_norm(update)))
-    return new, norm, both(isfinite(norm), are_finite(*trees.leaves(new)))
+    new, norm = trees.axpy(1.0, update, params), norm_of(update)
+    return new, norm, array_namespace(norm).isfinite(norm) & are_finite(*trees.leaves(new))
 
 
 def apply_update(
@@ -319,20 +324,21 @@ def apply_update(
     Examples
     --------
     >>> import numpy as np
-    >>> apply_update((np.ones(1),), (np.asarray([2.0]),), 1, DeferredChecks())
-    ((array([3.]),), 2.0)
+    >>> apply_update((np.ones(1),), (np.asarray([2.0]),), 1, DeferredChecks())[0]
+    (array([3.]),)
     """
     new, norm, finite = moved(params, update)
     require_finite_update(finite, norm, step, checks)
     return new, norm
 
 
-def require_finite_update(finite: Truth, norm: Scalar, step: int, checks: DeferredChecks) -> None:
+def require_finite_update(finite: Scalar, norm: Scalar, step: int, checks: DeferredChecks) -> None:
     """It is a `DivergenceError` unless an update is finite.
 
     Examples
     --------
-    >>> require_finite_update(False, float("inf"), 3, DeferredChecks())
+    >>> import numpy as np
+    >>> require_finite_update(np.bool_(False), np.float64("inf"), 3, DeferredChecks())
     Traceback (most recent call last):
     kfac_np.errors.DivergenceError: step 3: the update's norm is inf; the parameters are ...
     """
@@ -351,11 +357,11 @@ def keep_good(good: State, new: StateType, checks: DeferredChecks) -> StateType:
     Only on an asynchronous device are there any checks left: the transfer that they wait for is
     started, and the checks about the good state, of a step ago, are waited for.
     """
-    good_so_far = checks.hold
-    if good_so_far is True:
+    hold = checks.hold
+    if hold is None:
         return new
     checks.send()
     good.wait()
-    params = trees.select(good_so_far, new.params, good.params)
-    average = None if new.average is None else trees.select(good_so_far, new.average, good.average)
+    params = trees.select(hold, new.params, good.params)
+    average = None if new.average is None else trees.select(hold, new.average, good.average)
     return replace(new, params=params, average=average, checks=checks)

@@ -1,15 +1,25 @@
-"""When an update is taken back: what raises the objective is not kept."""
+"""When an update is taken back."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import final
 
-from kfac_np.backend import Scalar, Truth, both, isfinite, negation, select, sqrt
+from kfac_np.backend import Scalar, array_namespace, on_host, select
+from kfac_np.curvature import LadderEvent
+from kfac_np.objective import Evaluation
+from kfac_np.optimizers.base import Regularized
+from kfac_np.optimizers.damping import DampingPolicy
+from kfac_np.optimizers.kfac_state import KFACState
+from kfac_np.optimizers.reports import StepReport
 from kfac_np.optimizers.schedules import require_integer, require_positive
+from kfac_np.optimizers.step_rules import StepRule
 
-__all__ = ["Guard"]
+__all__ = ["Guard", "Outcome", "judged", "measured", "taken_back"]
+
+_ROUNDINGS = 10.0  # of h, below which a change says nothing
 
 
 @final
@@ -56,18 +66,142 @@ class Guard:
         return k - trouble <= self.settling
 
     def undoes(
-        self, new: Scalar, old: Scalar, errors: tuple[Scalar, Scalar], *, noisy: bool
-    ) -> Truth:
+        self, new: Scalar, old: Scalar, errors: tuple[Scalar | float, Scalar], *, noisy: bool
+    ) -> Scalar:
         """Tell whether an objective rose too far, from `old` to `new` on the next batch.
 
         Examples
         --------
-        >>> guard = Guard()
-        >>> [guard.undoes(2.0, 1.0, (0.3, 0.4), noisy=noisy) for noisy in (True, False)]
+        >>> import numpy as np
+        >>> new, old, errors = np.float64(2.0), np.float64(1.0), (np.float64(0.3), np.float64(0.4))
+        >>> [bool(Guard().undoes(new, old, errors, noisy=noisy)) for noisy in (True, False)]
         [False, True]
         """
-        room: Scalar = 0.0
+        xp = array_namespace(new)
+        rise: Scalar | float = 0.0
         if noisy:
-            room = self.errors * sqrt(errors[0] * errors[0] + errors[1] * errors[1])
-            room = select(isfinite(room), room, math.inf)
-        return negation(both(isfinite(new), new - old <= room))
+            rise = self.errors * xp.sqrt(errors[0] * errors[0] + errors[1] * errors[1])
+            rise = select(xp.isfinite(rise), rise, math.inf)
+        return ~(xp.isfinite(new) & (new - old <= rise))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Whether an update is kept, and what follows from it.
+
+    Attributes
+    ----------
+    kept, rejected : Scalar
+        Neither where ρ says nothing and h is not finite.
+    decrease : Scalar or None
+        M(δ) - M(0).
+    rho : Scalar or None
+        Where it was measured; NaN where it says nothing, -∞ where h is not finite.
+    value : Scalar or None
+        h after the step on its own batch, where it was measured.
+    """
+
+    kept: Scalar
+    rejected: Scalar
+    decrease: Scalar | None
+    rho: Scalar | None = None
+    value: Scalar | None = None
+
+
+def judged(
+    guard: Guard | None,
+    damping: DampingPolicy,
+    state: KFACState,
+    h: Regularized,
+    e: Evaluation,
+) -> tuple[KFACState, bool]:
+    """What the evaluation of a new batch tells of the last update, and whether to undo it.
+
+    The host waits for the evaluation, and learns with it what the last step found.
+    """
+    if guard is None:
+        return state, False
+    same: Scalar | bool = not state.noisy
+    if state.measured is not None:
+        size = abs(h.value) + abs(state.measured)
+        same = abs(h.value - state.measured) <= _rounding(e, size)
+    harm: list[Scalar | bool] = [False, False]
+    if state.objective is not None:
+        errors = (math.inf if state.error is None else state.error, e.standard_error)
+        before = state.objective + _rounding(e, abs(state.objective))
+        harm = [guard.undoes(h.value, before, errors, noisy=noisy) for noisy in (False, True)]
+    rejected, alike, *harmful = on_host(state.rejected, same, *harm)
+    state = replace(state, noisy=not alike)
+    if harmful[state.noisy] and not rejected:
+        return state, True
+    if not rejected:
+        return replace(state, rejections=0, raised=max(1.0, state.raised / 2.0)), False
+    n = state.rejections + 1
+    raised = 1.0 if damping.adapts else float(damping.rejected(state.raised, n))
+    return replace(state, rejections=n, raised=raised, trouble=state.step), False
+
+
+def taken_back(
+    damping: DampingPolicy, state: KFACState, h: Regularized, batch_size: int
+) -> tuple[KFACState, StepReport]:
+    """A step that takes the last update back, and does no other."""
+    assert state.damping is not None
+    k = state.step + 1
+    new = replace(
+        state,
+        params=state.previous,
+        average=state.previous_average,
+        step=k,
+        update=None,
+        damping=damping.rejected(state.damping, state.rejections + 1),
+        previous=None,
+        previous_average=None,
+        objective=None,
+        error=None,
+        measured=None,
+        rejected=True,
+        checks=None,
+    )
+    event = LadderEvent("all", "update", "update taken back", state.damping)
+    numbers = {**h.numbers, "update_norm": 0.0, "damping": state.damping, "gamma": state.gamma}
+    return new, StepReport(k, batch_size, numbers, events=[event])
+
+
+def measured(
+    guard: Guard | None,
+    rule: StepRule,
+    h: Regularized,
+    e: Evaluation,
+    outcome: Outcome,
+    value: Scalar,
+    decrease: Callable[[], Scalar] | None,
+) -> Outcome:
+    """What becomes of an update after which h is `value` on the step's own batch.
+
+    Where `decrease`, M(δ) - M(0), is given, ρ is the change of h over it. What is lost in the
+    rounding of h tells nothing, of the model or of λ.
+    """
+    xp = array_namespace(value)
+    finite = xp.isfinite(value)
+    kept = outcome.kept & finite
+    if guard is not None and rule.compares:
+        kept = kept & (value <= h.value)
+    elif guard is not None:
+        kept = kept & (value - h.value <= guard.errors * e.standard_error)
+    if decrease is None:
+        value = select(kept, value, h.value)
+        return replace(outcome, kept=kept, rejected=~kept, value=value)
+    predicted = decrease() if outcome.decrease is None else outcome.decrease
+    kept = kept & xp.isfinite(predicted)
+    telling = ~((abs(predicted) <= _rounding(e, abs(h.value))) & finite)
+    ratio = (value - h.value) / select(abs(predicted) > 0.0, predicted, 1.0)
+    bad = math.nan if guard is not None else -math.inf
+    rho = select(kept, select(telling, ratio, math.nan), bad)
+    return Outcome(kept, ~kept & telling, predicted, rho, select(kept, value, h.value))
+
+
+def _rounding(e: Evaluation, size: Scalar) -> Scalar:
+    """Changes of numbers of this size that say nothing."""
+    info = array_namespace(e.outputs).finfo(e.outputs.dtype)
+    return _ROUNDINGS * float(info.eps) * size

@@ -8,15 +8,12 @@ from typing import Any
 
 from kfac_np.objective import Objective
 from kfac_np.optimizers.averaging import IterateAverage
-from kfac_np.optimizers.damping import (
-    ConstantDamping,
-    CoupledGamma,
-    GammaSearch,
-    LevenbergMarquardt,
-)
+from kfac_np.optimizers.damping import ConstantDamping, LevenbergMarquardt
+from kfac_np.optimizers.gamma import CoupledGamma, GammaSearch
 from kfac_np.optimizers.kfac import KFAC
+from kfac_np.optimizers.quadratic_model import QuadraticModel
 from kfac_np.optimizers.schedules import Refresh, Schedule
-from kfac_np.optimizers.step_rules import FixedRate, QuadraticModel
+from kfac_np.optimizers.step_rules import FixedRate
 
 __all__ = ["kfc_pre", "practical", "published"]
 

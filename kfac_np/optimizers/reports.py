@@ -4,27 +4,51 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, cast, final
+from typing import Any, final
 
-from kfac_np.backend import Array, Scalar, Truth, array_namespace, later
+from kfac_np.backend import Scalar, array_namespace, is_asynchronous, later
 from kfac_np.curvature import LadderEvent
 
 __all__ = ["StepReport"]
 
+_NUMBERS = (
+    "loss",
+    "objective",
+    "gradient_norm",
+    "update_norm",
+    "damping",
+    "gamma",
+    "alpha",
+    "mu",
+    "model_decrease",
+    "rho",
+)
+
 
 @final
-@dataclass(frozen=True)
 class StepReport:
-    """What happened in one step; None where it does not apply.
+    """What happened in one step.
 
-    Attributes
+    Its numbers are Python's; None where one does not apply. On an asynchronous device the first
+    look at one waits until they have arrived, all in one transfer.
+
+    Parameters
     ----------
     step : int
         Number of this step, from 1.
     batch_size : int
+    numbers : mapping of str to Scalar, float or None
+        The attributes below, as 0-d arrays or Python's own; what is left out is None.
+    refreshed : tuple of str
+        Paths whose factors were recomputed.
+    events : sequence of LadderEvent, or of (condition, LadderEvent)
+        Factorisations that did not succeed as asked, and updates that were rejected; one with a
+        condition has happened if it holds.
+
+    Attributes
+    ----------
     loss : float
         Mean over the mini-batch's loss terms, before the step.
     objective : float
@@ -41,36 +65,104 @@ class StepReport:
     model_decrease : float
         M(δ) - M(0), negative when the quadratic model predicts progress.
     rho : float
-        Reduction ratio, in steps that measured it.
-    refreshed : tuple of str
-        Paths whose factors were recomputed.
-    events : tuple of LadderEvent
-        Factorisations that did not succeed as asked, and updates that were rejected.
+        Reduction ratio, in steps that measured it and could tell.
 
     Examples
     --------
-    >>> StepReport(step=1, batch_size=8, loss=0.5, objective=0.5).as_dict()["loss"]
+    >>> StepReport(step=1, batch_size=8, numbers={"loss": 0.5, "objective": 0.5}).loss
     0.5
     """
 
-    step: int
-    batch_size: int
-    loss: float
-    objective: float
-    gradient_norm: float | None = None
-    update_norm: float | None = None
-    damping: float | None = None
-    gamma: float | None = None
-    alpha: float | None = None
-    mu: float | None = None
-    model_decrease: float | None = None
-    rho: float | None = None
-    refreshed: tuple[str, ...] = ()
-    events: tuple[LadderEvent, ...] = ()
+    FIELDS = ("step", "batch_size", *_NUMBERS, "refreshed", "events")
+
+    def __init__(
+        self,
+        step: int,
+        batch_size: int,
+        numbers: Mapping[str, Scalar | float | None],
+        refreshed: tuple[str, ...] = (),
+        events: Sequence[LadderEvent | tuple[Scalar | bool, LadderEvent]] = (),
+    ) -> None:
+        self.step = step
+        self.batch_size = batch_size
+        self.refreshed = refreshed
+        self._given = {name: numbers.get(name) for name in _NUMBERS}
+        self._events = [(True, e) if isinstance(e, LadderEvent) else e for e in events]
+        values = [*self._given.values(), *(condition for condition, _ in self._events)]
+        arrays: list[Any] = [x for x in values if is_asynchronous(x)]
+        self._transfer = None
+        if arrays:
+            xp = array_namespace(*arrays)
+            wide = [xp.astype(x, xp.float64, copy=False) for x in arrays]
+            self._transfer = later(xp.stack(wide))
+
+    @cached_property
+    def _arrived(self) -> tuple[dict[str, float | None], tuple[LadderEvent, ...]]:
+        rest = iter(() if self._transfer is None else self._transfer.numpy().tolist())
+
+        def number(x: Any) -> float:
+            return next(rest) if is_asynchronous(x) else float(x)
+
+        numbers = {k: None if x is None else number(x) for k, x in self._given.items()}
+        rho = numbers["rho"]
+        if rho is not None and math.isnan(rho):
+            numbers["rho"] = None
+        happened = [event for condition, event in self._events if number(condition)]
+        plain = [dataclasses.replace(e, damping=float(e.damping)) for e in happened]
+        return numbers, tuple(plain)
+
+    @property
+    def events(self) -> tuple[LadderEvent, ...]:
+        return self._arrived[1]
+
+    @property
+    def loss(self) -> float:
+        return self._required("loss")
+
+    @property
+    def objective(self) -> float:
+        return self._required("objective")
+
+    @property
+    def gradient_norm(self) -> float | None:
+        return self._arrived[0]["gradient_norm"]
+
+    @property
+    def update_norm(self) -> float | None:
+        return self._arrived[0]["update_norm"]
+
+    @property
+    def damping(self) -> float | None:
+        return self._arrived[0]["damping"]
+
+    @property
+    def gamma(self) -> float | None:
+        return self._arrived[0]["gamma"]
+
+    @property
+    def alpha(self) -> float | None:
+        return self._arrived[0]["alpha"]
+
+    @property
+    def mu(self) -> float | None:
+        return self._arrived[0]["mu"]
+
+    @property
+    def model_decrease(self) -> float | None:
+        return self._arrived[0]["model_decrease"]
+
+    @property
+    def rho(self) -> float | None:
+        return self._arrived[0]["rho"]
+
+    def _required(self, name: str) -> float:
+        number = self._arrived[0][name]
+        assert number is not None, f"a step without {name}"
+        return number
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, ready for JSON: None where a number is not finite."""
-        out = dataclasses.asdict(self)
+        out = {name: getattr(self, name) for name in self.FIELDS}
         out = {
             k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in out.items()
         }
@@ -78,76 +170,14 @@ class StepReport:
         out["events"] = [str(event) for event in self.events]
         return out
 
-
-def report_of(
-    numbers: dict[str, Scalar | None],
-    events: Sequence[tuple[Truth, LadderEvent]] = (),
-    **known: Any,
-) -> StepReport:
-    """The report of a step, or what stands in for it until its numbers have arrived.
-
-    Parameters
-    ----------
-    numbers : dict
-        Fields of the report that may have stayed on an asynchronous device; NaN in `rho` means
-        that there is none.
-    events : sequence of (condition, LadderEvent)
-        Each has happened if its condition holds.
-    **known
-        The other fields.
-
-    Examples
-    --------
-    >>> report_of({"loss": 0.5, "objective": 0.5}, step=1, batch_size=8).loss
-    0.5
-    """
-    late = _LateReport(numbers, events, known)
-    return cast(StepReport, late) if late.arrays else late.report
-
-
-@final
-class _LateReport:
-    """Stands in for a `StepReport`: the first look at one of its fields waits for the numbers."""
-
-    def __init__(
-        self,
-        numbers: dict[str, Scalar | None],
-        events: Sequence[tuple[Truth, LadderEvent]],
-        known: dict[str, Any],
-    ) -> None:
-        self._numbers, self._events, self._known = numbers, events, known
-        found = [*numbers.values(), *(condition for condition, _ in events)]
-        self.arrays: list[Array] = [x for x in found if not isinstance(x, int | float | None)]
-        if self.arrays:
-            xp = array_namespace(*self.arrays)
-            wide = [xp.astype(x, xp.float64, copy=False) for x in self.arrays]
-            self._sent = later(xp.stack(wide))
-
-    @cached_property
-    def report(self) -> StepReport:
-        arrived = iter(self._sent.numpy().tolist() if self.arrays else ())
-
-        def number(x: Scalar | None) -> float | None:
-            return x if isinstance(x, int | float | None) else next(arrived)
-
-        numbers: dict[str, Any] = {name: number(x) for name, x in self._numbers.items()}
-        if numbers.get("rho") is not None and math.isnan(numbers["rho"]):
-            numbers["rho"] = None
-        events = tuple(
-            dataclasses.replace(event, damping=float(event.damping))
-            for condition, event in self._events
-            if number(condition)
-        )
-        return StepReport(**numbers, **self._known, events=events)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.report, name)
-
     def __eq__(self, other: object) -> bool:
-        return self.report == (other.report if isinstance(other, _LateReport) else other)
+        if not isinstance(other, StepReport):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in self.FIELDS)
 
     def __hash__(self) -> int:
-        return hash(self.report)
+        return hash(tuple(getattr(self, name) for name in self.FIELDS))
 
     def __repr__(self) -> str:
-        return repr(self.report)
+        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.FIELDS)
+        return f"StepReport({fields})"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from kfac_np import trees
-from kfac_np.backend import Array, DeferredChecks, Rng
+from kfac_np.backend import Array, DeferredChecks, Rng, Scalar
 from kfac_np.errors import ConfigError, plain_fields
 from kfac_np.objective import Objective
 from kfac_np.optimizers.averaging import IterateAverage
@@ -19,7 +19,7 @@ from kfac_np.optimizers.base import (
     keep_good,
     require_part,
 )
-from kfac_np.optimizers.reports import StepReport, report_of
+from kfac_np.optimizers.reports import StepReport
 from kfac_np.optimizers.schedules import (
     Schedule,
     require_flag,
@@ -122,7 +122,8 @@ class SGD(Optimizer):
         noise = Rng(self.seed).child("forward", k)
         checks = DeferredChecks()
         e = self.objective.evaluate(state.params, x, t, weights, noise, checks)
-        h = Regularized.of(e, self.l2, k, checks)
+        h = Regularized.of(e, self.l2)
+        h.require_finite(k, checks)
         rate = value_at(self.rate, k)
         velocity = trees.combine(self.momentum, state.velocity, -rate, h.gradient)
         update = velocity
@@ -130,6 +131,11 @@ class SGD(Optimizer):
             update = trees.combine(self.momentum, velocity, -rate, h.gradient)
         params, norm = apply_update(state.params, update, k, checks)
         average = self.averaging.update(state.average, params, k) if self.averaging else None
-        numbers = {**h.numbers, "update_norm": norm, "alpha": rate, "mu": self.momentum}
-        report = report_of(numbers, step=k, batch_size=x.shape[0])
+        numbers: dict[str, Scalar | float | None] = {
+            **h.numbers,
+            "update_norm": norm,
+            "alpha": rate,
+            "mu": self.momentum,
+        }
+        report = StepReport(k, x.shape[0], numbers)
         return keep_good(state, SGDState(params, average, k, velocity), checks), report

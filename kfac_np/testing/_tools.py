@@ -7,8 +7,16 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kfac_np import trees
-from kfac_np.backend import Array, Backend, Rng, array_namespace, require_finite
+from kfac_np.backend import (
+    Array,
+    Backend,
+    DeferredChecks,
+    Rng,
+    array_namespace,
+    require_finite,
+)
 from kfac_np.errors import InputError
+from kfac_np.losses import Loss
 from kfac_np.trees import Tree
 
 __all__ = [
@@ -16,6 +24,7 @@ __all__ = [
     "FINITE_DIFFERENCE",
     "SINGLE",
     "STEP",
+    "check_targets",
     "copy",
     "is_array",
     "random_like",
@@ -37,6 +46,13 @@ FINITE_DIFFERENCE = 1e-8
 rounding eps/h about 2e-11 f, which leaves room for derivatives and sums of some hundreds."""
 SINGLE = 1e-4
 """For single against double precision: about a thousand roundings of 6e-8 each."""
+
+
+def check_targets(loss: Loss, z: Array, t: Array) -> None:
+    """`Loss.check`, waited for."""
+    checks = DeferredChecks()
+    loss.check(z, t, checks)
+    checks.wait()
 
 
 def run_laws(

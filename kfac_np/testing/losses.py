@@ -17,6 +17,7 @@ from kfac_np.testing._tools import (
     FINITE_DIFFERENCE,
     SINGLE,
     STEP,
+    check_targets,
     require,
     require_close,
     require_double,
@@ -225,7 +226,7 @@ def sampled_targets(s: _Subject) -> None:
         s.loss.sample_targets(s.rng.child("targets"), z),
     )
     try:
-        s.loss.check(z, drawn)
+        check_targets(s.loss, z, drawn)
     except InputError as error:
         require(False, f"sampled targets are not valid: {error}")
     g = xp.reshape(s.loss.gradient(z, drawn), shape)
@@ -264,7 +265,7 @@ def large_outputs(s: _Subject) -> None:
 
 def bad_targets(s: _Subject) -> None:
     """Good targets are accepted; a wrong shape, NaN or Inf are refused by an `InputError`."""
-    s.loss.check(s.z, s.t)
+    check_targets(s.loss, s.z, s.t)
     xp = array_namespace(s.t)
     wrong = {
         "one example too few": s.t[:-1, ...],
@@ -274,7 +275,7 @@ def bad_targets(s: _Subject) -> None:
         wrong |= {"NaN": s.t * math.nan, "Inf": s.t + math.inf}
     for name, t in wrong.items():
         try:
-            s.loss.check(s.z, t)
+            check_targets(s.loss, s.z, t)
         except InputError:
             continue
         require(False, f"check accepts targets with {name}")
@@ -295,7 +296,7 @@ def single_precision(s: _Subject) -> None:
         double = trees.tree_map(lambda x: xp.astype(x, xp.float64), low)
         require_close(f"{name} in single precision", double, "in double", high, SINGLE)
     sampled = s.loss.sample_targets(s.rng.child("single"), z)
-    s.loss.check(z, sampled)
+    check_targets(s.loss, z, sampled)
 
 
 LOSS_LAWS: Mapping[str, Callable[[Any], None]] = {

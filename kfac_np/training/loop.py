@@ -134,7 +134,7 @@ class Step:
     Examples
     --------
     >>> position = Position(State(params=(), average=None, step=1), seconds=0.25)
-    >>> step = Step(position, StepReport(step=1, batch_size=8, loss=0.5, objective=0.5))
+    >>> step = Step(position, StepReport(1, 8, {"loss": 0.5, "objective": 0.5}))
     >>> step.record()["seconds"]
     0.25
     """
@@ -204,7 +204,7 @@ def completed(step: Step) -> Step:
 
     Examples
     --------
-    >>> step = Step(Position(State((), None, 1)), StepReport(1, 8, loss=0.5, objective=0.5))
+    >>> step = Step(Position(State((), None, 1)), StepReport(1, 8, {"loss": 0.5}))
     >>> completed(step).position.step
     1
     """

@@ -38,7 +38,7 @@ def complete(table: Mapping[str, Any]) -> Table:
             chosen.pop("batch")
         size = said["batch"].get("size", said["batch"].get("first", 500))
         if not isinstance(size, int) or size < 500:  # balanced layers would fit the noise
-            chosen["optimizer"].get("step_rule", {}).pop("balance", None)
+            chosen["optimizer"].pop("balance", None)
     return merge(chosen, said)
 
 
@@ -166,7 +166,8 @@ def _defaults(data: str, model: str, optimizer: str) -> Table:
     settings: Table = {"name": optimizer, **rate}
     if optimizer == "kfac" and model == "autoencoder" and not digits:
         # An image that is reconstructed tells more of F than a label: a quarter of 500 will do.
-        settings["step_rule"] = {"name": "quadratic-model", "balance": {}, "least_examples": 125}
+        settings["step_rule"] = {"name": "quadratic-model", "least_examples": 125}
+        settings["balance"] = {}
         batch = {"name": "growing", "first": 500}
         batch |= {"full_at": 2000} if data == "curves" else {"full_at": 200, "most": 4000}
     return {"model": {"name": model, "sizes": sizes}, "optimizer": settings, "batch": batch}

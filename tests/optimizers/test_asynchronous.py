@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from cases import NETWORKS
 from numerics import assert_close, host
-from optimizer_cases import case
 from test_optimizer_laws import CASE, OPTIMIZERS, run
 from waiting import asynchronous, no_sync
 
@@ -226,17 +225,3 @@ def test_evaluating_settles(network: Any, ahead: Backend) -> None:
     assert isinstance(problem.evaluate().value, float)
     with pytest.raises(InputError, match="x: expected finite values"):
         problem.objective.evaluate(problem.params, math.nan * problem.x, problem.t)
-
-
-def test_a_custom_loss_that_only_checks(ahead: Backend) -> None:
-    """It is asked by `check`, which may wait, and not passed over."""
-
-    class Strict(SigmoidCrossEntropy.__mro__[1]):  # type: ignore[misc]
-        def check(self, z, t):
-            raise TargetError("never good enough")
-
-        value = gradient = hessian_diagonal = sample_targets = lambda self, *_: None
-
-    c = case("relu_softmax")
-    with pytest.raises(TargetError, match="never good enough"):
-        Objective(c.objective.network, Strict()).evaluate(c.params(ahead), *c.batch_on(ahead, 1))

@@ -20,8 +20,8 @@ from kfac_np.fisher import Exact, InputOnly
 from kfac_np.layers import Dense, Identity, Sequential
 from kfac_np.losses import SquaredError
 from kfac_np.objective import Objective
-from kfac_np.optimizers import KFAC, Balance, Choice, QuadraticModel, StepRule
-from kfac_np.optimizers.local_model import LocalModel
+from kfac_np.optimizers import KFAC, Balance
+from kfac_np.optimizers.quadratic_model import LocalModel
 from kfac_np.trees import Tree
 
 C = case("logistic_sigmoid")
@@ -41,7 +41,7 @@ def rates(model: LocalModel, proposal: Tree) -> dict[str, float]:
     found = {}
     for path, _ in trees.items(proposal):
         alone = trees.map_named(lambda p, v, path=path: v if p == path else 0.0 * v, proposal)
-        bend, slope = model.forms_and_slope([alone])
+        bend, slope = model.forms([alone])
         found[path] = float(-slope[0] / bend[0][0])
     return found
 
@@ -105,13 +105,13 @@ def steps(kfac: KFAC, backend: Backend, count: int = 8) -> tuple[list[Any], list
     return states, reports
 
 
-def balanced(**settings: Any) -> QuadraticModel:
-    return QuadraticModel(balance=Balance(first=4, interval=2, **settings))
+def balanced(**settings: Any) -> Balance:
+    return Balance(first=4, interval=2, **settings)
 
 
 def test_when_it_begins(backend: Backend) -> None:
     """Measured at the end of steps 4, 6, 8; until then nothing is different."""
-    states, reports = steps(KFAC(C.objective, step_rule=balanced()), backend)
+    states, reports = steps(KFAC(C.objective, balance=balanced()), backend)
     _, plain = steps(KFAC(C.objective), backend)
     assert [s.multipliers is None for s in states] == [True] * 4 + [False] * 5
     assert reports[:4] == plain[:4]
@@ -122,14 +122,14 @@ def test_when_it_begins(backend: Backend) -> None:
 
 @pytest.mark.parametrize("curvature", [BlockTridiagonal(), FullKronecker()])
 def test_coupled_layers_are_left_alone(curvature: Curvature, backend: Backend) -> None:
-    states, _ = steps(KFAC(C.objective, curvature=curvature, step_rule=balanced()), backend)
+    states, _ = steps(KFAC(C.objective, curvature=curvature, balance=balanced()), backend)
     plain, _ = steps(KFAC(C.objective, curvature=curvature), backend)
     assert states[-1].multipliers is None
     assert np.array_equal(flat(states[-1].params), flat(plain[-1].params))
 
 
 def test_separate_layers_are_balanced(backend: Backend) -> None:
-    states, _ = steps(KFAC(C.objective, curvature=EKFAC(), step_rule=balanced()), backend)
+    states, _ = steps(KFAC(C.objective, curvature=EKFAC(), balance=balanced()), backend)
     assert states[-1].multipliers.keys() == {path for path, _ in trees.items(states[-1].params)}
 
 
@@ -137,8 +137,7 @@ def test_a_single_layer_has_nothing_to_balance(backend: Backend) -> None:
     objective = Objective(Sequential(Dense(3, 2), Identity()), SquaredError())
     x, t = Rng(0).normal((20, 3), backend), Rng(1).normal((20, 2), backend)
     params = objective.network.init(Rng(2), backend)
-    rule = QuadraticModel(balance=Balance(first=1, interval=1))
-    one, other = KFAC(objective, step_rule=rule), KFAC(objective)
+    one, other = KFAC(objective, balance=Balance(first=1, interval=1)), KFAC(objective)
     state, plain = one.init(params), other.init(params)
     for _ in range(4):
         state, _ = one.step(state, x, t)
@@ -148,7 +147,7 @@ def test_a_single_layer_has_nothing_to_balance(backend: Backend) -> None:
 
 
 def test_sampled_measurements_are_those_of_the_seed(backend: Backend) -> None:
-    kfac = KFAC(C.objective, step_rule=balanced())
+    kfac = KFAC(C.objective, balance=balanced())
     (*_, first), _ = steps(kfac, backend)
     (*_, again), _ = steps(kfac, backend)
     (*_, other), _ = steps(dataclasses.replace(kfac, seed=1), backend)
@@ -175,15 +174,6 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
 
 
 def test_what_is_no_balance() -> None:
-    class Rule(StepRule):
-        compares = True
-        fraction = 1.0
-        balance = {}  # type: ignore[assignment]  # noqa: RUF012
-
-        def choose(self, *args: Any) -> Choice:
-            return Choice(1.0, 0.0, -1.0)
-
-    with pytest.raises(ConfigError, match="QuadraticModel balance: expected a Balance or None"):
-        QuadraticModel(balance=True)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"KFAC step_rule.balance: expected a Balance or None"):
-        KFAC(C.objective, step_rule=Rule())
+    for wrong in (True, {}):
+        with pytest.raises(ConfigError, match=r"KFAC balance: expected a Balance or None"):
+            KFAC(C.objective, balance=wrong)  # type: ignore[arg-type]

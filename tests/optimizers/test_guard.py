@@ -43,7 +43,7 @@ KFACS: dict[str, Callable[[Objective], KFAC]] = {
     "eigenbasis": lambda o: KFAC(o, curvature=EKFAC()),
     "tridiagonal": lambda o: KFAC(o, curvature=BlockTridiagonal()),
     "exact": lambda o: KFAC(o, fisher=Exact()),
-    "balanced": lambda o: KFAC(o, step_rule=QuadraticModel(balance=Balance())),
+    "balanced": lambda o: KFAC(o, balance=Balance()),
     "fixed": lambda o: practical(o, 50.0, kl_clip=None),
 }
 

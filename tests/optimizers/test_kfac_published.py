@@ -97,10 +97,9 @@ class Run:
         """Everything but λ₀ and the targets as published; or without λ₀ the defaults."""
         changes: dict[str, Any] = {"fisher": self.case.fisher}
         if self.lambda0 is None:
-            balance = None
             if self.balanced_from is not None:
-                balance = Balance(first=self.balanced_from, fisher=Exact())
-            rule = QuadraticModel(balance=balance, least_examples=self.model_examples)
+                changes["balance"] = Balance(first=self.balanced_from, fisher=Exact())
+            rule = QuadraticModel(least_examples=self.model_examples)
             if rule != QuadraticModel():
                 changes["step_rule"] = rule
             if self.guard != (4.0, 50):
@@ -112,7 +111,7 @@ class Run:
             changes["curvature"] = CURVATURES[self.approximation]
         if self.bounded:  # what the paper's companion code has, and a bound on promises
             changes["gamma"] = GammaSearch(minimum=math.sqrt(1e-5), maximum=1.0)
-            changes["averaging"] = IterateAverage(warm_up=True)
+            changes["averaging"] = IterateAverage(power=0.0)
             changes["step_rule"] = QuadraticModel(least_examples=1)
         return published(self.case.objective, **changes)
 
@@ -267,8 +266,8 @@ def test_published_constants() -> None:
         QuadraticModel(),
     )
     assert dataclasses.replace(defaults, **changes) == kfac
-    assert defaults.averaging == IterateAverage(0.99, warm_up=True, power=19.0)
-    assert (defaults.gamma.minimum, defaults.gamma.maximum) == (0, math.inf)
+    assert defaults.averaging == IterateAverage(0.99, power=19.0)
+    assert (kfac.gamma.minimum, kfac.gamma.maximum) == (0, math.inf)
     assert (kfac.l2, kfac.relative, kfac.guard, kfac.least_statistics) == (1e-5, False, None, 1)
     assert (defaults.l2, defaults.relative, defaults.guard) == (0.0, True, Guard(4.0, 50))
     assert (kfac.damping.initial, kfac.damping.interval) == (150, 5)
@@ -280,7 +279,7 @@ def test_published_constants() -> None:
     assert [k for k in range(1, 61) if kfac.refresh.due(k)] == [1, 2, 3, 20, 40, 60]
     assert kfac.moving_average.decay == 0.95
     assert kfac.averaging is not None
-    assert (kfac.averaging.decay, kfac.averaging.warm_up) == (0.99, False)
+    assert kfac.averaging == IterateAverage(0.99, power=None)
     assert kfac.statistics_fraction == 1 / 8
     assert kfac.step_rule.fraction == 1 / 4
     assert (GrowingBatch().first, GrowingBatch().full_at) == (1000, 500)

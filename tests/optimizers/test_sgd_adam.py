@@ -161,7 +161,9 @@ def test_textbook_recurrence(recurrence: Recurrence, backend: Backend) -> None:
 def test_iterate_average(make: type[Optimizer], warm_up: bool, backend: Backend) -> None:
     c = case("tanh_squared")
     xi = 0.9
-    optimizer = make(c.objective, rate=0.05, averaging=IterateAverage(xi, warm_up=warm_up))
+    optimizer = make(
+        c.objective, rate=0.05, averaging=IterateAverage(xi, power=0.0 if warm_up else None)
+    )
     state = optimizer.init(c.params(backend))
     path, average = [], c.host()[0]
     for k in range(1, 31):

@@ -21,8 +21,8 @@ class Wrapped(DiagonalLoss):
 
     inner = SquaredError()
 
-    def check(self, z, t):
-        self.inner.check(z, t)
+    def check(self, z, t, checks):
+        self.inner.check(z, t, checks)
 
     def value(self, z, t):
         return self.inner.value(z, t)
@@ -144,12 +144,12 @@ class Overflows(Wrapped):
 
 
 class AcceptsAnything(Wrapped):
-    def check(self, z, t): ...
+    def check(self, z, t, checks): ...
 
 
 class AcceptsNaN(Wrapped):
-    def check(self, z, t):
-        self.inner.check(z, np.nan_to_num(t))
+    def check(self, z, t, checks):
+        self.inner.check(z, np.nan_to_num(t), checks)
 
 
 MISTAKES = [

@@ -151,7 +151,7 @@ def as_in_the_paper(objective: Objective, damping: float, **changes: Any) -> KFA
         "step_rule": QuadraticModel(least_examples=1),
         "damping": LevenbergMarquardt(initial=damping, floor=0.0),
         "gamma": GammaSearch(minimum=1e-5**0.5, maximum=1.0),
-        "averaging": IterateAverage(warm_up=True),
+        "averaging": IterateAverage(power=0.0),
     }
     return published(objective, **{**settings, **changes})
 

@@ -1,0 +1,248 @@
+"""The quadratic model of h around θ, and the step that minimises it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import final
+
+from kfac_np import trees
+from kfac_np.backend import Array, Rng, Scalar, array_namespace, scalar, select
+from kfac_np.curvature.base import Units
+from kfac_np.errors import plain_fields
+from kfac_np.fisher import FisherType
+from kfac_np.objective import Evaluation
+from kfac_np.optimizers.schedules import require_flag, require_integer
+from kfac_np.optimizers.step_rules import Choice, StepRule, require_fraction
+from kfac_np.products import block_forms, tangent_forms
+from kfac_np.trees import Tree
+
+__all__ = ["LocalModel", "QuadraticModel", "in_units"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LocalModel:
+    """M(δ) = ½ δᵀ (F + λ diag(u)⁻² + η I) δ + ∇hᵀ δ + h, with the exact Fisher F.
+
+    Attributes
+    ----------
+    evaluation : Evaluation
+        The examples that F is formed on.
+    gradient : tree of Array
+        ∇h.
+    damping : Scalar
+        λ.
+    l2 : float
+        η.
+    units : dict
+        Path of a parameter to its units u; 1 where there are none.
+    bound : Scalar or None
+        The most that h can decrease, where that is known.
+    previous : tree or None
+        δ₀, the update of the step before; None where there is no momentum.
+
+    References
+    ----------
+    Martens & Grosse 2015, §6.4 and §7; appendix C for F without backward passes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kfac_np.layers import Dense
+    >>> from kfac_np.losses import SquaredError
+    >>> from kfac_np.objective import Objective
+    >>> e = Objective(Dense(1, 1, bias=False), SquaredError()).evaluate(
+    ...     np.asarray([[2.0]]), np.ones((1, 1)), np.zeros((1, 1)))
+    >>> float(LocalModel(e, e.gradient(), damping=np.float64(1.0)).decrease(np.asarray([[-1.0]])))
+    -1.0
+    """
+
+    evaluation: Evaluation
+    gradient: Tree
+    damping: Scalar
+    bound: Scalar | None = None
+    previous: Tree | None = None
+    l2: float = 0.0
+    units: Mapping[str, Units] = field(default_factory=dict)
+
+    def forms(self, vectors: Sequence[Tree]) -> tuple[list[list[Scalar]], list[Scalar]]:
+        """Matrix of v_iᵀ (F + λ diag(u)⁻² + η I) v_j, and vector of ∇hᵀ v_i."""
+        tangents = [
+            self._previous_tangent if v is self.previous else self.evaluation.jvp(v)
+            for v in vectors
+        ]
+        fisher = tangent_forms(self.evaluation, tangents)
+        relative = [in_units(v, self.units, -1.0) for v in vectors]
+        quadratic: list[list[Scalar]] = [[] for _ in vectors]
+        for i in range(len(vectors)):
+            for j in range(i + 1):
+                form = scalar(fisher[i, j])
+                form = form + self.damping * scalar(trees.inner(relative[i], relative[j]))
+                if self.l2:
+                    form = form + self.l2 * scalar(trees.inner(vectors[i], vectors[j]))
+                quadratic[i].append(form)
+                if j < i:
+                    quadratic[j].append(form)
+        return quadratic, [scalar(trees.inner(v, self.gradient)) for v in vectors]
+
+    @cached_property
+    def _previous_tangent(self) -> Array:
+        """J δ₀, which goes with every proposal."""
+        return self.evaluation.jvp(self.previous)
+
+    def decrease(self, update: Tree) -> Scalar:
+        """M(δ) - M(0) for one update."""
+        quadratic, linear = self.forms([update])
+        return 0.5 * quadratic[0][0] + linear[0]
+
+    def of_each_layer(
+        self, v: Tree, fisher: FisherType, rng: Rng
+    ) -> dict[str, tuple[Scalar, Scalar]]:
+        """v_iᵀ (F_ii + λ diag(u_i)⁻² + η I) v_i and ∇h_iᵀ v_i of each parameter, by its path.
+
+        The block F_ii is formed from the vectors of `fisher`: unbiased for `MonteCarlo`, exact for
+        `Exact`.
+        """
+        forms = block_forms(self.evaluation, v, fisher, rng)
+        gradients = dict(trees.items(self.gradient))
+        found = {}
+        relative = dict(trees.items(in_units(v, self.units, -1.0)))
+        for path, own in trees.items(v):
+            form = forms[path] + self.damping * scalar(trees.squared_norm(relative[path]))
+            if self.l2:
+                form = form + self.l2 * scalar(trees.squared_norm(own))
+            found[path] = (form, scalar(trees.inner(gradients[path], own)))
+        return found
+
+
+@final
+@dataclass(frozen=True)
+class QuadraticModel(StepRule):
+    """(α, μ) minimise the quadratic model with the exact Fisher.
+
+    Solves the 2×2 system [Δᵀ B Δ, Δᵀ B δ₀; ·, δ₀ᵀ B δ₀] (α, μ)ᵀ = -(∇hᵀΔ, ∇hᵀδ₀) with
+    B = F + (λ + η) I. Where Δ and δ₀ are parallel to rounding error, μ = 0.
+
+    Once a network fits its training data F vanishes, and the model promises more than there is:
+    a loss below zero. With `bounded` the update is shortened until the model promises no more than
+    to reach the loss's lower bound. Without it such steps, and adaptive λ that follows them down,
+    can throw the parameters far off.
+
+    Parameters
+    ----------
+    fraction : float
+        τ₂.
+    least_examples : int
+        A quarter of a small batch tells too little of F: it is 0 along more directions, and the
+        steps are too long. So it is so many examples at least, or all. The paper's batches have
+        thousands, and no such number (1).
+    bounded : bool
+        The paper has no such bound.
+    momentum : bool
+        Without it μ = 0, and α alone minimises the model (§6.4).
+
+    References
+    ----------
+    Martens & Grosse 2015, §6.4 and §7.
+
+    Examples
+    --------
+    >>> QuadraticModel().fraction
+    0.25
+    """
+
+    fraction: float = 1 / 4
+    bounded: bool = True
+    momentum: bool = True
+    least_examples: int = 256
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        require_fraction("QuadraticModel fraction", self.fraction)
+        require_integer("QuadraticModel least_examples", self.least_examples)
+        require_flag("QuadraticModel bounded", self.bounded)
+        require_flag("QuadraticModel momentum", self.momentum)
+
+    @property
+    def compares(self) -> bool:
+        return True
+
+    def choose(
+        self,
+        k: int,
+        model: LocalModel,
+        proposal: Tree,
+        curvature_norm: Callable[[Tree], Scalar],
+    ) -> Choice:
+        previous = model.previous if self.momentum else None
+        quadratic, linear = model.forms([proposal] if previous is None else [proposal, previous])
+        b, c = quadratic[0][0], linear[0]
+        mu: Scalar | float
+        if previous is None:
+            alpha, mu = _minimum(b, c), 0.0
+            decrease = 0.5 * (alpha * c)
+        else:
+            info = array_namespace(c).finfo(model.evaluation.outputs.dtype)
+            cross, b0 = quadratic[1]
+            alpha, mu = _minimum_of_two(b, cross, b0, c, linear[1], 10.0 * float(info.eps))
+            decrease = 0.5 * (alpha * c + select(abs(mu) > 0.0, mu * linear[1], 0.0))
+        decrease = select(array_namespace(c).isfinite(b + c), decrease, math.inf)
+        choice = Choice(alpha, mu, decrease)
+        if self.bounded and model.bound is not None:
+            return _within(model.bound, choice)
+        return choice
+
+
+def _within(bound: Scalar, choice: Choice) -> Choice:
+    """Shorten an update until its predicted decrease is `bound` at most."""
+    assert choice.decrease is not None
+    bound = select(bound > 0.0, bound, 0.0)
+    promised = -choice.decrease
+    too_much = promised > bound
+    # δ minimises the model along its own ray: M(sδ) - M(0) = (2s - s²) (M(δ) - M(0)).
+    part = select(too_much, bound, 0.0) / select(too_much, promised, 1.0)
+    s = select(too_much, 1.0 - array_namespace(part).sqrt(1.0 - part), 1.0)
+    decrease = select(too_much, -bound, choice.decrease)
+    return Choice(s * choice.alpha, s * choice.mu, decrease)
+
+
+def _minimum(b: Scalar, c: Scalar) -> Scalar:
+    """Where ½ b x² + c x is least; 0 unless b > 0."""
+    return select(b > 0.0, -c / select(b > 0.0, b, 1.0), 0.0)
+
+
+def _minimum_of_two(
+    b: Scalar, cross: Scalar, b0: Scalar, c: Scalar, c0: Scalar, rounding: float
+) -> tuple[Scalar, Scalar]:
+    """Where ½ xᵀBx + cᵀx is least, B = [b, cross; cross, b0]; in x₁ alone where B is singular."""
+    determinant = b * b0 - cross * cross
+    regular = determinant > rounding * b * b0
+    divisor = select(regular, determinant, 1.0)
+    return (
+        select(regular, (cross * c0 - b0 * c) / divisor, _minimum(b, c)),
+        select(regular, (cross * c - b * c0) / divisor, 0.0),
+    )
+
+
+def in_units(v: Tree, units: Mapping[str, Units], power: float = 1.0) -> Tree:
+    """u^power ∘ v, for each parameter that has units.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> in_units((np.ones((2, 2)),), {"0": (np.asarray([[2.0], [4.0]]), np.asarray([[0.5, 1.0]]))})
+    (array([[1., 2.],
+           [2., 4.]]),)
+    """
+    if not units:
+        return v
+
+    def leaf(path: str, x: Array) -> Array:
+        for u in units.get(path, ()):
+            x = x * u**power
+        return x
+
+    return trees.map_named(leaf, v)
