@@ -19,6 +19,7 @@ from kfac_np.curvature import (
     KFACBlock,
     quality,
 )
+from kfac_np.data import BatchState, ConstantBatch, GrowingBatch, MiniBatches
 from kfac_np.errors import ConfigError, InputError, KfacError
 from kfac_np.fisher import Exact, MonteCarlo
 from kfac_np.layers import (
@@ -67,7 +68,6 @@ from kfac_np.optimizers import (
     Schedule,
 )
 from kfac_np.optimizers.schedules import value_at
-from kfac_np.training.data import BatchState, ConstantBatch, GrowingBatch, MiniBatches
 
 N, F, HALF, YES = np.int64, np.float64, np.float32(0.5), np.bool_(True)
 OBJECTIVE = Objective(Dense(3, 2), SquaredError())

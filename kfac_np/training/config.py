@@ -11,16 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, final
 
-from kfac_np import layers, losses, optimizers
+from kfac_np import data, layers, losses, optimizers
 from kfac_np.errors import ConfigError
 from kfac_np.objective import Objective
-from kfac_np.training import data
-from kfac_np.training.annotations import did_you_mean, listed
 from kfac_np.training.files import write_text
 from kfac_np.training.parts import Model, choices
 from kfac_np.training.presets import complete, variants
 from kfac_np.training.settings import build, dump
 from kfac_np.training.tables import parse_toml
+from kfac_np.validation import did_you_mean, listed
 
 __all__ = [
     "BackendSettings",

@@ -18,17 +18,16 @@ from kfac_np.training.annotations import (
     Choices,
     accepts,
     describe_expected,
-    did_you_mean,
     holds,
     is_mapping,
     is_settable,
     is_union,
-    listed,
     name_in,
     names_of,
     tuple_items,
 )
 from kfac_np.training.tables import Table
+from kfac_np.validation import did_you_mean, listed
 
 __all__ = ["build", "dump"]
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from kfac_np import curvature, fisher, optimizers
+from kfac_np.data import ConstantBatch, GrowingBatch
 from kfac_np.errors import ConfigError
 from kfac_np.layers import Identity
 from kfac_np.losses import SquaredError
@@ -23,7 +24,6 @@ from kfac_np.training.config import (
     toml,
     write,
 )
-from kfac_np.training.data import ConstantBatch, GrowingBatch
 from kfac_np.training.parts import choices
 from kfac_np.training.presets import complete, set_optimizer, variants
 from kfac_np.training.tables import assign
