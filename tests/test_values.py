@@ -184,24 +184,33 @@ def test_what_a_schedule_gives_is_checked(value: Any):
 
 
 BAD: list[tuple[Callable[[], Any], str]] = [
-    (lambda: MultiHeadAttention(4, 2, causal="no"), "MultiHeadAttention causal: expected a bool"),
-    (lambda: MultiHeadAttention(4, 2, bias=1), "MultiHeadAttention bias: expected a bool"),
+    (
+        lambda: MultiHeadAttention(4, 2, causal="no"),
+        "causal: expected True or False",
+    ),
+    (lambda: MultiHeadAttention(4, 2, bias=1), "MultiHeadAttention bias: expected True or False"),
     (
         lambda: MultiHeadAttention(4, 2, initializer=1),
         "MultiHeadAttention initializer: expected",
     ),
     (lambda: Embedding(4, 2, initializer=1), "Embedding initializer: expected a function"),
-    (lambda: BatchNorm(4, affine="no"), "BatchNorm affine: expected a bool, got 'no'"),
-    (lambda: LayerNorm(4, affine=0), "LayerNorm affine: expected a bool, got 0"),
-    (lambda: FixedNorm(np.ones(2), np.ones(2), None), "FixedNorm affine: expected a bool"),
+    (lambda: BatchNorm(4, affine="no"), "BatchNorm affine: expected True or False, got 'no'"),
+    (lambda: LayerNorm(4, affine=0), "LayerNorm affine: expected True or False, got 0"),
+    (lambda: FixedNorm(np.ones(2), np.ones(2), None), "FixedNorm affine: expected True or False"),
     (lambda: SGD(OBJECTIVE, nesterov="no"), "SGD nesterov: expected True or False, got 'no'"),
     (lambda: IterateAverage(warm_up=1), "IterateAverage warm_up: expected True or False, got 1"),
     (lambda: Refresh(spread="no"), "Refresh spread: expected True or False, got 'no'"),
-    (lambda: BlockTridiagonal(split="no"), "BlockTridiagonal split: expected a bool, got 'no'"),
+    (
+        lambda: BlockTridiagonal(split="no"),
+        "BlockTridiagonal split: expected True or False",
+    ),
     (lambda: FullKronecker("3"), "FullKronecker block: expected a KFACBlock, got '3'"),
-    (lambda: FullKronecker(max_parameters=0), "FullKronecker: expected max_parameters to be a pos"),
-    (lambda: FullMatrix(float("nan")), "FullMatrix: expected max_parameters to be a positive"),
-    (lambda: FullMatrix(True), "FullMatrix: expected max_parameters to be a positive"),
+    (
+        lambda: FullKronecker(max_parameters=0),
+        "FullKronecker max_parameters: expected an integer > 0",
+    ),
+    (lambda: FullMatrix(float("nan")), "FullMatrix max_parameters: expected an integer > 0"),
+    (lambda: FullMatrix(True), "FullMatrix max_parameters: expected an integer > 0"),
     (lambda: LevenbergMarquardt(minimum=float("inf")), "LevenbergMarquardt: expected 0 <= min"),
     (lambda: GammaSearch(minimum=float("inf")), "GammaSearch: expected 0 <= minimum"),
     (lambda: Piecewise(values=0.1, boundaries=()), "Piecewise values: expected a tuple, got 0.1"),
@@ -228,8 +237,14 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: BlockDiagonal().estimate(evaluation(), 1, 0), "estimate: fisher: expected a Fisher"),
     (lambda: evaluation().take("1"), r"n: expected 1\.\.2 examples, got '1'"),
     (lambda: evaluation().take(True), r"n: expected 1\.\.2 examples, got True"),
-    (lambda: sparse(Rng(0), 3, 2, get_backend(), connections=0.5), "sparse: expected connections"),
-    (lambda: tf32(get_backend(), "no").__enter__(), "tf32 enabled: expected a bool, got 'no'"),
+    (
+        lambda: sparse(Rng(0), 3, 2, get_backend(), connections=0.5),
+        "sparse connections: expected an integer > 0",
+    ),
+    (
+        lambda: tf32(get_backend(), "no").__enter__(),
+        "tf32 enabled: expected True or False, got",
+    ),
     (lambda: OBJECTIVE.evaluate(*single()), "x: expected dtype float32 .*; backend.asarray gives"),
 ]
 

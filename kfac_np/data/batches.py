@@ -11,7 +11,8 @@ import numpy as np
 
 from kfac_np.backend import Rng
 from kfac_np.data.dataset import Labels
-from kfac_np.errors import InputError, is_integer, plain_fields, require_count
+from kfac_np.errors import InputError
+from kfac_np.validation import plain_fields, require_integer
 
 __all__ = ["BatchSchedule", "BatchState", "ConstantBatch", "GrowingBatch", "MiniBatches"]
 
@@ -44,8 +45,7 @@ class BatchState:
     def __post_init__(self) -> None:
         plain_fields(self)
         for name, value in (("epoch", self.epoch), ("position", self.position)):
-            if not is_integer(value) or value < 0:
-                raise InputError(f"BatchState: expected {name} >= 0, got {value!r}")
+            require_integer(f"BatchState {name}", value, zero=True)
 
 
 @final
@@ -87,10 +87,8 @@ class MiniBatches:
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        if not is_integer(self.n) or self.n < 1:
-            raise InputError(f"MiniBatches: expected n >= 1 examples, got {self.n!r}")
-        if not is_integer(self.seed) or self.seed < 0:
-            raise InputError(f"MiniBatches: expected seed >= 0, got {self.seed!r}")
+        require_integer("MiniBatches n", self.n)
+        require_integer("MiniBatches seed", self.seed, zero=True)
 
     def next(self, state: BatchState, size: int) -> tuple[BatchState, Labels]:
         """Return the state after the next batch, and the batch: indices of its examples.
@@ -117,7 +115,7 @@ class MiniBatches:
         >>> MiniBatches(3, seed=1).next(BatchState(epoch=0, position=2), 9)[0]
         BatchState(epoch=2, position=0)
         """
-        require_count("MiniBatches: expected a batch size", size)
+        require_integer("MiniBatches batch size", size)
         if state.position >= self.n:
             raise InputError(
                 f"MiniBatches: expected a position below n = {self.n}, got {state}: "
@@ -159,7 +157,7 @@ class ConstantBatch:
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        require_count("ConstantBatch: expected size", self.size)
+        require_integer("ConstantBatch size", self.size)
 
     def __call__(self, k: int, n: int) -> int:
         """Return the size of batch k = 1, 2, … of n examples."""
@@ -201,7 +199,7 @@ class GrowingBatch:
         plain_fields(self)
         most = self.first if self.most is None else self.most
         for name, value in (("first", self.first), ("full_at", self.full_at), ("most", most)):
-            require_count(f"GrowingBatch: expected {name}", value)
+            require_integer(f"GrowingBatch {name}", value)
         if most < self.first:
             raise InputError(
                 f"GrowingBatch: expected most >= first, got {self.most!r} and {self.first!r}"

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kfac_np.data.dataset import Dataset, Images
-from kfac_np.errors import InputError, is_integer
+from kfac_np.errors import InputError
+from kfac_np.validation import is_integer, require_sizes
 
 __all__ = ["curves", "draw_curves"]
 
@@ -60,9 +61,7 @@ def curves(n_train: int = 20_000, n_test: int = 10_000, seed: int = 0) -> Datase
     >>> curves(n_train=100, n_test=50)
     Dataset('curves': 100 for training, 50 for testing, 28 × 28 pixels, no labels)
     """
-    for name, count in (("n_train", n_train), ("n_test", n_test)):
-        if not is_integer(count) or count < 1:
-            raise InputError(f"curves: expected {name} to be a positive integer, got {count!r}")
+    require_sizes("curves", n_train=n_train, n_test=n_test)
     if not is_integer(seed) or not 0 <= seed < 2**64:
         raise InputError(f"curves: expected seed to be an integer in 0..2**64-1, got {seed!r}")
     x_train, x_test = (

@@ -10,7 +10,8 @@ from typing import TypeAlias, final
 import numpy as np
 import numpy.typing as npt
 
-from kfac_np.errors import DataError, InputError, is_integer
+from kfac_np.errors import DataError, InputError
+from kfac_np.validation import is_integer
 
 __all__ = ["Dataset", "Images", "Labels", "check_dataset", "first"]
 

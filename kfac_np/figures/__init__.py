@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from kfac_np.errors import ConfigError
 from kfac_np.figures import (
     autocorrelation,
     batch_size,
@@ -20,7 +19,7 @@ from kfac_np.figures import (
     races,
 )
 from kfac_np.figures.drawing import Drawing, save
-from kfac_np.validation import did_you_mean
+from kfac_np.validation import require_one_of
 
 __all__ = ["Drawing", "draw", "figures"]
 
@@ -76,7 +75,5 @@ def draw(name: str, directory: str | os.PathLike[str], *, quick: bool = False) -
     kfac_np.errors.ConfigError: figures: expected fisher, inverse, ..., got 'fischer'; did you ...
     """
     known = figures()
-    if name not in known:
-        meant = did_you_mean(name, known)
-        raise ConfigError(f"figures: expected {', '.join(known)}, got {name!r}{meant}")
+    require_one_of("figures", name, known)
     return save(known[name](quick), directory, name)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from kfac_np.data import Dataset
-from kfac_np.errors import InputError, is_integer
 from kfac_np.figures.drawing import HostArray
+from kfac_np.validation import require_sizes
 
 __all__ = ["PARAMETERS", "draw_faces", "faces"]
 
@@ -70,9 +70,7 @@ def faces(n_train: int = 20_000, n_test: int = 5_000, seed: int = 0) -> Dataset:
     >>> faces(n_train=20, n_test=10)
     Dataset('faces': 20 for training, 10 for testing, 25 × 25 pixels, no labels)
     """
-    for name, count in (("n_train", n_train), ("n_test", n_test)):
-        if not is_integer(count) or count < 1:
-            raise InputError(f"faces: expected {name} to be a positive integer, got {count!r}")
+    require_sizes("faces", n_train=n_train, n_test=n_test)
     x_train, x_test = (
         draw_faces(_random_parameters(count, seed, stream)).reshape(count, -1)
         for stream, count in enumerate((n_train, n_test))

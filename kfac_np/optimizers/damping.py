@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from kfac_np.backend import Scalar, both, select
-from kfac_np.errors import ConfigError, plain_fields
+from kfac_np.errors import ConfigError
 from kfac_np.optimizers.schedules import (
     Schedule,
     require_flag,
@@ -19,6 +19,7 @@ from kfac_np.optimizers.schedules import (
     require_rate,
     value_at,
 )
+from kfac_np.validation import plain_fields
 
 __all__ = [
     "ConstantDamping",

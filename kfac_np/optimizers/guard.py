@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Scalar, Truth, both, isfinite, negation, select, sqrt
-from kfac_np.optimizers.schedules import require_integer, require_positive
+from kfac_np.validation import require_integer, require_positive
 
 __all__ = ["Guard"]
 

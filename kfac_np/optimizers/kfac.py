@@ -37,7 +37,7 @@ from kfac_np.curvature import (
     Moments,
 )
 from kfac_np.curvature.base import Units
-from kfac_np.errors import ConfigError, DivergenceError, InputError, plain_fields
+from kfac_np.errors import ConfigError, DivergenceError, InputError
 from kfac_np.fisher import FisherType, MonteCarlo
 from kfac_np.objective import Evaluation, Objective
 from kfac_np.optimizers.averaging import IterateAverage, MovingAverage
@@ -81,6 +81,7 @@ from kfac_np.optimizers.step_rules import (
 )
 from kfac_np.statistics import Scale
 from kfac_np.trees import Tree
+from kfac_np.validation import plain_fields
 
 __all__ = ["KFAC", "KFACState"]
 

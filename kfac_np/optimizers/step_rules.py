@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import DeferredChecks, Scalar, array_namespace, isfinite, select, sqrt
-from kfac_np.errors import ConfigError, DivergenceError, plain_fields
+from kfac_np.errors import ConfigError, DivergenceError
 from kfac_np.optimizers.balance import Balance
 from kfac_np.optimizers.local_model import LocalModel
 from kfac_np.optimizers.schedules import (
@@ -22,6 +22,8 @@ from kfac_np.optimizers.schedules import (
     value_at,
 )
 from kfac_np.trees import Tree
+from kfac_np.validation import plain_fields
+from kfac_np.validation import require_fraction as require_fraction
 
 __all__ = ["Choice", "FixedRate", "QuadraticModel", "StepRule"]
 
@@ -291,17 +293,3 @@ class FixedRate(StepRule):
             clipped = change > self.kl_clip
             rate = rate * select(clipped, sqrt(self.kl_clip / select(clipped, change, 1.0)), 1.0)
         return Choice(rate, value_at(self.momentum, k), None)
-
-
-def require_fraction(name: str, value: float) -> None:
-    """Raise `ConfigError` unless 0 < value <= 1.
-
-    Examples
-    --------
-    >>> require_fraction("fraction", 2.0)
-    Traceback (most recent call last):
-    kfac_np.errors.ConfigError: fraction: expected a number in (0, 1], got 2.0
-    """
-    require_positive(name, value)
-    if value > 1.0:
-        raise ConfigError(f"{name}: expected a number in (0, 1], got {value!r}")

@@ -27,7 +27,7 @@ from kfac_np.training.annotations import (
     tuple_items,
 )
 from kfac_np.training.tables import Table
-from kfac_np.validation import did_you_mean, listed
+from kfac_np.validation import did_you_mean, listed, require_one_of
 
 __all__ = ["build", "dump"]
 
@@ -155,9 +155,7 @@ def _build_slot(
     name = table.pop("name", default_name)
     if name is None:
         raise ConfigError(f"{path or 'table'}: expected a name, one of {', '.join(names)}")
-    if not isinstance(name, str) or name not in names:
-        meant = did_you_mean(name, names)
-        raise ConfigError(f"{_dot(path, 'name')}: expected {listed(names)}, got {name!r}{meant}")
+    require_one_of(_dot(path, "name"), name, names)
     choice = names[name]
     if not dataclasses.is_dataclass(choice):
         if table:

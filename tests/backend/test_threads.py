@@ -114,7 +114,7 @@ def test_a_limit_holds_for_blas_and_for_threads_of_threads(use: Callable[[int], 
 
 
 def test_a_limit_that_cannot_be_set_is_an_error(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(InputError, match="threads: expected a number >= 1, got 0"):
+    with pytest.raises(InputError, match="threads: expected an integer > 0, got 0"):
         threads.limited(0).__enter__()
     monkeypatch.setattr(threads, "_blas", lambda: None)
     with pytest.raises(ConfigError, match="threads: 2 cannot be set: pip install threadpoolctl"):

@@ -88,8 +88,8 @@ def test_three_equal_points_are_a_dot():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_train": 0}, "n_train to be a positive integer, got 0"),
-        ({"n_test": 2.5}, "n_test to be a positive integer, got 2.5"),
+        ({"n_train": 0}, "n_train: expected an integer > 0, got 0"),
+        ({"n_test": 2.5}, "n_test: expected an integer > 0, got 2.5"),
         ({"seed": -1}, r"seed to be an integer in 0..2\*\*64-1, got -1"),
     ],
 )

@@ -214,7 +214,7 @@ def test_a_rule_has_to_say_how_many_examples(least: Any) -> None:
         least_examples = least
         choose = FixedRate.choose
 
-    with pytest.raises(ConfigError, match=r"KFAC step_rule\.least_examples: expected a whole num"):
+    with pytest.raises(ConfigError, match=r"KFAC step_rule\.least_examples: expected an integer"):
         KFAC(case("tanh_squared").objective, step_rule=Rule(), gamma=CoupledGamma())
 
 
