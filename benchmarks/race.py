@@ -24,9 +24,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kfac_np.data import Dataset, load
 from kfac_np.errors import KfacError
 from kfac_np.training.config import from_table
-from kfac_np.training.data import Dataset, load
 from kfac_np.training.experiment import Experiment
 from kfac_np.training.loop import Step, train
 

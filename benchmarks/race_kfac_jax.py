@@ -26,8 +26,8 @@ import numpy as np
 
 from benchmarks.contenders.jax_common import mean_loss
 from benchmarks.workloads import autoencoder
+from kfac_np.data import load
 from kfac_np.training.config import from_table
-from kfac_np.training.data import load
 from kfac_np.training.experiment import Experiment
 
 AUTOENCODER = autoencoder((784, 1000, 500, 250, 30))

@@ -16,9 +16,9 @@ import json
 import time
 from collections.abc import Sequence
 
+from kfac_np.data import Dataset, load
 from kfac_np.errors import KfacError
 from kfac_np.training.config import from_table
-from kfac_np.training.data import Dataset, load
 from kfac_np.training.experiment import Experiment
 from kfac_np.training.loop import train
 

@@ -15,7 +15,7 @@ import importlib.util
 import numpy as np
 
 from kfac_np import KFAC, SGD, Adam, Rng, describe, get_backend
-from kfac_np.training.data import ConstantBatch, digits
+from kfac_np.data import ConstantBatch, digits
 from kfac_np.training.loop import Supply, start, train
 from kfac_np.training.models import autoencoder
 from kfac_np.training.plots import plot_images

@@ -16,8 +16,8 @@ import numpy as np
 
 from kfac_np import Dense, Exact, Objective, Rng, Sequential, SoftmaxCrossEntropy, Tanh, get_backend
 from kfac_np.curvature import Assumption, convolution_block
+from kfac_np.data import digits
 from kfac_np.layers import Conv, Flatten
-from kfac_np.training.data import digits
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--plot", metavar="FILE", help="draw the blocks (needs matplotlib)")

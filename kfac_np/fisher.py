@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, Rng, array_namespace
-from kfac_np.errors import plain_fields, require_count
 from kfac_np.objective import Evaluation
 from kfac_np.trees import Tree
+from kfac_np.validation import plain_fields, require_integer
 
 __all__ = ["Empirical", "Exact", "FisherType", "InputOnly", "MonteCarlo"]
 
@@ -78,7 +78,7 @@ class Exact(FisherType):
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        require_count("Exact: expected budget_bytes", self.budget_bytes)
+        require_integer("Exact budget_bytes", self.budget_bytes)
 
     def vectors(self, e: Evaluation, rng: Rng) -> Iterator[Array]:
         loss, z = e.objective.loss, e.outputs
@@ -119,7 +119,7 @@ class MonteCarlo(FisherType):
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        require_count("MonteCarlo: expected samples", self.samples)
+        require_integer("MonteCarlo samples", self.samples)
 
     def vectors(self, e: Evaluation, rng: Rng) -> Iterator[Array]:
         loss, z, streams = e.objective.loss, e.outputs, Rng.of(rng).spawn()

@@ -21,11 +21,12 @@ from kfac_np.backend import (
     require_same_place,
     scalar,
 )
-from kfac_np.errors import InputError, ShapeError, is_integer
+from kfac_np.errors import InputError, ShapeError
 from kfac_np.layers import Layer
 from kfac_np.losses import Loss
 from kfac_np.statistics import Scale
 from kfac_np.trees import Tree
+from kfac_np.validation import is_integer
 
 __all__ = ["Evaluation", "Objective"]
 

@@ -23,7 +23,7 @@ import pytest
 
 from kfac_np.cli import main
 from kfac_np.errors import ConfigError
-from kfac_np.training.figures import figures
+from kfac_np.figures import figures
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")]

@@ -206,7 +206,7 @@ def test_gradients_at_the_training_targets(backend: Backend):
 
 
 def test_settings():
-    with pytest.raises(InputError, match="Exact: expected budget_bytes >= 1, got 0"):
+    with pytest.raises(InputError, match="Exact budget_bytes: expected an integer > 0, got 0"):
         Exact(budget_bytes=0)
-    with pytest.raises(InputError, match="MonteCarlo: expected samples >= 1, got 0"):
+    with pytest.raises(InputError, match="MonteCarlo samples: expected an integer > 0, got 0"):
         MonteCarlo(samples=0)

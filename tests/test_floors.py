@@ -20,6 +20,7 @@ FLOORS = {
     "_blas": 0,
     "backend": 0,
     "errors": 0,
+    "validation": 0,
     "trees": 1,
     "matrices": 1,
     "statistics": 1,
@@ -32,8 +33,11 @@ FLOORS = {
     "optimizers": 5,
     "applications": 5,
     "distributed": 5,
+    "data": 5,
+    "testing": 5,
     "training": 6,
-    "testing": 6,
+    "figures": 7,
+    "doctor": 7,
     "cli": 7,
     "__main__": 8,
 }
@@ -44,13 +48,15 @@ STAIRS = {
     ("fisher", "objective"): "vectors are backpropagated through an evaluated objective",
     ("products", "objective"): "a product is taken at an evaluated objective",
     ("products", "fisher"): "there is one product for each type of Fisher",
+    ("cli", "figures"): "a command draws them",
+    ("cli", "doctor"): "a command prints its report; threads are chosen by its rates",
 }
 
-# Who may import what from outside; `training` for host-side data and files, `_blas` to load it.
+# Who may import what from outside; above the ground for data and files on the host.
 ARRAY_LIBRARIES = {"numpy", "scipy", "cupy", "cupyx", "torch"}
-ARRAY_PACKAGES = {"_blas", "backend", "training"}
+ARRAY_PACKAGES = {"_blas", "backend", "data", "training", "figures", "doctor"}
 COMMAND_LIBRARIES = {"tqdm", "matplotlib", "pooch", "tomli_w"}
-COMMAND_PACKAGES = {"training", "cli", "__main__"}
+COMMAND_PACKAGES = {"data", "training", "figures", "cli", "__main__"}
 
 
 def modules() -> list[tuple[Path, str]]:
@@ -80,7 +86,7 @@ def part_of(name: str) -> str:
 
 def allowed(importer: str, imported: str) -> bool:
     return (
-        imported in (importer, "errors")
+        imported in (importer, "errors", "validation")
         or (importer, imported) in STAIRS
         or FLOORS[imported] < FLOORS[importer]
     )

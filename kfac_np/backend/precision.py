@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import array_api_compat
 
 from kfac_np.backend.array import Backend
-from kfac_np.errors import ConfigError, require_instance
+from kfac_np.errors import ConfigError
+from kfac_np.validation import require_flag
 
 __all__ = ["tf32"]
 
@@ -49,7 +50,7 @@ def tf32(backend: Backend, enabled: bool = True) -> Iterator[None]:
     Traceback (most recent call last):
     kfac_np.errors.ConfigError: tf32: expected a backend of cupy, got numpy
     """
-    require_instance("tf32 enabled", enabled, bool)
+    require_flag("tf32 enabled", enabled)
     if not array_api_compat.is_cupy_namespace(backend.xp):
         if enabled:
             raise ConfigError(f"tf32: expected a backend of cupy, got {backend.name}")

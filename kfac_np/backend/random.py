@@ -10,7 +10,8 @@ import numpy as np
 
 from kfac_np.backend.array import Array, Backend
 from kfac_np.backend.fused import bernoulli
-from kfac_np.errors import InputError, is_integer
+from kfac_np.errors import InputError
+from kfac_np.validation import is_integer
 
 __all__ = ["Rng"]
 

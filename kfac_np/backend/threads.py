@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import array_api_compat
 
-from kfac_np.errors import ConfigError, require_count
+from kfac_np.errors import ConfigError
+from kfac_np.validation import require_integer
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
@@ -116,7 +117,7 @@ def limited(number: int | None) -> Iterator[None]:
     if number is None:
         yield
         return
-    require_count("threads: expected a number", number)
+    require_integer("threads", number)
     if not available():
         raise ConfigError(
             f"threads: {number} cannot be set: pip install threadpoolctl (or set "

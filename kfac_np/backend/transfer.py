@@ -13,7 +13,8 @@ import array_api_compat
 import numpy as np
 
 from kfac_np.backend.array import Array, Backend, to_numpy
-from kfac_np.errors import InputError, is_integer
+from kfac_np.errors import InputError
+from kfac_np.validation import require_integer
 
 __all__ = ["Later", "later", "prefetch"]
 
@@ -142,7 +143,7 @@ def prefetch(batches: Iterable[Sequence[Any]], backend: Backend, ahead: int = 2)
     Raises
     ------
     InputError
-        `ahead` is not an integer of at least 1.
+        `ahead` is not an integer > 0.
 
     Examples
     --------
@@ -152,8 +153,7 @@ def prefetch(batches: Iterable[Sequence[Any]], backend: Backend, ahead: int = 2)
     >>> [x.shape for x, t in prefetch(pairs, get_backend())]
     [(2, 3), (2, 3), (2, 3), (2, 3)]
     """
-    if not is_integer(ahead) or ahead < 1:
-        raise InputError(f"prefetch ahead: expected an integer >= 1, got {ahead!r}")
+    require_integer("prefetch ahead", ahead)
     if array_api_compat.is_cupy_namespace(backend.xp):
         return _prefetch_to_cupy(batches, backend, ahead)
     return (_each_once(batch, backend.asarray) for batch in batches)

@@ -90,7 +90,7 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
 
         return draw_figures
     if name == "doctor":
-        from kfac_np.cli.doctor import doctor
+        from kfac_np.cli.checkup import doctor
 
         return doctor
     from kfac_np.cli import commands

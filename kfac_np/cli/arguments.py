@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, final
 
 from kfac_np.errors import ConfigError
-from kfac_np.training.annotations import did_you_mean, listed
+from kfac_np.figures import figures
 from kfac_np.training.config import read_table
-from kfac_np.training.figures import figures
 from kfac_np.training.presets import complete, set_optimizer, variants
 from kfac_np.training.tables import assign, merge, parse_assignment
+from kfac_np.validation import did_you_mean, listed
 
 __all__ = ["make_parser", "table_from"]
 

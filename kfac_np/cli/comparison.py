@@ -22,11 +22,10 @@ from kfac_np.cli.commands import (
 )
 from kfac_np.cli.progress import announce_restart, interruptible, observing, require_extras
 from kfac_np.cli.threads import with_threads
+from kfac_np.data import Dataset
 from kfac_np.errors import ConfigError, DivergenceError, FactorizationError, KfacError
 from kfac_np.training import plots
-from kfac_np.training.annotations import did_you_mean
 from kfac_np.training.config import Config, from_table, read_table, to_table, toml, write
-from kfac_np.training.data import Dataset
 from kfac_np.training.experiment import Experiment
 from kfac_np.training.files import write_text
 from kfac_np.training.lock import locked
@@ -35,6 +34,7 @@ from kfac_np.training.metrics import reconstruct
 from kfac_np.training.records import to_json
 from kfac_np.training.run import CONFIG, SUMMARY, read_config, run
 from kfac_np.training.tables import merge
+from kfac_np.validation import did_you_mean
 
 __all__ = ["compare", "configs_of"]
 

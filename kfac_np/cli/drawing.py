@@ -6,10 +6,10 @@ import argparse
 import sys
 import time
 
+from kfac_np import figures
 from kfac_np.cli.progress import require_extras
 from kfac_np.errors import ConfigError, DataError
-from kfac_np.training import figures
-from kfac_np.training.annotations import did_you_mean
+from kfac_np.validation import did_you_mean
 
 __all__ = ["draw_figures"]
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from kfac_np.backend import threads
-from kfac_np.backend.hardware import gemm_rates
-from kfac_np.cli import machine
+from kfac_np.doctor import machine
+from kfac_np.doctor.hardware import gemm_rates
 from kfac_np.training.config import Config
 
 __all__ = ["best", "candidates", "rates", "with_threads"]

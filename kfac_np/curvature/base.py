@@ -17,13 +17,13 @@ from kfac_np.backend import (
     quiet_methods,
 )
 from kfac_np.curvature.ladder import Ladder, LadderEvent
-from kfac_np.errors import require_instance
 from kfac_np.fisher import FisherType
 from kfac_np.layers import Layer
 from kfac_np.matrices import Matrix, TreeMatrix
 from kfac_np.objective import Evaluation
 from kfac_np.statistics import AffineStatistics, Scale, Statistics
 from kfac_np.trees import Tree
+from kfac_np.validation import require_instance
 
 __all__ = ["Block", "Curvature", "Factors", "Moments", "Units"]
 

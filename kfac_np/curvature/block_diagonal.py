@@ -15,10 +15,11 @@ from kfac_np.curvature.base import Block, Curvature, Factors, Moments, Units
 from kfac_np.curvature.kfac import KFACBlock
 from kfac_np.curvature.ladder import Ladder, LadderEvent, factorise_each, require_damping
 from kfac_np.curvature.owners import require_own
-from kfac_np.errors import CurvatureError, require_instance
+from kfac_np.errors import CurvatureError
 from kfac_np.matrices import BlockDiagonalMatrix, Matrix
 from kfac_np.statistics import Scale
 from kfac_np.trees import Tree
+from kfac_np.validation import require_instance
 
 __all__ = ["BlockDiagonal"]
 

@@ -22,9 +22,10 @@ from kfac_np.backend import (
     unfold,
 )
 from kfac_np.curvature.diagonal import require_vectors
-from kfac_np.errors import CurvatureError, require_instance
+from kfac_np.errors import CurvatureError
 from kfac_np.matrices import DenseMatrix, KroneckerMatrix
 from kfac_np.statistics import AffineStatistics, GroupedStatistics, Scale, term_gradients
+from kfac_np.validation import require_instance
 
 __all__ = ["Assumption", "convolution_block", "kfc_factors"]
 

@@ -11,9 +11,10 @@ from kfac_np.backend import Array, Patches, above_rounding, are_finite, array_na
 from kfac_np.curvature.base import Block, Factors, Moments
 from kfac_np.curvature.ladder import Ladder, require_damping
 from kfac_np.curvature.units import scales
-from kfac_np.errors import CurvatureError, plain_fields, require_instance
+from kfac_np.errors import CurvatureError
 from kfac_np.matrices import DiagonalMatrix
 from kfac_np.statistics import AffineStatistics, Scale, Statistics, term_gradients
+from kfac_np.validation import plain_fields, require_flag
 
 __all__ = ["DiagonalBlock"]
 
@@ -43,7 +44,7 @@ class DiagonalBlock(Block):
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        require_instance("DiagonalBlock unit_free", self.unit_free, bool)
+        require_flag("DiagonalBlock unit_free", self.unit_free)
 
     def supports(self, statistics: object) -> bool:
         return isinstance(statistics, Statistics)

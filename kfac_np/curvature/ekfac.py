@@ -20,14 +20,7 @@ from kfac_np.curvature.ladder import Ladder, LadderEvent, factorise_each, requir
 from kfac_np.curvature.owners import require_own
 from kfac_np.curvature.sharing import Sharing, expand
 from kfac_np.curvature.units import UnitBlock, scales
-from kfac_np.errors import (
-    ConfigError,
-    CurvatureError,
-    is_integer,
-    plain_fields,
-    require_callable,
-    require_instance,
-)
+from kfac_np.errors import CurvatureError
 from kfac_np.fisher import FisherType
 from kfac_np.layers import Layer
 from kfac_np.matrices import (
@@ -40,6 +33,13 @@ from kfac_np.matrices import (
 from kfac_np.objective import Evaluation
 from kfac_np.statistics import ElementwiseStatistics, Scale
 from kfac_np.trees import Tree
+from kfac_np.validation import (
+    plain_fields,
+    require_callable,
+    require_flag,
+    require_instance,
+    require_integer,
+)
 
 __all__ = ["EKFAC"]
 
@@ -127,10 +127,8 @@ class EKFAC(Curvature):
         plain_fields(self)
         require_callable("EKFAC sharing", self.sharing)
         require_instance("EKFAC elementwise", self.elementwise, Block)
-        n = self.basis_interval
-        if not is_integer(n) or n < 1:
-            raise ConfigError(f"EKFAC basis_interval: expected an integer > 0, got {n!r}")
-        require_instance("EKFAC unit_free", self.unit_free, bool)
+        require_integer("EKFAC basis_interval", self.basis_interval)
+        require_flag("EKFAC unit_free", self.unit_free)
 
     @property
     def _blocks(self) -> BlockDiagonal:

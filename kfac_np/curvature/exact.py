@@ -15,10 +15,11 @@ from kfac_np.curvature.diagonal import require_vectors
 from kfac_np.curvature.ladder import Ladder, LadderEvent, factorise_each, require_damping
 from kfac_np.curvature.owners import require_own
 from kfac_np.curvature.units import scales
-from kfac_np.errors import CurvatureError, plain_fields, require_instance, require_sizes
+from kfac_np.errors import CurvatureError
 from kfac_np.matrices import DenseMatrix, FlattenedMatrix
 from kfac_np.statistics import AffineStatistics, Scale, Statistics, term_gradients
 from kfac_np.trees import Tree
+from kfac_np.validation import plain_fields, require_flag, require_sizes
 
 __all__ = ["ExactBlock", "FullMatrix"]
 
@@ -49,7 +50,7 @@ class ExactBlock(Block):
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        require_instance("ExactBlock unit_free", self.unit_free, bool)
+        require_flag("ExactBlock unit_free", self.unit_free)
 
     def supports(self, statistics: object) -> bool:
         return isinstance(statistics, Statistics)
@@ -121,7 +122,7 @@ class FullMatrix(Curvature):
     def __post_init__(self) -> None:
         plain_fields(self)
         require_sizes("FullMatrix", max_parameters=self.max_parameters)
-        require_instance("FullMatrix unit_free", self.unit_free, bool)
+        require_flag("FullMatrix unit_free", self.unit_free)
 
     def input_moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
         return {}

@@ -21,12 +21,13 @@ from kfac_np.curvature.tridiagonal_moments import (
     rows_each,
 )
 from kfac_np.curvature.units import scales
-from kfac_np.errors import CurvatureError, plain_fields, require_instance, require_sizes
+from kfac_np.errors import CurvatureError
 from kfac_np.layers import Layer
 from kfac_np.matrices import DenseMatrix, FlattenedMatrix
 from kfac_np.matrices.kronecker import kron
 from kfac_np.statistics import AffineStatistics, Scale
 from kfac_np.trees import Tree
+from kfac_np.validation import plain_fields, require_instance, require_sizes
 
 __all__ = ["FullKronecker"]
 

@@ -29,13 +29,7 @@ from kfac_np.curvature.exact import ExactBlock
 from kfac_np.curvature.ladder import Ladder, require_damping
 from kfac_np.curvature.sharing import Sharing, expand
 from kfac_np.curvature.units import UnitBlock, commensurate, rescaled, scales
-from kfac_np.errors import (
-    CurvatureError,
-    FactorizationError,
-    plain_fields,
-    require_callable,
-    require_instance,
-)
+from kfac_np.errors import CurvatureError, FactorizationError
 from kfac_np.matrices import KroneckerDiagonal, KroneckerMatrix, Matrix, StackedMatrix
 from kfac_np.matrices.base import resolved_eigh
 from kfac_np.statistics import (
@@ -46,6 +40,7 @@ from kfac_np.statistics import (
     Scale,
     Statistics,
 )
+from kfac_np.validation import plain_fields, require_callable, require_flag, require_instance
 
 __all__ = ["KFACBlock"]
 
@@ -109,7 +104,7 @@ class KFACBlock(Block):
         plain_fields(self)
         require_callable("KFACBlock sharing", self.sharing)
         require_callable("KFACBlock rule", self.rule)
-        require_instance("KFACBlock exact_damping", self.exact_damping, bool)
+        require_flag("KFACBlock exact_damping", self.exact_damping)
         require_instance("KFACBlock elementwise", self.elementwise, Block)
 
     def __repr__(self) -> str:

@@ -27,13 +27,14 @@ from kfac_np.curvature.tridiagonal_moments import (
     cross_input_moment,
     rows_each,
 )
-from kfac_np.errors import CurvatureError, plain_fields, require_instance
+from kfac_np.errors import CurvatureError
 from kfac_np.fisher import FisherType
 from kfac_np.layers import Layer
 from kfac_np.matrices import ChainMatrix, Link, Matrix
 from kfac_np.objective import Evaluation
 from kfac_np.statistics import AffineStatistics, Scale
 from kfac_np.trees import Tree
+from kfac_np.validation import plain_fields, require_flag
 
 __all__ = ["BlockTridiagonal"]
 
@@ -106,7 +107,7 @@ class BlockTridiagonal(Curvature):
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        require_instance("BlockTridiagonal split", self.split, bool)
+        require_flag("BlockTridiagonal split", self.split)
         if not isinstance(self.block, KFACBlock) or self.block.exact_damping:
             raise CurvatureError(
                 "BlockTridiagonal block: expected a KFACBlock with factored damping, got "

@@ -9,7 +9,6 @@ from typing import Any, final
 from kfac_np.backend import Array, are_finite, array_namespace
 from kfac_np.curvature.base import Block, Factors, Moments, Units
 from kfac_np.curvature.ladder import Ladder, require_damping
-from kfac_np.errors import plain_fields, require_instance
 from kfac_np.matrices import UnitMatrix
 from kfac_np.matrices.stacked import unit_apply, unit_eigh
 from kfac_np.statistics import (
@@ -19,6 +18,7 @@ from kfac_np.statistics import (
     Statistics,
     term_gradients,
 )
+from kfac_np.validation import plain_fields, require_flag
 
 __all__ = ["COMMENSURATE", "UnitBlock", "commensurate", "rescaled", "scales"]
 
@@ -54,7 +54,7 @@ class UnitBlock(Block):
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        require_instance("UnitBlock unit_free", self.unit_free, bool)
+        require_flag("UnitBlock unit_free", self.unit_free)
 
     def supports(self, statistics: object) -> bool:
         return isinstance(statistics, ElementwiseStatistics)

@@ -21,9 +21,9 @@ from kfac_np.backend import (
     softplus,
     tanh_vjp,
 )
-from kfac_np.errors import plain_fields, require_in
 from kfac_np.layers.base import Layer
 from kfac_np.trees import Tree
+from kfac_np.validation import plain_fields, require_in
 
 __all__ = [
     "GELU",
@@ -225,7 +225,7 @@ class LeakyReLU(Activation):
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        require_in("LeakyReLU slope", self.slope, 0.0, math.nextafter(1.0, 2.0), "[0, 1]")
+        require_in("LeakyReLU slope", self.slope, "[0, 1]")
 
     def value(self, x: Array) -> Array:
         return array_namespace(x).maximum(x, self.slope * x)

@@ -7,19 +7,13 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, Backend, Rng, append_ones, array_namespace, softmax
-from kfac_np.errors import (
-    InputError,
-    ShapeError,
-    plain_fields,
-    require_callable,
-    require_instance,
-    require_sizes,
-)
+from kfac_np.errors import InputError, ShapeError
 from kfac_np.layers.base import Layer
 from kfac_np.layers.dense import affine_statistics, on_last_axis
 from kfac_np.layers.initializers import Initializer, glorot
 from kfac_np.layers.parameters import draw_matrix
 from kfac_np.trees import Tree
+from kfac_np.validation import plain_fields, require_callable, require_flag, require_sizes
 
 __all__ = ["MultiHeadAttention"]
 
@@ -74,8 +68,8 @@ class MultiHeadAttention(Layer):
     def __post_init__(self) -> None:
         plain_fields(self)
         require_sizes("MultiHeadAttention", d_model=self.d_model, heads=self.heads)
-        require_instance("MultiHeadAttention bias", self.bias, bool)
-        require_instance("MultiHeadAttention causal", self.causal, bool)
+        require_flag("MultiHeadAttention bias", self.bias)
+        require_flag("MultiHeadAttention causal", self.causal)
         require_callable("MultiHeadAttention initializer", self.initializer)
         if self.d_model % self.heads:
             raise InputError(

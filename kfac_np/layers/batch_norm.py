@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from kfac_np.backend import Array, array_namespace
-from kfac_np.errors import ShapeError, plain_fields, require_instance
+from kfac_np.errors import ShapeError
 from kfac_np.layers.base import Layer
 from kfac_np.layers.normalise import mean_over, normalise
 from kfac_np.layers.normalization_base import MeanNormalization, Normalization
 from kfac_np.trees import Tree
+from kfac_np.validation import plain_fields, require_flag
 
 __all__ = ["BatchNorm", "FixedNorm"]
 
@@ -140,7 +141,7 @@ class FixedNorm(Normalization):
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        require_instance("FixedNorm affine", self.affine, bool)
+        require_flag("FixedNorm affine", self.affine)
         if self.mean.ndim != 1 or self.mean.shape != self.rate.shape:
             raise ShapeError(
                 "FixedNorm: expected mean and rate of one shape (channels,), got "

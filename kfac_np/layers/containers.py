@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from kfac_np.backend import Array, Backend, DeferredChecks, Rng
-from kfac_np.errors import InputError, ShapeError, require_instance
+from kfac_np.errors import InputError, ShapeError
 from kfac_np.layers.base import Layer
 from kfac_np.trees import Tree
+from kfac_np.validation import require_instance
 
 __all__ = ["Residual", "Sequential"]
 

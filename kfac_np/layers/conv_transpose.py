@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, final
 
 from kfac_np.backend import Array, Backend, Rng, array_namespace
-from kfac_np.errors import InputError, ShapeError, is_integer, plain_fields
+from kfac_np.errors import InputError, ShapeError
 from kfac_np.layers.base import Layer
 from kfac_np.layers.convolution import Conv
 from kfac_np.layers.initializers import Initializer, he
@@ -23,6 +23,7 @@ from kfac_np.layers.spatial import (
 )
 from kfac_np.statistics import AffineStatistics, GroupedStatistics
 from kfac_np.trees import Tree
+from kfac_np.validation import is_integer, plain_fields
 
 __all__ = ["ConvTranspose"]
 

@@ -20,7 +20,7 @@ from kfac_np.backend import (
     patch_budget,
     transposed_product,
 )
-from kfac_np.errors import ShapeError, plain_fields
+from kfac_np.errors import ShapeError
 from kfac_np.layers.base import Layer
 from kfac_np.layers.initializers import Initializer, he
 from kfac_np.layers.spatial import (
@@ -38,6 +38,7 @@ from kfac_np.layers.spatial import (
 )
 from kfac_np.statistics import AffineStatistics, GroupedStatistics
 from kfac_np.trees import Tree
+from kfac_np.validation import plain_fields
 
 __all__ = ["Conv"]
 

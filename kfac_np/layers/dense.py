@@ -7,17 +7,12 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, Backend, Rng, append_ones, array_namespace
-from kfac_np.errors import (
-    ShapeError,
-    plain_fields,
-    require_callable,
-    require_instance,
-    require_sizes,
-)
+from kfac_np.errors import ShapeError
 from kfac_np.layers.base import Layer
 from kfac_np.layers.initializers import Initializer, glorot
 from kfac_np.layers.parameters import draw_matrix, require_parameters
 from kfac_np.statistics import AffineStatistics
+from kfac_np.validation import plain_fields, require_callable, require_flag, require_sizes
 
 __all__ = ["Dense"]
 
@@ -55,7 +50,7 @@ class Dense(Layer):
     def __post_init__(self) -> None:
         plain_fields(self)
         require_sizes("Dense", d_in=self.d_in, d_out=self.d_out)
-        require_instance("Dense bias", self.bias, bool)
+        require_flag("Dense bias", self.bias)
         require_callable("Dense initializer", self.initializer)
 
     def __repr__(self) -> str:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, Backend, Rng, array_namespace
-from kfac_np.errors import plain_fields, require_in
 from kfac_np.layers.base import Layer
 from kfac_np.trees import Tree
+from kfac_np.validation import plain_fields, require_in
 
 __all__ = ["Dropout"]
 
@@ -47,7 +47,7 @@ class Dropout(Layer):
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        require_in("Dropout rate", self.rate, 0.0, 1.0, "[0, 1)")
+        require_in("Dropout rate", self.rate, "[0, 1)")
 
     def __repr__(self) -> str:
         return f"Dropout({self.rate!r})"

@@ -15,11 +15,12 @@ from kfac_np.backend import (
     require_array,
     require_indices,
 )
-from kfac_np.errors import InputError, ShapeError, plain_fields, require_callable, require_sizes
+from kfac_np.errors import InputError, ShapeError
 from kfac_np.layers.base import Layer
 from kfac_np.layers.initializers import Initializer
 from kfac_np.layers.parameters import draw_matrix, require_parameters
 from kfac_np.statistics import EmbeddingStatistics
+from kfac_np.validation import plain_fields, require_callable, require_sizes
 
 __all__ = ["Embedding", "standard_normal"]
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, Backend, array_namespace
-from kfac_np.errors import ShapeError, plain_fields
+from kfac_np.errors import ShapeError
 from kfac_np.layers.base import Layer
 from kfac_np.layers.pooling import LinearPool, Pool
 from kfac_np.layers.spatial import check_axes, per_axis, require_channels
 from kfac_np.trees import Tree
+from kfac_np.validation import plain_fields
 
 __all__ = ["AdaptiveAveragePool", "GlobalAveragePool", "GlobalMaxPool"]
 

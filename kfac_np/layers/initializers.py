@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kfac_np.backend import Array, Backend, Rng, array_namespace
-from kfac_np.errors import require_sizes
+from kfac_np.validation import require_sizes
 
 __all__ = ["Initializer", "fan_in_normal", "glorot", "he", "sparse"]
 

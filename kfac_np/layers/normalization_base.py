@@ -11,18 +11,12 @@ from abc import abstractmethod
 from typing import Any
 
 from kfac_np.backend import Array, Backend, Rng, array_namespace
-from kfac_np.errors import (
-    InputError,
-    ShapeError,
-    is_number,
-    plain_fields,
-    require_instance,
-    require_sizes,
-)
+from kfac_np.errors import InputError, ShapeError
 from kfac_np.layers.base import Layer
 from kfac_np.layers.normalise import normalise, normalise_bend, normalise_jvp
 from kfac_np.statistics import ElementwiseStatistics
 from kfac_np.trees import Tree
+from kfac_np.validation import is_number, plain_fields, require_flag, require_sizes
 
 __all__ = ["MeanNormalization", "Normalization"]
 
@@ -186,7 +180,7 @@ class MeanNormalization(Normalization):
         """Check the settings of a layer with these sizes; to be called in `__post_init__`."""
         require_sizes(name, **sizes)
         plain_fields(self)
-        require_instance(f"{name} affine", self.affine, bool)
+        require_flag(f"{name} affine", self.affine)
         # Smaller ones round to 0 in single precision, and then a constant is divided by 0.
         if not is_number(self.epsilon) or not 1e-30 <= self.epsilon < math.inf:
             raise InputError(

@@ -13,7 +13,7 @@ from typing import Any, final
 
 from kfac_np.backend import Array, Backend, Geometry, Rng, array_namespace, pad
 from kfac_np.backend.pooling import max_pool, max_pool_tangent, max_pool_transpose
-from kfac_np.errors import InputError, ShapeError, is_integer, plain_fields
+from kfac_np.errors import InputError, ShapeError
 from kfac_np.layers.base import Layer
 from kfac_np.layers.spatial import (
     Padding,
@@ -25,6 +25,7 @@ from kfac_np.layers.spatial import (
     require_channels,
 )
 from kfac_np.trees import Tree
+from kfac_np.validation import is_integer, plain_fields
 
 __all__ = ["AveragePool", "MaxPool"]
 

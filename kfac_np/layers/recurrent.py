@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, Backend, Rng, array_namespace
-from kfac_np.errors import InputError, ShapeError, plain_fields, require_sizes
+from kfac_np.errors import InputError, ShapeError
 from kfac_np.layers.base import Layer
 from kfac_np.layers.uses import merge_trees, require_uncoupled, sum_trees
 from kfac_np.trees import Tree
+from kfac_np.validation import plain_fields, require_sizes
 
 __all__ = ["Recurrent"]
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, Backend, Rng, array_namespace
-from kfac_np.errors import InputError, ShapeError, is_integer, plain_fields
+from kfac_np.errors import InputError, ShapeError
 from kfac_np.layers.base import Layer
 from kfac_np.trees import Tree
+from kfac_np.validation import is_integer, plain_fields
 
 __all__ = ["Reshape"]
 

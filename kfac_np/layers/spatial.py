@@ -6,16 +6,10 @@ import math
 from typing import Any, Literal, Protocol
 
 from kfac_np.backend import Array, Backend, Rng
-from kfac_np.errors import (
-    InputError,
-    ShapeError,
-    is_integer,
-    require_callable,
-    require_instance,
-    require_sizes,
-)
+from kfac_np.errors import InputError, ShapeError
 from kfac_np.layers.initializers import Initializer
 from kfac_np.layers.parameters import draw_matrix, require_parameters
+from kfac_np.validation import is_integer, require_callable, require_flag, require_sizes
 
 __all__ = ["Padding", "padding_pairs", "per_axis"]
 
@@ -112,7 +106,7 @@ def check_padding(name: str, padding: Any, axes: int, names: tuple[str, ...]) ->
 def check_channels(name: str, layer: Kernel) -> None:
     """Raise `InputError` unless channels and groups fit together."""
     require_sizes(name, c_in=layer.c_in, c_out=layer.c_out, groups=layer.groups)
-    require_instance(f"{name} bias", layer.bias, bool)
+    require_flag(f"{name} bias", layer.bias)
     require_callable(f"{name} initializer", layer.initializer)
     if layer.c_in % layer.groups or layer.c_out % layer.groups:
         raise InputError(

@@ -8,10 +8,11 @@ from typing import Any, final
 
 from kfac_np import trees
 from kfac_np.backend import Array, Backend, DeferredChecks, Rng
-from kfac_np.errors import InputError, ShapeError, is_integer, plain_fields
+from kfac_np.errors import InputError, ShapeError
 from kfac_np.layers.base import Layer
 from kfac_np.layers.uses import merge_trees, require_uncoupled, sum_trees
 from kfac_np.trees import Tree
+from kfac_np.validation import is_integer, plain_fields
 
 __all__ = ["Tied"]
 

@@ -7,7 +7,6 @@ from typing import ClassVar, final
 
 from kfac_np import trees
 from kfac_np.backend import Array, DeferredChecks, Rng, Scalar, array_namespace
-from kfac_np.errors import ConfigError, plain_fields
 from kfac_np.objective import Objective
 from kfac_np.optimizers.averaging import IterateAverage
 from kfac_np.optimizers.base import (
@@ -17,18 +16,17 @@ from kfac_np.optimizers.base import (
     apply_update,
     check_params,
     keep_good,
-    require_part,
 )
 from kfac_np.optimizers.reports import StepReport
-from kfac_np.optimizers.schedules import (
-    Schedule,
-    require_integer,
-    require_number,
-    require_positive,
-    require_rate,
-    value_at,
-)
+from kfac_np.optimizers.schedules import Schedule, require_rate, value_at
 from kfac_np.trees import Tree
+from kfac_np.validation import (
+    plain_fields,
+    require_in,
+    require_instance,
+    require_integer,
+    require_positive,
+)
 
 __all__ = ["Adam", "AdamState"]
 
@@ -97,13 +95,11 @@ class Adam(Optimizer):
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        require_part("Adam objective", self.objective, Objective)
-        require_part("Adam averaging", self.averaging, IterateAverage, optional=True)
+        require_instance("Adam objective", self.objective, Objective)
+        require_instance("Adam averaging", self.averaging, IterateAverage, optional=True)
         require_rate("Adam rate", self.rate)
         for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
-            require_number(f"Adam {name}", beta)
-            if not 0.0 <= beta < 1.0:
-                raise ConfigError(f"Adam {name}: expected 0 <= {name} < 1, got {beta!r}")
+            require_in(f"Adam {name}", beta, "[0, 1)")
         require_positive("Adam epsilon", self.epsilon)
         require_positive("Adam l2", self.l2, zero=True)
         require_integer("Adam seed", self.seed, zero=True)

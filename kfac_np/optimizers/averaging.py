@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np import trees
-from kfac_np.errors import ConfigError, plain_fields
-from kfac_np.optimizers.schedules import require_number, require_positive
 from kfac_np.trees import Tree
+from kfac_np.validation import plain_fields, require_in, require_positive
 
 __all__ = ["IterateAverage"]
 
@@ -47,9 +46,7 @@ class IterateAverage:
         plain_fields(self)
         if self.power is not None:
             require_positive("IterateAverage power", self.power, zero=True)
-        require_number("IterateAverage decay", self.decay)
-        if not 0.0 <= self.decay < 1.0:
-            raise ConfigError(f"IterateAverage decay: expected 0 <= decay < 1, got {self.decay!r}")
+        require_in("IterateAverage decay", self.decay, "[0, 1)")
 
     def update(self, average: Tree, params: Tree, k: int) -> Tree:
         """The average after step k (from 1), given that before it and the new parameters."""

@@ -7,11 +7,11 @@ from typing import Any, final
 
 from kfac_np import trees
 from kfac_np.backend import Rng, Scalar, array_namespace, select
-from kfac_np.errors import ConfigError, plain_fields
+from kfac_np.errors import ConfigError
 from kfac_np.fisher import FisherType, InputOnly, MonteCarlo
 from kfac_np.optimizers.quadratic_model import LocalModel
-from kfac_np.optimizers.schedules import require_integer, require_number
 from kfac_np.trees import Tree
+from kfac_np.validation import plain_fields, require_in, require_integer
 
 __all__ = ["Balance"]
 
@@ -76,12 +76,8 @@ class Balance:
         plain_fields(self)
         require_integer("Balance interval", self.interval)
         require_integer("Balance first", self.first)
-        require_number("Balance memory", self.memory)
-        if not 0.0 <= self.memory < 1.0:
-            raise ConfigError(f"Balance memory: expected 0 <= memory < 1, got {self.memory!r}")
-        require_number("Balance limit", self.limit)
-        if not 1.0 < self.limit <= 1e6:
-            raise ConfigError(f"Balance limit: expected 1 < limit <= 1e6, got {self.limit!r}")
+        require_in("Balance memory", self.memory, "[0, 1)")
+        require_in("Balance limit", self.limit, "(1, 1e6]")
         if not isinstance(self.fisher, FisherType) or isinstance(self.fisher, InputOnly):
             raise ConfigError(
                 f"Balance fisher: expected MonteCarlo, Exact or Empirical, got {self.fisher!r}"

@@ -21,12 +21,13 @@ from kfac_np.backend import (
     require_same_place,
     scalar,
 )
-from kfac_np.errors import ConfigError, DivergenceError, InputError
+from kfac_np.errors import DivergenceError, InputError
 from kfac_np.objective import Evaluation, Objective
 from kfac_np.optimizers.reports import StepReport
 from kfac_np.trees import Tree
 
 __all__ = ["Optimizer", "State"]
+
 
 StateType = TypeVar("StateType", bound="State")
 
@@ -180,23 +181,6 @@ class Optimizer(ABC):
             told += [f"with {', '.join(unknown)}"] if unknown else []
             raise InputError(f"{origin}, got one {' and '.join(told)}"[:300])
         return self.state_type(**tree)
-
-
-def require_part(name: str, value: object, kind: type, *, optional: bool = False) -> None:
-    """Raise `ConfigError` unless `value` is a `kind` (or None, if that may be).
-
-    Examples
-    --------
-    >>> require_part("KFAC averaging", 0.99, State, optional=True)
-    Traceback (most recent call last):
-    kfac_np.errors.ConfigError: KFAC averaging: expected a State or None, got 0.99
-    """
-    if not isinstance(value, kind) and not (optional and value is None):
-        article = "an" if kind.__name__[0] in "AEIO" else "a"
-        raise ConfigError(
-            f"{name}: expected {article} {kind.__name__}{' or None' if optional else ''}, "
-            f"got {value!r}"
-        )
 
 
 def check_params(params: Tree) -> None:

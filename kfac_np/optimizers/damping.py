@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from kfac_np.backend import Scalar, select
-from kfac_np.errors import ConfigError, plain_fields
-from kfac_np.optimizers.schedules import (
-    Schedule,
+from kfac_np.errors import ConfigError
+from kfac_np.optimizers.schedules import Schedule, require_rate, value_at
+from kfac_np.validation import (
+    plain_fields,
+    require_in,
     require_integer,
     require_number,
     require_positive,
-    require_rate,
-    value_at,
 )
 
 __all__ = ["ConstantDamping", "DampingPolicy", "LevenbergMarquardt"]
@@ -174,9 +174,7 @@ class LevenbergMarquardt(DampingPolicy):
                 f"{self.ceiling!r}"
             )
         require_integer("LevenbergMarquardt interval", self.interval)
-        require_number("LevenbergMarquardt decay", self.decay)
-        if not 0.0 < self.decay < 1.0:
-            raise ConfigError(f"LevenbergMarquardt decay: expected (0, 1), got {self.decay!r}")
+        require_in("LevenbergMarquardt decay", self.decay, "(0, 1)")
 
     def start(self, eigenvalue: Callable[[], Scalar]) -> Scalar | float:
         if self.initial is not None:

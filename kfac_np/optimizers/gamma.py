@@ -7,8 +7,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from kfac_np.errors import ConfigError, plain_fields
-from kfac_np.optimizers.schedules import require_integer, require_number, require_positive
+from kfac_np.errors import ConfigError
+from kfac_np.validation import (
+    plain_fields,
+    require_in,
+    require_integer,
+    require_number,
+    require_positive,
+)
 
 __all__ = ["CoupledGamma", "GammaPolicy", "GammaSearch", "RelativeGammaSearch"]
 
@@ -95,15 +101,14 @@ class GammaSearch(GammaPolicy):
     def __post_init__(self) -> None:
         plain_fields(self)
         require_integer("GammaSearch interval", self.interval)
-        for name in ("decay", "minimum", "maximum"):
+        require_in("GammaSearch decay", self.decay, "(0, 1)")
+        for name in ("minimum", "maximum"):
             require_number(f"GammaSearch {name}", getattr(self, name))
         if not 0.0 <= self.minimum <= self.maximum or math.isinf(self.minimum):
             raise ConfigError(
                 f"GammaSearch: expected 0 <= minimum <= maximum, got {self.minimum!r} and "
                 f"{self.maximum!r}"
             )
-        if not 0.0 < self.decay < 1.0:
-            raise ConfigError(f"GammaSearch decay: expected (0, 1), got {self.decay!r}")
 
     def candidates(self, k: int, current: float | None, damping: float) -> tuple[float, ...]:
         gamma = math.sqrt(damping) if current is None else current

@@ -14,8 +14,8 @@ from kfac_np.optimizers.base import Regularized
 from kfac_np.optimizers.damping import DampingPolicy
 from kfac_np.optimizers.kfac_state import KFACState
 from kfac_np.optimizers.reports import StepReport
-from kfac_np.optimizers.schedules import require_integer, require_positive
 from kfac_np.optimizers.step_rules import StepRule
+from kfac_np.validation import require_integer, require_positive
 
 __all__ = ["Guard", "Outcome", "judged", "measured", "taken_back"]
 

@@ -13,7 +13,7 @@ from kfac_np.backend import Array, DeferredChecks, Rng, Scalar, array_namespace,
 from kfac_np.curvature import BlockDiagonal, Curvature, Factors, KFACBlock, LadderEvent, Moments
 from kfac_np.curvature.base import Units
 from kfac_np.curvature.typical import curvature_norm, typical_eigenvalue
-from kfac_np.errors import ConfigError, plain_fields
+from kfac_np.errors import ConfigError
 from kfac_np.fisher import FisherType, MonteCarlo
 from kfac_np.objective import Evaluation, Objective
 from kfac_np.optimizers.averaging import IterateAverage
@@ -27,7 +27,6 @@ from kfac_np.optimizers.base import (
     l2_term,
     moved,
     require_finite_update,
-    require_part,
 )
 from kfac_np.optimizers.damping import DampingPolicy, LevenbergMarquardt
 from kfac_np.optimizers.gamma import GammaPolicy, GammaSearch, RelativeGammaSearch
@@ -43,18 +42,17 @@ from kfac_np.optimizers.moments import (
 from kfac_np.optimizers.proposals import Proposal, best, proposals, solved
 from kfac_np.optimizers.quadratic_model import LocalModel, QuadraticModel
 from kfac_np.optimizers.reports import StepReport
-from kfac_np.optimizers.schedules import (
-    Exponential,
-    Refresh,
-    Schedule,
+from kfac_np.optimizers.schedules import Exponential, Refresh, Schedule, require_rate, value_at
+from kfac_np.optimizers.step_rules import Choice, StepRule, require_finite_choice
+from kfac_np.trees import Tree
+from kfac_np.validation import (
+    plain_fields,
     require_flag,
+    require_fraction,
+    require_instance,
     require_integer,
     require_positive,
-    require_rate,
-    value_at,
 )
-from kfac_np.optimizers.step_rules import Choice, StepRule, require_finite_choice, require_fraction
-from kfac_np.trees import Tree
 
 __all__ = ["KFAC"]
 
@@ -174,26 +172,26 @@ class KFAC(Optimizer):
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        require_part("KFAC objective", self.objective, Objective)
-        require_part("KFAC curvature", self.curvature, Curvature)
-        require_part("KFAC fisher", self.fisher, FisherType)
-        require_part("KFAC step_rule", self.step_rule, StepRule)
-        require_part("KFAC balance", self.balance, Balance, optional=True)
+        require_instance("KFAC objective", self.objective, Objective)
+        require_instance("KFAC curvature", self.curvature, Curvature)
+        require_instance("KFAC fisher", self.fisher, FisherType)
+        require_instance("KFAC step_rule", self.step_rule, StepRule)
+        require_instance("KFAC balance", self.balance, Balance, optional=True)
         require_fraction("KFAC step_rule.fraction", self.step_rule.fraction)
         require_integer("KFAC step_rule.least_examples", self.step_rule.least_examples)
-        require_part("KFAC damping", self.damping, DampingPolicy)
-        require_part("KFAC gamma", self.gamma, GammaPolicy)
-        require_part("KFAC moving_average", self.moving_average, MovingAverage)
-        require_part("KFAC statistics", self.statistics, Refresh)
-        require_part("KFAC refresh", self.refresh, Refresh)
-        require_part("KFAC averaging", self.averaging, IterateAverage, optional=True)
+        require_instance("KFAC damping", self.damping, DampingPolicy)
+        require_instance("KFAC gamma", self.gamma, GammaPolicy)
+        require_instance("KFAC moving_average", self.moving_average, MovingAverage)
+        require_instance("KFAC statistics", self.statistics, Refresh)
+        require_instance("KFAC refresh", self.refresh, Refresh)
+        require_instance("KFAC averaging", self.averaging, IterateAverage, optional=True)
         require_rate("KFAC statistics_fraction", self.statistics_fraction)
         if not isinstance(self.statistics_fraction, Schedule):
             require_fraction("KFAC statistics_fraction", self.statistics_fraction)
         require_integer("KFAC least_statistics", self.least_statistics)
         require_positive("KFAC l2", self.l2, zero=True)
         require_flag("KFAC relative", self.relative)
-        require_part("KFAC guard", self.guard, Guard, optional=True)
+        require_instance("KFAC guard", self.guard, Guard, optional=True)
         require_integer("KFAC seed", self.seed, zero=True)
         if self.statistics.spread:
             raise ConfigError("KFAC statistics: expected spread=False, the layers share a pass")
@@ -333,7 +331,7 @@ class KFAC(Optimizer):
         def choose(delta: Tree) -> Choice:
             norm = partial(curvature_norm, curvature, metric.moments)
             choice = self.step_rule.choose(now.k, model, delta, norm)
-            require_part(f"KFAC step_rule: what it chose in step {now.k}", choice, Choice)
+            require_instance(f"KFAC step_rule: what it chose in step {now.k}", choice, Choice)
             return choice
 
         renewed = {path: metric.moments[path] for path in metric.due}

@@ -11,11 +11,11 @@ from typing import final
 from kfac_np import trees
 from kfac_np.backend import DeferredChecks, Scalar, are_finite, array_namespace, scalar, select
 from kfac_np.curvature import Curvature, LadderEvent, Moments
-from kfac_np.errors import ConfigError, DivergenceError, InputError, plain_fields
+from kfac_np.errors import DivergenceError, InputError
 from kfac_np.objective import Evaluation
 from kfac_np.optimizers.kfac_state import KFACState
-from kfac_np.optimizers.schedules import require_number
 from kfac_np.trees import Tree
+from kfac_np.validation import plain_fields, require_in
 
 __all__ = ["Events", "MovingAverage", "first_examples", "loss_per_parameter", "mixed"]
 
@@ -45,9 +45,7 @@ class MovingAverage:
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        require_number("MovingAverage decay", self.decay)
-        if not 0.0 <= self.decay < 1.0:
-            raise ConfigError(f"MovingAverage decay: expected 0 <= decay < 1, got {self.decay!r}")
+        require_in("MovingAverage decay", self.decay, "[0, 1)")
 
     def epsilon(self, k: int) -> float:
         """Weight of the old moments when they are renewed for the k-th time."""

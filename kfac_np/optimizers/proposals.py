@@ -16,10 +16,10 @@ from kfac_np.optimizers.base import Regularized
 from kfac_np.optimizers.gamma import GammaPolicy
 from kfac_np.optimizers.kfac_state import KFACState
 from kfac_np.optimizers.quadratic_model import in_units
-from kfac_np.optimizers.schedules import require_positive
 from kfac_np.optimizers.step_rules import Choice, StepRule
 from kfac_np.statistics import Scale
 from kfac_np.trees import Tree
+from kfac_np.validation import require_positive
 
 __all__ = ["Proposal", "best", "proposals", "solved"]
 

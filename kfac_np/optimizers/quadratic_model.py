@@ -11,13 +11,12 @@ from typing import final
 from kfac_np import trees
 from kfac_np.backend import Array, Rng, Scalar, array_namespace, scalar, select
 from kfac_np.curvature.base import Units
-from kfac_np.errors import plain_fields
 from kfac_np.fisher import FisherType
 from kfac_np.objective import Evaluation
-from kfac_np.optimizers.schedules import require_flag, require_integer
-from kfac_np.optimizers.step_rules import Choice, StepRule, require_fraction
+from kfac_np.optimizers.step_rules import Choice, StepRule
 from kfac_np.products import block_forms, tangent_forms
 from kfac_np.trees import Tree
+from kfac_np.validation import plain_fields, require_flag, require_fraction, require_integer
 
 __all__ = ["LocalModel", "QuadraticModel", "in_units"]
 

@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from kfac_np.errors import ConfigError, is_integer, is_number, plain_fields
+from kfac_np.errors import ConfigError
+from kfac_np.validation import (
+    plain_fields,
+    require_flag,
+    require_integer,
+    require_number,
+    require_positive,
+)
 
 __all__ = [
     "Constant",
@@ -54,58 +61,6 @@ def value_at(value: float | Schedule, k: int) -> float:
     number = value(k)
     require_positive(f"{type(value).__name__} in step {k}", number, zero=True)
     return float(number)
-
-
-def require_flag(name: str, value: object) -> None:
-    """Raise `ConfigError` unless `value` is True or False.
-
-    Examples
-    --------
-    >>> require_flag("bounded", "no")
-    Traceback (most recent call last):
-    kfac_np.errors.ConfigError: bounded: expected True or False, got 'no'
-    """
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name}: expected True or False, got {value!r}")
-
-
-def require_number(name: str, value: object) -> None:
-    """Raise `ConfigError` unless `value` is a number.
-
-    Examples
-    --------
-    >>> require_number("decay", None)
-    Traceback (most recent call last):
-    kfac_np.errors.ConfigError: decay: expected a number, got None
-    """
-    if not is_number(value):
-        raise ConfigError(f"{name}: expected a number, got {value!r}")
-
-
-def require_positive(name: str, value: float, *, zero: bool = False) -> None:
-    """Raise `ConfigError` unless `value` is a positive (or zero, if allowed) finite number.
-
-    Examples
-    --------
-    >>> require_positive("rate", -1.0)
-    Traceback (most recent call last):
-    kfac_np.errors.ConfigError: rate: expected a number > 0, got -1.0
-    """
-    if not is_number(value) or not (0 < value < math.inf or (zero and value == 0)):
-        raise ConfigError(f"{name}: expected a number {'>=' if zero else '>'} 0, got {value!r}")
-
-
-def require_integer(name: str, value: int, *, zero: bool = False) -> None:
-    """Raise `ConfigError` unless `value` is a positive (or zero, if allowed) integer.
-
-    Examples
-    --------
-    >>> require_integer("interval", 2.5)
-    Traceback (most recent call last):
-    kfac_np.errors.ConfigError: interval: expected an integer > 0, got 2.5
-    """
-    if not is_integer(value) or value < (0 if zero else 1):
-        raise ConfigError(f"{name}: expected an integer {'>=' if zero else '>'} 0, got {value!r}")
 
 
 def require_rate(name: str, value: float | Schedule, *, zero: bool = False) -> None:

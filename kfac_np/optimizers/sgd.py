@@ -7,7 +7,6 @@ from typing import ClassVar, final
 
 from kfac_np import trees
 from kfac_np.backend import Array, DeferredChecks, Rng, Scalar
-from kfac_np.errors import ConfigError, plain_fields
 from kfac_np.objective import Objective
 from kfac_np.optimizers.averaging import IterateAverage
 from kfac_np.optimizers.base import (
@@ -17,19 +16,18 @@ from kfac_np.optimizers.base import (
     apply_update,
     check_params,
     keep_good,
-    require_part,
 )
 from kfac_np.optimizers.reports import StepReport
-from kfac_np.optimizers.schedules import (
-    Schedule,
-    require_flag,
-    require_integer,
-    require_number,
-    require_positive,
-    require_rate,
-    value_at,
-)
+from kfac_np.optimizers.schedules import Schedule, require_rate, value_at
 from kfac_np.trees import Tree
+from kfac_np.validation import (
+    plain_fields,
+    require_flag,
+    require_in,
+    require_instance,
+    require_integer,
+    require_positive,
+)
 
 __all__ = ["SGD", "SGDState"]
 
@@ -100,12 +98,10 @@ class SGD(Optimizer):
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        require_part("SGD objective", self.objective, Objective)
-        require_part("SGD averaging", self.averaging, IterateAverage, optional=True)
+        require_instance("SGD objective", self.objective, Objective)
+        require_instance("SGD averaging", self.averaging, IterateAverage, optional=True)
         require_rate("SGD rate", self.rate)
-        require_number("SGD momentum", self.momentum)
-        if not 0.0 <= self.momentum < 1.0:
-            raise ConfigError(f"SGD momentum: expected 0 <= momentum < 1, got {self.momentum!r}")
+        require_in("SGD momentum", self.momentum, "[0, 1)")
         require_flag("SGD nesterov", self.nesterov)
         require_positive("SGD l2", self.l2, zero=True)
         require_integer("SGD seed", self.seed, zero=True)

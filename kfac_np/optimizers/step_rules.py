@@ -9,15 +9,10 @@ from typing import TYPE_CHECKING, final
 
 from kfac_np import trees
 from kfac_np.backend import DeferredChecks, Scalar, array_namespace, select
-from kfac_np.errors import ConfigError, DivergenceError, plain_fields
-from kfac_np.optimizers.schedules import (
-    Schedule,
-    require_number,
-    require_positive,
-    require_rate,
-    value_at,
-)
+from kfac_np.errors import DivergenceError
+from kfac_np.optimizers.schedules import Schedule, require_rate, value_at
 from kfac_np.trees import Tree
+from kfac_np.validation import plain_fields, require_fraction, require_in, require_positive
 
 if TYPE_CHECKING:
     from kfac_np.optimizers.quadratic_model import LocalModel
@@ -157,9 +152,7 @@ class FixedRate(StepRule):
         plain_fields(self)
         require_rate("FixedRate rate", self.rate)
         if not isinstance(self.momentum, Schedule):
-            require_number("FixedRate momentum", self.momentum)
-        if not isinstance(self.momentum, Schedule) and not 0.0 <= self.momentum < 1.0:
-            raise ConfigError(f"FixedRate momentum: expected [0, 1), got {self.momentum!r}")
+            require_in("FixedRate momentum", self.momentum, "[0, 1)")
         if self.kl_clip is not None:
             require_positive("FixedRate kl_clip", self.kl_clip)
         require_fraction("FixedRate fraction", self.fraction)
@@ -182,17 +175,3 @@ class FixedRate(StepRule):
         clipped = change > self.kl_clip
         nu = array_namespace(change).sqrt(self.kl_clip / select(clipped, change, 1.0))
         return Choice(rate * select(clipped, nu, 1.0), momentum, None)
-
-
-def require_fraction(name: str, value: float) -> None:
-    """Raise `ConfigError` unless 0 < value <= 1.
-
-    Examples
-    --------
-    >>> require_fraction("fraction", 2.0)
-    Traceback (most recent call last):
-    kfac_np.errors.ConfigError: fraction: expected a number in (0, 1], got 2.0
-    """
-    require_positive(name, value)
-    if value > 1.0:
-        raise ConfigError(f"{name}: expected a number in (0, 1], got {value!r}")

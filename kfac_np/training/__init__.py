@@ -1,4 +1,4 @@
-"""Training: data, models by name, the loop, checkpoints, run directories and pictures.
+"""Training: models by name, the loop, checkpoints, run directories and pictures.
 
 `train` is the loop alone; `run` keeps a directory as well, and can resume it bit for bit.
 """

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from kfac_np.errors import ConfigError
+from kfac_np.validation import listed
 
 __all__ = [
     "Choices",
     "accepts",
     "describe_expected",
-    "did_you_mean",
     "has_default",
     "holds",
     "is_mapping",
     "is_settable",
     "is_union",
-    "listed",
     "name_in",
     "names_of",
     "tuple_items",
@@ -191,28 +189,3 @@ def names_of(annotation: Any, choices: Choices) -> list[str]:
         return [str(name) for name in typing.get_args(annotation)]
     members = typing.get_args(annotation) if is_union(annotation) else ()
     return [name for member in members for name in names_of(member, choices)]
-
-
-def listed(names: Any) -> str:
-    """List names in a sentence.
-
-    Examples
-    --------
-    >>> listed(["a", "b", "c"])
-    'a, b or c'
-    """
-    *most, last = [str(n) for n in names]
-    return f"{', '.join(most)} or {last}" if most else last
-
-
-def did_you_mean(name: object, known: Iterable[Any]) -> str:
-    """Return the end of a message about an unknown name: what may have been meant, or nothing.
-
-    Examples
-    --------
-    >>> did_you_mean("adma", ["kfac", "sgd", "adam"]), did_you_mean("zzz", ["kfac"])
-    ("; did you mean 'adam'?", '')
-    """
-    names = {str(each).lower().lstrip("-"): str(each) for each in known}
-    found = difflib.get_close_matches(str(name).lower().lstrip("-"), names, n=1)
-    return f"; did you mean {names[found[0]]!r}?" if found else ""

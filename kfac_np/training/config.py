@@ -11,16 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, final
 
-from kfac_np import layers, losses, optimizers
+from kfac_np import data, layers, losses, optimizers
 from kfac_np.errors import ConfigError
 from kfac_np.objective import Objective
-from kfac_np.training import data
-from kfac_np.training.annotations import did_you_mean, listed
 from kfac_np.training.files import write_text
 from kfac_np.training.parts import Model, choices
 from kfac_np.training.presets import complete, variants
 from kfac_np.training.settings import build, dump
 from kfac_np.training.tables import parse_toml
+from kfac_np.validation import require_in, require_integer, require_one_of
 
 __all__ = [
     "BackendSettings",
@@ -144,21 +143,20 @@ class RunSettings:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 0:
-            raise ConfigError(f"steps: expected at least 0, got {self.steps}")
-        if self.seconds is not None and not self.seconds >= 0:
-            raise ConfigError(f"seconds: expected at least 0, got {self.seconds}")
+        if self.steps is not None:
+            require_integer("steps", self.steps, zero=True)
+        if self.seconds is not None:
+            require_in("seconds", self.seconds, "[0, inf]")
         if self.steps is None and self.seconds is None:
             raise ConfigError("expected a budget, steps or seconds, got neither")
         for name in ("evaluations", "checkpoint_every"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}: expected at least 0, got {getattr(self, name)}")
-        for name in ("evaluation_examples", "statistics_examples", "keep_checkpoints", "threads"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
-
-        if self.threads is not None and self.threads > _MOST_THREADS:
-            raise ConfigError(f"threads: expected at most {_MOST_THREADS}, got {self.threads}")
+            require_integer(name, getattr(self, name), zero=True)
+        for name in ("evaluation_examples", "statistics_examples", "keep_checkpoints"):
+            require_integer(name, getattr(self, name))
+        if self.threads is not None:
+            require_integer("threads", self.threads)
+            if self.threads > _MOST_THREADS:
+                raise ConfigError(f"threads: expected at most {_MOST_THREADS}, got {self.threads}")
 
     def finished(self, step: int, seconds: float) -> bool:
         """Tell whether the budget is used up."""
@@ -200,8 +198,7 @@ class Config:
     backend: BackendSettings = field(default_factory=BackendSettings)
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ConfigError(f"seed: expected at least 0, got {self.seed}")
+        require_integer("seed", self.seed, zero=True)
         if self.run.threads is not None and self.backend.name in ("cupy", "torch"):
             raise ConfigError(
                 f"run.threads: expected with the backend numpy, got {self.backend.name}, whose "
@@ -225,11 +222,8 @@ def from_table(table: Mapping[str, Any]) -> Config:
     """
     table = {"run": {}, **complete(table)}
     names, name = choices(), table["optimizer"]["name"]
-    if name not in list(names[optimizers.Optimizer]):  # the general message has no variants
-        known = [*names[optimizers.Optimizer], *variants()]
-        raise ConfigError(
-            f"optimizer.name: expected {listed(known)}, got {name!r}{did_you_mean(name, known)}"
-        )
+    # Variants are complete by now; the general message would not name them.
+    require_one_of("optimizer.name", name, [*names[optimizers.Optimizer], *variants()])
     # The objective needs the data: one stands in until they are loaded.
     stand_in = Objective(layers.Identity(), losses.SquaredError())
     config: Config = build(Config, table, names, given={"objective": stand_in})

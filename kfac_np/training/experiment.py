@@ -10,11 +10,11 @@ from typing import final
 import numpy as np
 
 from kfac_np.backend import Array, Backend, Rng, get_backend
+from kfac_np.data import Dataset
 from kfac_np.errors import ConfigError, FactorizationError, KfacError
 from kfac_np.objective import Objective
 from kfac_np.optimizers import KFAC, Optimizer
 from kfac_np.training.config import Config
-from kfac_np.training.data import Dataset
 from kfac_np.training.loop import Position, Supply, start
 from kfac_np.training.metrics import Metrics, Task, evaluate
 from kfac_np.trees import Tree

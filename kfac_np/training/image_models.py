@@ -35,6 +35,7 @@ from kfac_np.layers import (
 )
 from kfac_np.losses import Loss, SoftmaxCrossEntropy
 from kfac_np.objective import Objective
+from kfac_np.validation import require_one_of
 
 __all__ = ["NormalizationName", "Pooling", "convnet", "resnet"]
 
@@ -114,8 +115,7 @@ def convnet(
     """
     _check("convnet", image_shape=image_shape, channels=channels, hidden=hidden)
     _check("convnet", num_classes=(num_classes,), kernel=(kernel,), window=(window,))
-    if pooling not in get_args(Pooling):
-        raise ConfigError(f"convnet: pooling: expected max or average, got {pooling!r}")
+    require_one_of("convnet: pooling", pooling, get_args(Pooling))
     if window < 2:
         raise ConfigError(f"convnet: window: expected at least 2, got {window}")
     activation = ReLU() if activation is None else activation
@@ -205,9 +205,7 @@ def resnet(
     """
     _check("resnet", image_shape=image_shape, widths=widths)
     _check("resnet", num_classes=(num_classes,), blocks=(blocks,))
-    if normalization not in get_args(NormalizationName):
-        expected = ", ".join(get_args(NormalizationName))
-        raise ConfigError(f"resnet: normalization: expected {expected}, got {normalization!r}")
+    require_one_of("resnet: normalization", normalization, get_args(NormalizationName))
     activation = ReLU() if activation is None else activation
     # Strides halve sizes, rounding up; with less than 2 × 2 left, taps would see padding only.
     _require_size("resnet", image_shape, 2 ** (len(widths) - 1) + 1, f"{len(widths)} stages")

@@ -10,9 +10,9 @@ from typing import Any, final
 
 from kfac_np import trees
 from kfac_np.backend import Array, Backend, Rng, array_namespace, to_numpy
+from kfac_np.data import BatchSchedule, BatchState, MiniBatches
 from kfac_np.errors import CheckpointError
 from kfac_np.optimizers import Optimizer, State, StepReport
-from kfac_np.training.data import BatchSchedule, BatchState, MiniBatches
 from kfac_np.trees import Tree
 
 __all__ = ["Position", "Step", "Supply", "advance", "completed", "start", "train"]
@@ -36,7 +36,7 @@ class Supply:
     Examples
     --------
     >>> import numpy as np
-    >>> from kfac_np.training.data import ConstantBatch
+    >>> from kfac_np.data import ConstantBatch
     >>> supply = Supply(np.zeros((10, 3)), np.zeros((10, 2)), ConstantBatch(4))
     >>> state, x, t = supply.next(BatchState(), step=1)
     >>> state, x.shape, t.shape
@@ -179,7 +179,7 @@ def advance(optimizer: Optimizer, supply: Supply, position: Position) -> Step:
     >>> import numpy as np
     >>> from kfac_np.backend import get_backend
     >>> from kfac_np.optimizers import SGD
-    >>> from kfac_np.training.data import ConstantBatch
+    >>> from kfac_np.data import ConstantBatch
     >>> from kfac_np.training.models import mlp
     >>> backend, sgd = get_backend(), SGD(mlp((2, 2)))
     >>> supply = Supply(backend.zeros((4, 2)), np.zeros(4, np.int64), ConstantBatch(4))
@@ -242,7 +242,7 @@ def train(optimizer: Optimizer, supply: Supply, position: Position) -> Iterator[
     >>> import itertools
     >>> from kfac_np.backend import get_backend
     >>> from kfac_np.optimizers import SGD
-    >>> from kfac_np.training.data import ConstantBatch, digits
+    >>> from kfac_np.data import ConstantBatch, digits
     >>> from kfac_np.training.models import mlp
     >>> backend, data, sgd = get_backend(), digits(), SGD(mlp((64, 32, 10)), rate=0.1)
     >>> x, t = backend.asarray(data.x_train), backend.asarray(data.t_train)

@@ -6,11 +6,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, final
 
-from kfac_np import curvature, fisher, layers, losses, optimizers
+from kfac_np import curvature, data, fisher, layers, losses, optimizers
 from kfac_np.curvature.sharing import Sharing
 from kfac_np.errors import ConfigError
 from kfac_np.objective import Objective
-from kfac_np.training import data, image_models, models
+from kfac_np.training import image_models, models
 from kfac_np.training.annotations import Choices
 from kfac_np.training.metrics import Task
 
@@ -22,7 +22,7 @@ class Model(ABC):
 
     Examples
     --------
-    >>> from kfac_np.training.data import digits
+    >>> from kfac_np.data import digits
     >>> Autoencoder(sizes=(30, 6)).objective(digits()).network.output_shape((64,))
     (64,)
     """
@@ -125,7 +125,7 @@ class ConvNet(Model):
 
     Examples
     --------
-    >>> from kfac_np.training.data import digits
+    >>> from kfac_np.data import digits
     >>> ConvNet(channels=(4,), kernel=3).objective(digits()).network.layers[:2]
     (Reshape((8, 8, 1)), Conv(1, 4, (3, 3), padding='same'))
     """

@@ -18,17 +18,16 @@ from kfac_np.training.annotations import (
     Choices,
     accepts,
     describe_expected,
-    did_you_mean,
     holds,
     is_mapping,
     is_settable,
     is_union,
-    listed,
     name_in,
     names_of,
     tuple_items,
 )
 from kfac_np.training.tables import Table
+from kfac_np.validation import did_you_mean, listed, require_one_of
 
 __all__ = ["build", "dump"]
 
@@ -156,9 +155,7 @@ def _build_slot(
     name = table.pop("name", default_name)
     if name is None:
         raise ConfigError(f"{path or 'table'}: expected a name, one of {', '.join(names)}")
-    if not isinstance(name, str) or name not in names:
-        meant = did_you_mean(name, names)
-        raise ConfigError(f"{_dot(path, 'name')}: expected {listed(names)}, got {name!r}{meant}")
+    require_one_of(_dot(path, "name"), name, names)
     choice = names[name]
     if not dataclasses.is_dataclass(choice):
         if table:

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kfac_np.backend import Geometry, Patches, hardware, lags, pad, patches, pooling, threads
+from kfac_np.backend import Geometry, Patches, lags, pad, patches, pooling, threads
 from kfac_np.backend.patches import transposed_product
 from kfac_np.curvature import BlockDiagonal
+from kfac_np.doctor import thread_pools
 from kfac_np.errors import ConfigError, FactorizationError, InputError
 
 WAIT = 10.0
@@ -99,7 +100,7 @@ def test_the_environment_says_how_many(
 
 def test_a_limit_holds_for_blas_and_for_threads_of_threads(use: Callable[[int], None]):
     def blas() -> set[int]:
-        return {pool.threads for pool in hardware.thread_pools() or () if pool.library != "openmp"}
+        return {pool.threads for pool in thread_pools() or () if pool.library != "openmp"}
 
     before = blas()
     with threads.limited(2):
@@ -113,7 +114,7 @@ def test_a_limit_holds_for_blas_and_for_threads_of_threads(use: Callable[[int], 
 
 
 def test_a_limit_that_cannot_be_set_is_an_error(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(InputError, match="threads: expected a number >= 1, got 0"):
+    with pytest.raises(InputError, match="threads: expected an integer > 0, got 0"):
         threads.limited(0).__enter__()
     monkeypatch.setattr(threads, "_blas", lambda: None)
     with pytest.raises(ConfigError, match="threads: 2 cannot be set: pip install threadpoolctl"):

@@ -86,7 +86,7 @@ def test_prefetch_that_is_given_up(backend: Backend):
 
 @pytest.mark.parametrize("ahead", [0, -1, 1.5, True])
 def test_prefetch_ahead(ahead, backend: Backend):
-    with pytest.raises(InputError, match=r"prefetch ahead: expected an integer >= 1, got"):
+    with pytest.raises(InputError, match=r"prefetch ahead: expected an integer > 0, got"):
         prefetch([], backend, ahead)
 
 

@@ -23,10 +23,10 @@ from kfac_np.cli import main
 from kfac_np.cli.commands import show
 from kfac_np.cli.progress import interruptible
 from kfac_np.errors import ConfigError
+from kfac_np.figures import figures
 from kfac_np.training import checkpoint
 from kfac_np.training.config import from_table, read_table
 from kfac_np.training.experiment import Experiment
-from kfac_np.training.figures import figures
 from kfac_np.training.lock import locked
 from kfac_np.training.records import read_records
 from kfac_np.training.run import read_config

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from kfac_np.backend import threads
-from kfac_np.cli import machine, main
+from kfac_np.cli import main
 from kfac_np.cli import threads as choice
-from kfac_np.cli.machine import Cores
+from kfac_np.doctor import machine
+from kfac_np.doctor.machine import Cores
 from kfac_np.errors import ConfigError
 from kfac_np.training import plots
 from kfac_np.training.config import Config, from_table

@@ -66,7 +66,7 @@ def test_laws_for_all_shapes(d_in: int, d_out: int, bias: bool, shape: list[int]
 
 @pytest.mark.parametrize("sizes", [(0, 1), (1, 0), (-1, 2), (2.0, 1), ("3", 1)])
 def test_sizes(sizes):
-    with pytest.raises(InputError, match=r"Dense: expected d_(in|out) to be a positive"):
+    with pytest.raises(InputError, match=r"Dense d_(in|out): expected an integer > 0"):
         Dense(*sizes)
 
 

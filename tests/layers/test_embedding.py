@@ -188,7 +188,7 @@ def test_shapes(backend: Backend):
     with pytest.raises(ShapeError, match="expected the initializer to return shape"):
         Embedding(5, 3, lambda rng, fan_in, fan_out, b: b.ones((5, 3))).init(Rng(0), backend)
     for sizes in ((0, 3), (5, -1), (2.0, 3), (5, True)):
-        with pytest.raises(InputError, match=r"Embedding: expected \w+ to be a positive integer"):
+        with pytest.raises(InputError, match=r"Embedding \w+: expected an integer > 0"):
             Embedding(*sizes)
 
 

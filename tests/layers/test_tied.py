@@ -249,9 +249,9 @@ def test_a_state_does_not_see_what_comes_later(backend: Backend):
     ("cell", "d_state", "message"),
     [
         (Tanh, 2, "Recurrent: expected a Layer as cell, got ABCMeta"),
-        (Tanh(), 0, "Recurrent: expected d_state to be a positive integer, got 0"),
-        (Tanh(), 1.0, "Recurrent: expected d_state to be a positive integer, got 1.0"),
-        (Tanh(), True, "Recurrent: expected d_state to be a positive integer, got True"),
+        (Tanh(), 0, "Recurrent d_state: expected an integer > 0, got 0"),
+        (Tanh(), 1.0, "Recurrent d_state: expected an integer > 0, got 1.0"),
+        (Tanh(), True, "Recurrent d_state: expected an integer > 0, got True"),
     ],
 )
 def test_wrong_cells(cell, d_state, message):

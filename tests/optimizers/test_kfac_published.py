@@ -30,6 +30,7 @@ from optimizer_cases import Case, case, flat
 
 from kfac_np.backend import Backend, Rng, get_backend, to_numpy
 from kfac_np.curvature import BlockDiagonal, Curvature, FullMatrix, KFACBlock
+from kfac_np.data import GrowingBatch
 from kfac_np.fisher import Exact, MonteCarlo
 from kfac_np.optimizers import (
     KFAC,
@@ -42,7 +43,6 @@ from kfac_np.optimizers import (
     StepReport,
     published,
 )
-from kfac_np.training.data import GrowingBatch
 
 STEPS = 45
 TOLERANCE = 1e-6

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from kfac_np.backend import Rng, get_backend
+from kfac_np.data import BatchState, MiniBatches, digits
 from kfac_np.optimizers import (
     KFAC,
     SGD,
@@ -28,7 +29,6 @@ from kfac_np.optimizers import (
     practical,
     published,
 )
-from kfac_np.training.data import BatchState, MiniBatches, digits
 from kfac_np.training.models import autoencoder, mlp
 
 BACKEND = get_backend("numpy", "float32")

@@ -174,8 +174,7 @@ def test_a_proposal_that_overflows_promises_nothing(backend: Backend) -> None:
     assert choice.decrease == math.inf
     found = QuadraticModel().choose(7, model, huge, refuse_curvature)
     with pytest.raises(DivergenceError, match="step 7: the quadratic model is not finite"):
-        require_finite_choice(found, 7, checks := DeferredChecks())
-        checks.wait()
+        require_finite_choice(found, 7, DeferredChecks())
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's

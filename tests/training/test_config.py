@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from kfac_np import curvature, fisher, optimizers
+from kfac_np.data import ConstantBatch, GrowingBatch
 from kfac_np.errors import ConfigError
 from kfac_np.layers import Identity
 from kfac_np.losses import SquaredError
@@ -23,7 +24,6 @@ from kfac_np.training.config import (
     toml,
     write,
 )
-from kfac_np.training.data import ConstantBatch, GrowingBatch
 from kfac_np.training.parts import choices
 from kfac_np.training.presets import complete, set_optimizer, variants
 from kfac_np.training.tables import assign
@@ -142,11 +142,17 @@ def test_the_seed_is_one_unless_said_otherwise() -> None:
         ({"data": 3}, "data: expected a table or a name, got 3"),
         ({"data": {"name": 3}}, "data.name: expected a string, got 3"),
         ({"run": {}}, "run: expected a budget, steps or seconds, got neither"),
-        ({"run": {"steps": -1}}, "run: steps: expected at least 0, got -1"),
-        ({"run": {"seconds": float("nan")}}, "run: seconds: expected at least 0, got nan"),
-        ({"run": {"steps": 1, "evaluations": -1}}, "run: evaluations: expected at least 0"),
-        ({"run": {"steps": 1, "keep_checkpoints": 0}}, "run: keep_checkpoints: expected at least"),
-        ({"seed": -1}, "seed: expected at least 0, got -1"),
+        ({"run": {"steps": -1}}, "run: steps: expected an integer >= 0, got -1"),
+        (
+            {"run": {"seconds": float("nan")}},
+            "run: seconds: expected a number in [0, inf], got nan",
+        ),
+        ({"run": {"steps": 1, "evaluations": -1}}, "run: evaluations: expected an integer >= 0"),
+        (
+            {"run": {"steps": 1, "keep_checkpoints": 0}},
+            "run: keep_checkpoints: expected an integer > 0",
+        ),
+        ({"seed": -1}, "seed: expected an integer >= 0, got -1"),
         ({"seed": "x"}, "seed: expected an integer, got 'x'"),
         ({"model": "cnn"}, "model.name: expected autoencoder, mlp, convnet or resnet, got 'cnn'"),
         (
@@ -157,7 +163,10 @@ def test_the_seed_is_one_unless_said_otherwise() -> None:
             {"model": {"name": "convnet", "sizes": [3]}},
             "model: unknown option 'sizes', expected channels, kernel, pooling, window, hidden",
         ),
-        ({"run": {"steps": 1, "statistics_examples": 0}}, "statistics_examples: expected at least"),
+        (
+            {"run": {"steps": 1, "statistics_examples": 0}},
+            "statistics_examples: expected an integer",
+        ),
         ({"model": {"activation": "sin"}}, "model.activation.name: expected logistic, tanh"),
         ({"model": {"sizes": "x"}}, "model.sizes: expected a list, each entry an integer"),
         (
@@ -172,10 +181,10 @@ def test_the_seed_is_one_unless_said_otherwise() -> None:
         ({"optimizer": {"damping": {"initial": -1}}}, "optimizer.damping: LevenbergMarquardt"),
         ({"optimizer": {"step_rule": "fixed-rate"}}, "optimizer: KFAC"),
         ({"optimizer": {"refresh": 3}}, "optimizer.refresh: expected a table, got 3"),
-        ({"batch": {"size": 0}}, "batch: ConstantBatch: expected size >= 1, got 0"),
+        ({"batch": {"size": 0}}, "batch: ConstantBatch size: expected an integer > 0, got 0"),
         ({"batch": 3}, "batch: expected constant or growing, got 3"),
         ({"backend": {"name": "jax"}}, "backend.name: expected numpy, cupy, torch"),
-        ({"run": {"steps": 1, "threads": 0}}, "run: threads: expected at least 1, got 0"),
+        ({"run": {"steps": 1, "threads": 0}}, "run: threads: expected an integer > 0, got 0"),
         (
             {"run": {"steps": 1, "threads": 10**30}},
             "run: threads: expected at most 65536, got 1000",

@@ -166,7 +166,7 @@ def test_residual_branches_without_normalisation_begin_small() -> None:
             resnet,
             (8, 8, 1),
             {"normalization": "instance"},
-            r"normalization: expected none, batch, group, layer, got 'instance'",
+            r"normalization: expected none, batch, group or layer, got 'instance'",
         ),
     ],
 )

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from kfac_np.backend import get_backend, to_numpy
+from kfac_np.data import BatchState, ConstantBatch, GrowingBatch, MiniBatches
 from kfac_np.optimizers import SGD
-from kfac_np.training.data import BatchState, ConstantBatch, GrowingBatch, MiniBatches
 from kfac_np.training.loop import Supply, start, train
 from kfac_np.training.models import mlp
 
