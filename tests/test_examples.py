@@ -16,6 +16,13 @@ EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
 
 # For each script its options, and lines of its output as regular expressions.
 EXPECTED: dict[str, tuple[list[str], list[str]]] = {
+    "00_kfac_in_one_file": (
+        [],
+        [
+            r"K-FAC after 300 steps, +\d+\.\d s: test loss 0\.0\d\d",
+            r"SGD   after 300 steps, +\d+\.\d s: test loss 0\.[45]\d\d",
+        ],
+    ),
     "01_a_layer_by_hand": (
         [],
         [
