@@ -60,7 +60,7 @@ format: $(VENV)/lint.stamp ## apply ruff's fixes and format
 	$(BIN)/ruff format .
 
 # BENCH names workloads (all: .venv/bin/python benchmarks/bench.py --help).
-bench: $(VENV)/$(if $(filter tables,$(BENCH)),bench,peers).stamp ## step times beside kfac-jax's and PyTorch's: make bench BENCH=W1-4000-fixed
+bench: $(VENV)/$(if $(filter tables code,$(BENCH)),bench,peers).stamp ## step times beside kfac-jax's and PyTorch's: make bench BENCH=W1-4000-fixed
 	$(BIN)/python benchmarks/bench.py $(BENCH) $(BENCH_FLAGS)
 
 # On a CUDA machine, with CuPy (pip install -e '.[cuda12x]') and CUDA builds of JAX and PyTorch.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from benchmarks import (
     processes,
     registry,
     report,
+    step_code,
     table_data,
     table_report,
     table_runs,
@@ -28,6 +30,7 @@ from benchmarks import (
 )
 from benchmarks.contenders import child
 from benchmarks.contenders import kfac_np as ours
+from kfac_np.optimizers import MovingAverage
 
 ROOT = processes.ROOT
 posix = pytest.mark.skipif(os.name != "posix", reason="contenders are stopped by POSIX signals")
@@ -440,3 +443,24 @@ def test_a_quick_run_from_beginning_to_end(tmp_path):
         assert r["peak_bytes"] > 2**20
         assert {"numpy", "kfac_np", "python"} <= set(r["versions"])
         assert np.isfinite(r["rate"])
+
+
+# Code
+
+
+def test_the_lines_of_a_function():
+    average = MovingAverage()
+    found = step_code.lines(step_code.entered(lambda: average.epsilon(4)))
+    (name,) = found
+    functions, spanned, total = found[name]
+    assert (functions, spanned) == (1, len(inspect.getsourcelines(MovingAverage.epsilon)[0]))
+    assert total == len((ROOT / name).read_text(encoding="utf-8").splitlines())
+
+
+def test_the_code_that_a_step_enters(capsys):
+    assert step_code.main(["--steps", "2", "--files"]) == 0
+    printed = [line.replace(",", "").split() for line in capsys.readouterr().out.splitlines()]
+    (_, *total), files = printed[1], printed[4:]
+    assert {"kfac_np/optimizers/kfac.py", "kfac_np/layers/dense.py"} <= {name for name, *_ in files}
+    columns = zip(*(map(int, counts) for _, *counts in files), strict=True)
+    assert list(map(int, total)) == [len(files), *map(sum, columns)]
