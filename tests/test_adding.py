@@ -31,7 +31,8 @@ ROOT = Path(__file__).parent.parent
 ADDING = ROOT / "docs" / "adding.md"
 CONVOLUTIONS = ROOT / "docs" / "convolutions.md"
 RECIPES = ROOT / "docs" / "recipes.md"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+OF_ADDING = sorted((ROOT / "docs" / "adding").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [page for page in PAGES if page.exists()]
 
 
@@ -42,9 +43,10 @@ def code_blocks(page: Path) -> list[tuple[int, str]]:
     return [(text[: block.start(1)].count("\n"), block[1]) for block in found]
 
 
-def run(page: Path, replacements: dict[str, str] | None = None) -> dict[str, Any]:
-    """Run the Python of a page from top to bottom; return the names it leaves."""
+def run(page: Path, replacements: dict[str, str] | None = None, **names: object) -> dict[str, Any]:
+    """Run the Python of a page from top to bottom, with some names; return the names it leaves."""
     module = types.ModuleType("page")
+    module.__dict__.update(names)
     sys.modules["page"] = module  # dataclasses look their module up
     try:
         for line, block in code_blocks(page):
@@ -65,12 +67,39 @@ def annotations_as_text() -> int:
     return __future__.annotations.compiler_flag
 
 
-def test_recipes_run():
-    names = run(ADDING)
-    assert {"QuadraticDense", "Binomial", "TraceBlock", "pi_largest", "row_squares"} <= set(names)
-    assert {"CausalConv", "Temperature", "Jitter", "CentreBatch"} <= set(names)
-    checks = {"check_layer", "check_loss", "check_block", "check_curvature", "describe"}
-    assert checks <= set(names)
+# What each page of recipes defines and calls.
+RECIPE_NAMES = {
+    "block": {"TraceBlock", "check_block", "describe"},
+    "damping_rule": {"pi_largest", "check_curvature"},
+    "kernel": {"row_squares"},
+    "layer": {"QuadraticDense", "check_layer"},
+    "layer_extras": {"Jitter", "CentreBatch", "check_layer"},
+    "loss": {"Binomial", "check_loss"},
+    "shared_weights": {"CausalConv", "check_layer"},
+    "statistics": {"Temperature", "check_layer"},
+    "step_rule": {"Cautious"},
+}
+
+
+@pytest.mark.parametrize("page", OF_ADDING, ids=lambda page: page.stem)
+def test_recipes_run(page: Path):
+    assert RECIPE_NAMES[page.stem] <= set(run(page))
+
+
+def test_recipes_work_together():
+    assert {page.stem for page in OF_ADDING} == set(RECIPE_NAMES)
+    names: dict[str, Any] = {}
+    for page in OF_ADDING:
+        names |= run(page)
+    parts = {name: names[name] for name in re.findall(r"`(\w+)`", together())}
+    assert set(parts) == {"QuadraticDense", "Binomial", "TraceBlock", "pi_largest"}
+    run(ADDING, **parts)
+
+
+def together() -> str:
+    """What the index says in the section that has the code."""
+    text = ADDING.read_text(encoding="utf-8")
+    return text.partition("## All together")[2].partition("```")[0]
 
 
 def test_the_page_on_convolutions_is_true():
@@ -182,9 +211,10 @@ def test_weights_of_pytorch_give_its_outputs(name: str, shape: tuple[int, ...]):
     ],
 )
 def test_recipes_with_a_mistake_are_caught(right: str, wrong: str, law: str):
-    assert sum(block.count(right) for _, block in code_blocks(ADDING)) == 1
+    (page,) = [p for p in OF_ADDING for _, block in code_blocks(p) if right in block]
+    assert sum(block.count(right) for _, block in code_blocks(page)) == 1
     with pytest.raises(AssertionError, match=f"breaks the law '{law}'"):
-        run(ADDING, {right: wrong})
+        run(page, {right: wrong})
 
 
 # ------------------------------------------------------------------------------ names in backticks
