@@ -93,12 +93,17 @@ def numbers(text: str) -> list[int]:
     return found
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Print a line a step, and on demand a line a file."""
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=numbers, default=list(STEPS), metavar="N,N,...")
     parser.add_argument("--files", action="store_true", help="list the files of the first step")
-    args = parser.parse_args(words)
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Print a line a step, and on demand a line a file."""
+    args = arguments(words)
     found = default_steps(args.steps)
     print(f"{'step':18s} {'files':>6s} {'file lines':>11s} {'functions':>10s} {'their lines':>12s}")
     for k, files in found.items():

@@ -27,7 +27,7 @@ from kfac_np.figures import figures
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")]
-PAGES += sorted((ROOT / "docs").glob("*.md"))
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
 PROGRAMS = sorted([*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "examples").glob("*.py")])
 SOURCES = [page for page in [*PAGES, *PROGRAMS] if page.exists()]
 
@@ -111,8 +111,9 @@ def python(words: list[str]) -> None:
     if words[0] == "-m":
         assert importlib.util.find_spec(words[1]) is not None
         named = [word for word in words[2:] if "/" in word]
-    elif words[:2] == ["benchmarks/bench.py", "tables"]:
-        python(["benchmarks/tables.py", *words[2:]])
+    elif words[0] == "benchmarks/bench.py" and words[1:2] in (["tables"], ["code"]):
+        program = {"tables": "tables.py", "code": "step_code.py"}[words[1]]
+        python([f"benchmarks/{program}", *words[2:]])
         named = []
     elif words[0].startswith("benchmarks/"):
         arguments(words[0])(words[1:])
