@@ -139,12 +139,12 @@ if __name__ == "__main__":
     random, sizes = np.random.default_rng(0), (144, 64, 32, 3, 32, 64, 144)
     weights = [random.standard_normal((n, m)) / sqrt(m) for m, n in pairwise(sizes)]
     start = [np.column_stack([w, np.zeros(len(w))]) for w in weights]
-    batches, test = [[spots(random, 500)] * 2 for _ in range(300)], [spots(random, 2000)] * 2
+    batches, test = [[spots(random, 500)] * 2 for _ in range(200)], [spots(random, 2000)] * 2
     # The rate of SGD is the best of 0.01, 0.02, 0.03 and 0.05.
     runs = {"K-FAC": kfac(start, batches, 1.0, random), "SGD": sgd(start, batches, 0.03, 0.9)}
     for name, run in runs.items():
         began = time.perf_counter()
         for k, (W, *_) in enumerate(run, start=1):
-            if k in (1, 3, 10, 30, 100, 300):
+            if k in (1, 3, 10, 30, 100, 200):
                 seconds, loss = time.perf_counter() - began, evaluate(W, *test)[0]
                 print(f"{name:5} after {k:3} steps, {seconds:4.1f} s: test loss {loss:.3f}")
