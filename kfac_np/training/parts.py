@@ -272,6 +272,7 @@ def _optimizer_choices() -> dict[Any, dict[str, Any]]:
         },
         optimizers.GammaPolicy: {
             "search": optimizers.GammaSearch,
+            "relative": optimizers.RelativeGammaSearch,
             "coupled": optimizers.CoupledGamma,
         },
         fisher.FisherType: {
