@@ -32,7 +32,6 @@ _BAD_INPUT = (ConfigError, CurvatureError, DataError, InputError, CheckpointErro
 # What a caller in Python is advised, and how it is said on a command line.
 _AS_FLAGS = {
     "split=True": "--set optimizer.curvature.split=true",
-    "spread=False": "--set optimizer.statistics.spread=false",
     "with download=True": "with --download",
     "as argument or in": "with --data-dir DIR or in",
 }

@@ -104,8 +104,7 @@ class KFAC(Optimizer):
     gamma : GammaPolicy
         γ.
     moving_average : MovingAverage
-    statistics : Refresh
-        When the statistics are renewed; in every step by default.
+        Of the moments, and when they are renewed: in every step by default.
     refresh : Refresh
         When the factors are computed from them (T₃). With `Refresh(spread=True)` a few layers at
         a time, so that no step is slow; where γ is searched, all of them nevertheless.
@@ -160,7 +159,6 @@ class KFAC(Optimizer):
     damping: DampingPolicy = LevenbergMarquardt()
     gamma: GammaPolicy = RelativeGammaSearch()
     moving_average: MovingAverage = MovingAverage()
-    statistics: Refresh = Refresh(interval=1)
     refresh: Refresh = Refresh(interval=10, first=1)
     averaging: IterateAverage | None = IterateAverage(power=19.0)
     statistics_fraction: float | Schedule = Exponential(1.0, decay=0.8, minimum=1 / 8)
@@ -182,7 +180,6 @@ class KFAC(Optimizer):
         require_instance("KFAC damping", self.damping, DampingPolicy)
         require_instance("KFAC gamma", self.gamma, GammaPolicy)
         require_instance("KFAC moving_average", self.moving_average, MovingAverage)
-        require_instance("KFAC statistics", self.statistics, Refresh)
         require_instance("KFAC refresh", self.refresh, Refresh)
         require_instance("KFAC averaging", self.averaging, IterateAverage, optional=True)
         require_rate("KFAC statistics_fraction", self.statistics_fraction)
@@ -193,8 +190,6 @@ class KFAC(Optimizer):
         require_flag("KFAC relative", self.relative)
         require_instance("KFAC guard", self.guard, Guard, optional=True)
         require_integer("KFAC seed", self.seed, zero=True)
-        if self.statistics.spread:
-            raise ConfigError("KFAC statistics: expected spread=False, the layers share a pass")
         if self.refresh.spread and not self.curvature.separable:
             raise ConfigError(
                 "KFAC refresh: spread=True expected a curvature whose layers are factorised one by "
@@ -251,7 +246,7 @@ class KFAC(Optimizer):
     def _renew_moments(self, now: _Now) -> tuple[dict[str, Moments], Events]:
         """Moments on the first τ₁ of the mini-batch, put into the moving averages."""
         old, k = now.state.moments, now.k
-        if old and not self.statistics.due(k):
+        if old and not self.moving_average.due(k):
             return old, []
         fraction = value_at(self.statistics_fraction, k)
         require_fraction(f"KFAC statistics_fraction in step {k}", fraction)
@@ -261,7 +256,7 @@ class KFAC(Optimizer):
             self.curvature,
             now.state,
             lambda: self.curvature.estimate(part, self.fisher, rng, old or None),
-            self.moving_average.epsilon(self.statistics.count(k)),
+            self.moving_average.epsilon(k),
             now.checks,
         )
 

@@ -15,7 +15,7 @@ from kfac_np.errors import DivergenceError, InputError
 from kfac_np.objective import Evaluation
 from kfac_np.optimizers.kfac_state import KFACState
 from kfac_np.trees import Tree
-from kfac_np.validation import plain_fields, require_in
+from kfac_np.validation import plain_fields, require_in, require_integer
 
 __all__ = ["Events", "MovingAverage", "first_examples", "loss_per_parameter", "mixed"]
 
@@ -23,13 +23,23 @@ Events = list[tuple[Scalar | bool, LadderEvent]]
 """What has happened, if its condition holds."""
 
 _PROPORTION = 30.0  # of a batch's moments to their average, beyond which the batch counts for less
+_FIRST_STEPS = 3  # each with an estimate of its own
 _OF_LOSS = 10.0  # of the loss for each parameter: what tr F̂ may have been too small to show
 
 
 @final
 @dataclass(frozen=True)
 class MovingAverage:
-    """Moments ← ε moments + (1 - ε) new, ε = min(1 - 1/k, decay): a plain mean at first.
+    """Moments ← ε moments + (1 - ε) new, ε = min(1 - 1/n, decay) for the n-th estimate.
+
+    A plain mean at first.
+
+    Parameters
+    ----------
+    decay : float
+        In [0, 1).
+    interval : int
+        There is an estimate in the first three steps, and in those that it divides.
 
     References
     ----------
@@ -39,17 +49,27 @@ class MovingAverage:
     --------
     >>> MovingAverage().epsilon(1), MovingAverage().epsilon(4), MovingAverage().epsilon(1000)
     (0.0, 0.75, 0.95)
+    >>> [k for k in range(1, 20) if MovingAverage(interval=8).due(k)]
+    [1, 2, 3, 8, 16]
     """
 
     decay: float = 0.95
+    interval: int = 1
 
     def __post_init__(self) -> None:
         plain_fields(self)
         require_in("MovingAverage decay", self.decay, "[0, 1)")
+        require_integer("MovingAverage interval", self.interval)
+
+    def due(self, k: int) -> bool:
+        """Tell whether there is an estimate in step k."""
+        return k <= _FIRST_STEPS or k % self.interval == 0
 
     def epsilon(self, k: int) -> float:
-        """Weight of the old moments when they are renewed for the k-th time."""
-        return min(1.0 - 1.0 / k, self.decay)
+        """Weight of the old moments in step k, which has an estimate."""
+        first = min(k, _FIRST_STEPS)
+        estimates = first + k // self.interval - first // self.interval
+        return min(1.0 - 1.0 / estimates, self.decay)
 
 
 def first_examples(

@@ -11,6 +11,7 @@ from kfac_np.optimizers.averaging import IterateAverage
 from kfac_np.optimizers.damping import ConstantDamping, LevenbergMarquardt
 from kfac_np.optimizers.gamma import CoupledGamma, GammaSearch
 from kfac_np.optimizers.kfac import KFAC
+from kfac_np.optimizers.moments import MovingAverage
 from kfac_np.optimizers.quadratic_model import QuadraticModel
 from kfac_np.optimizers.schedules import Refresh, Schedule
 from kfac_np.optimizers.step_rules import FixedRate
@@ -132,9 +133,9 @@ def kfc_pre(
     >>> from kfac_np.losses import SoftmaxCrossEntropy
     >>> net = Sequential(Conv(1, 3, (3, 3)), Flatten())
     >>> kfac = kfc_pre(Objective(net, SoftmaxCrossEntropy()), rate=0.01)
-    >>> kfac.step_rule.kl_clip is None, kfac.statistics.interval
+    >>> kfac.step_rule.kl_clip is None, kfac.moving_average.interval
     (True, 5)
     """
     kfac = practical(objective, rate, momentum=momentum, damping=damping, kl_clip=None)
-    changes = {"statistics": Refresh(interval=5), **changes}
+    changes = {"moving_average": MovingAverage(interval=5), **changes}
     return replace(kfac, **changes)

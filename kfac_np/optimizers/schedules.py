@@ -278,14 +278,3 @@ class Refresh:
         return tuple(
             p for i, p in turns if (k - i * self.interval // len(paths)) % self.interval == 0
         )
-
-    def count(self, k: int) -> int:
-        """Count the steps up to k that are due.
-
-        Examples
-        --------
-        >>> [Refresh(interval=5, first=3).count(k) for k in (1, 3, 4, 5, 10)]
-        [1, 3, 3, 4, 5]
-        """
-        first = min(k, self.first)
-        return first + k // self.interval - first // self.interval

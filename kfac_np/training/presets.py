@@ -74,7 +74,7 @@ def variants() -> dict[str, Table]:
             **given,
             "step_rule": {"name": "fixed-rate", "rate": 0.01, "momentum": 0.9, "kl_clip": "none"},
             "damping": {"name": "constant", "value": 0.03},
-            "statistics": {"interval": 5},
+            "moving_average": {"interval": 5},
         },
     }
 

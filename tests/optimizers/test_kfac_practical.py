@@ -22,6 +22,7 @@ from kfac_np.optimizers import (
     FixedRate,
     Inverse,
     LevenbergMarquardt,
+    MovingAverage,
     Piecewise,
     Refresh,
     kfc_pre,
@@ -159,10 +160,15 @@ VARIANTS = [
     Variant(
         "statistics_now_and_then",
         case("relu_softmax"),
-        {"rate": 0.1, "kl_clip": 0.01, "statistics": Refresh(4, first=2), "refresh": Refresh(6, 1)},
+        {
+            "rate": 0.1,
+            "kl_clip": 0.01,
+            "moving_average": MovingAverage(interval=4),
+            "refresh": Refresh(6, 1),
+        },
         rate=lambda k: 0.1,
         clip=0.01,
-        statistics=(4, 2),
+        statistics=(4, 3),
         refresh=(6, 1),
     ),
 ]

@@ -71,7 +71,5 @@ def test_what_cannot_be_spread() -> None:
     spread = Refresh(spread=True)
     with pytest.raises(ConfigError, match="KFAC refresh: spread=True expected a curvature whose"):
         KFAC(CASE.objective, curvature=BlockTridiagonal(), refresh=spread)
-    with pytest.raises(ConfigError, match="KFAC statistics: expected spread=False"):
-        KFAC(CASE.objective, statistics=spread)
     with pytest.raises(ConfigError, match="Refresh spread: expected"):
         Refresh(spread=1)  # type: ignore[arg-type]
