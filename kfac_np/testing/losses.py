@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, final
 
 from kfac_np import trees
@@ -140,7 +140,7 @@ def shape(s: _Subject) -> None:
 def purity(s: _Subject) -> None:
     """Nothing that is passed in is written to."""
     for name, call, arguments in (
-        ("check", partial(check_targets, s.loss), (s.z, s.t)),
+        ("check", lambda z, t: check_targets(s.loss, z, t), (s.z, s.t)),
         ("value", s.loss.value, (s.z, s.t)),
         ("gradient", s.loss.gradient, (s.z, s.t)),
         ("hessian_product", s.loss.hessian_product, (s.z, s.u)),
