@@ -172,10 +172,7 @@ class Objective:
         """Outputs and cache, of arguments that are fit for it."""
         own = DeferredChecks() if checks is None else checks
         self._check_inputs(params, x, weights, own)
-        if rng is None:
-            z, cache = self.network.forward(params, x)
-        else:
-            z, cache = self.network.forward_random(params, x, rng.child())
+        z, cache = self.network.forward(params, x, None if rng is None else rng.child())
         if z.ndim < 2:
             raise ShapeError(f"network: expected outputs (N, ..., C), got shape {z.shape}")
         self.loss.check(z, t, own)

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import autograd.numpy as anp
 import numpy as np
-from toys import MaskedDropout, MeanOverPositions, MixPositions, Scaling
+from toys import MaskedDropout, MeanOverPositions, MixPositions, Scaling, Softsign
 
 from kfac_np import trees
 from kfac_np.backend import Backend, Rng, get_backend
@@ -87,20 +88,32 @@ def to_backend(backend: Backend, tree: Tree) -> Tree:
 # ---------------------------------------------------------------------------------------- layers
 
 
+def parts(layer: Layer) -> list[Layer]:
+    """A layer and all that it is made of."""
+    return [layer, *(part for child in trees.leaves(layer.children) for part in parts(child))]
+
+
 @dataclass(frozen=True)
 class LayerCase:
     """A layer and the shape of a batch of inputs, N first.
 
-    Where `classes` is given, inputs are integers below it.
+    Where `classes` is given, inputs are integers below it. `definition` is the map of the layer in
+    autograd.numpy, (params, x) -> y; without it, what tests/references/networks.py says.
     """
 
     name: str
     layer: Layer
     shape: tuple[int, ...]
     classes: int = 0
+    definition: Callable[[Tree, Any], Any] | None = None
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def has_hessian(self) -> bool:
+        """Whether it has second derivatives, which layers of the library must have."""
+        return not any(isinstance(part, Scaling | Softsign) for part in parts(self.layer))
 
     def host(self) -> tuple[Tree, HostArray]:
         """Parameters and inputs on the host."""
@@ -136,6 +149,7 @@ LAYERS: list[LayerCase] = [
     LayerCase("dense_sequence_no_bias", Dense(3, 2, bias=False), (4, 5, 3)),
     LayerCase("dense_two_shared_axes", Dense(2, 3), (3, 2, 4, 2)),
     *(LayerCase(f"{a!r}", a, (4, 6)) for a in ACTIVATIONS),
+    LayerCase("softsign", Softsign(), (4, 6), definition=lambda _, x: x / (1.0 + anp.abs(x))),
     LayerCase("tanh_image", Tanh(), (2, 3, 2, 2)),
     LayerCase("flatten_image", Flatten(), (3, 2, 3, 2)),
     LayerCase("flatten_vector", Flatten(), (3, 4)),

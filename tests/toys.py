@@ -8,7 +8,7 @@ from typing import Any, final
 
 from kfac_np.backend import Array, Backend, Rng, array_namespace, get_backend, to_numpy
 from kfac_np.errors import ShapeError
-from kfac_np.layers import Dropout, Layer
+from kfac_np.layers import Activation, Dropout, Layer
 from kfac_np.trees import Tree
 
 
@@ -37,7 +37,7 @@ class LinearOverPositions(Layer):
         m = xp.asarray(self.rows(positions), dtype=x.dtype, device=x.device)
         return (m.T if transpose else m) @ x
 
-    def forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:
+    def forward(self, params: Tree, x: Array, rng: Rng | None = None) -> tuple[Array, Tree]:
         shape = self.output_shape(x.shape[1:])
         y = self._apply(x, x.shape[1], transpose=False)
         return array_namespace(x).reshape(y, (x.shape[0], *shape)), x.shape[1:]
@@ -113,6 +113,18 @@ class PerExample:
 
 @final
 @dataclass(frozen=True)
+class Softsign(Activation):
+    """φ(x) = x / (1 + |x|), an activation in as few lines as one takes: it has no φ″."""
+
+    def value(self, x: Array) -> Array:
+        return x / (1.0 + abs(x))
+
+    def derivative(self, x: Array, y: Array) -> Array:
+        return (1.0 - abs(y)) ** 2
+
+
+@final
+@dataclass(frozen=True)
 class Scaling(Layer):
     """y = gain · scale · x on the last axis: parameters in a dict, a vector and a number."""
 
@@ -124,7 +136,7 @@ class Scaling(Layer):
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape
 
-    def forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:
+    def forward(self, params: Tree, x: Array, rng: Rng | None = None) -> tuple[Array, Tree]:
         return params["gain"] * params["scale"] * x, x
 
     def backward(
@@ -160,7 +172,7 @@ class MaskedDropout(Layer):
     def _mask(self, x: Array) -> Array:
         xp = array_namespace(x)
         ones = xp.ones(x.shape, dtype=xp.float64, device=x.device)
-        mask = Dropout(self.rate).forward_random((), ones, Rng(3))[1]
+        mask = Dropout(self.rate).forward((), ones, Rng(3))[1]
         return xp.astype(mask, x.dtype)
 
     def init(self, rng: Rng, backend: Backend) -> Tree:
@@ -169,7 +181,7 @@ class MaskedDropout(Layer):
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape
 
-    def forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:
+    def forward(self, params: Tree, x: Array, rng: Rng | None = None) -> tuple[Array, Tree]:
         mask = self._mask(x)
         return x * mask, mask
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kfac_np import trees
 from kfac_np.layers import Layer, Residual, Sequential
 
 __all__ = ["outline"]
@@ -50,19 +51,12 @@ def outline(network: Layer, input_shape: tuple[int, ...]) -> str:
 
 def _rows(layer: Layer, shape: tuple[int, ...], path: str, indent: str) -> Iterator[_Row]:
     if isinstance(layer, Sequential):
-        for i, child in enumerate(layer.layers):
-            yield from _rows(child, shape, _below(path, i), indent)
+        for place, child in trees.items(layer.children, path):
+            yield from _rows(child, shape, place, indent)
             shape = child.output_shape(shape)
     elif isinstance(layer, Residual):
-        if layer.shortcut is None:
-            yield from _rows(layer.inner, shape, path, f"{indent}  ")
-        else:
-            yield from _rows(layer.inner, shape, _below(path, 0), f"{indent}  ")
-            yield from _rows(layer.shortcut, shape, _below(path, 1), f"{indent}  ")
+        for place, child in trees.items(layer.children, path):
+            yield from _rows(child, shape, place, f"{indent}  ")
         yield path, f"{indent}Residual", layer.output_shape(shape)
     else:
         yield path, f"{indent}{layer!r}", layer.output_shape(shape)
-
-
-def _below(path: str, i: int) -> str:
-    return f"{path}.{i}" if path else str(i)

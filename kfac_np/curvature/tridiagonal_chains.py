@@ -62,7 +62,7 @@ def find_chains(network: Layer, params: Tree, *, split: bool = False) -> Chains:
     chains: list[tuple[str, ...]] = []
     current: list[str] = []
     reason = ""
-    for path, why in _walk(network, params, ""):
+    for path, why in _walk(network, [path for path, _ in trees.items(params)], ""):
         if path is not None:
             if chains and not current and not split:
                 raise CurvatureError(f"{reason}; split=True makes chains of what lies between")
@@ -73,38 +73,33 @@ def find_chains(network: Layer, params: Tree, *, split: bool = False) -> Chains:
     return (*chains, tuple(current)) if current else tuple(chains)
 
 
-def _walk(network: Layer, params: Tree, place: str) -> Steps:
-    """Paths of parameters in order; None where a chain ends, with the reason."""
-    if isinstance(network, Sequential):
-        found: Steps = []
-        for i, layer in enumerate(network.layers):
-            found += _walk(layer, params[i], f"{place}.{i}" if place else str(i))
-        return found
-    paths = [path for path, _ in trees.items(params, place)]
+def _walk(network: Layer, paths: list[str], place: str) -> Steps:
+    """Those of the paths that are below `place`, in order; None where a chain ends, and why."""
+    own = [path for path in paths if f"{path}.".startswith(f"{place}.") or not place]
+    children = dict(trees.items(network.children, place))
     at = f"layer {place}: " if place else ""
-    if isinstance(network, Residual) and paths:
-        return _walk_branches(network, params, place, at)
-    if paths and isinstance(network, Tied | Recurrent):
+    if isinstance(network, Sequential):
+        return [step for key, child in children.items() for step in _walk(child, own, key)]
+    if isinstance(network, Residual) and own:
+        return _walk_branches([_walk(child, own, key) for key, child in children.items()], at)
+    if own and isinstance(network, Tied | Recurrent):
         name = type(network).__name__
         why = f"a {name} is no link of a chain: it acts on what its own weights made"
-        return _each_alone(paths, f"{at}{why}")
-    if paths and isinstance(params, tuple | list | dict):
-        why = f"{network!r} has parameters {', '.join(paths)}, not one matrix"
-        return _each_alone(paths, f"{at}{why}")
-    return [(path, "") for path in paths]
+        return _each_alone(own, f"{at}{why}")
+    if own and own != [place]:
+        why = f"{network!r} has parameters {', '.join(own)}, not one matrix"
+        return _each_alone(own, f"{at}{why}")
+    return [(path, "") for path in own]
 
 
-def _walk_branches(network: Residual, params: Tree, place: str, at: str) -> Steps:
+def _walk_branches(branches: list[Steps], at: str) -> Steps:
+    """A sum of branches, none of which is coupled to another or to what lies outside."""
     why = f"{at}a Residual with parameters inside and others outside is not a chain: its input "
     end = (None, f"{why}reaches past them")
-    if network.shortcut is None:
-        return [end, *_walk(network.inner, params, place), end]
-    inner, shortcut = (
-        _walk(branch, params[i], f"{place}.{i}" if place else str(i))
-        for i, branch in enumerate((network.inner, network.shortcut))
-    )
     why = f"{at}a Residual with parameters in inner and shortcut is not a chain: the two lie "
-    return [end, *inner, (None, f"{why}side by side"), *shortcut, end]
+    between = (None, f"{why}side by side")
+    first, *others = branches
+    return [end, *first, *(step for branch in others for step in (between, *branch)), end]
 
 
 def _each_alone(paths: list[str], why: str) -> Steps:

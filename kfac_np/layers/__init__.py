@@ -16,26 +16,25 @@ from kfac_np.layers.activations import (
 )
 from kfac_np.layers.attention import MultiHeadAttention
 from kfac_np.layers.base import Layer
-from kfac_np.layers.batch_norm import BatchNorm, FixedNorm
-from kfac_np.layers.containers import Residual, Sequential
+from kfac_np.layers.containers import Sequential, Tied
 from kfac_np.layers.conv_transpose import ConvTranspose
 from kfac_np.layers.convolution import Conv
 from kfac_np.layers.dense import Dense
 from kfac_np.layers.dropout import Dropout
 from kfac_np.layers.embedding import Embedding, standard_normal
-from kfac_np.layers.flatten import Flatten
-from kfac_np.layers.global_pooling import (
+from kfac_np.layers.initializers import Initializer, fan_in_normal, glorot, he, sparse
+from kfac_np.layers.normalization import Normalization
+from kfac_np.layers.norms import BatchNorm, FixedNorm, GroupNorm, LayerNorm, RMSNorm
+from kfac_np.layers.pooling import (
     AdaptiveAveragePool,
+    AveragePool,
     GlobalAveragePool,
     GlobalMaxPool,
+    MaxPool,
 )
-from kfac_np.layers.initializers import Initializer, fan_in_normal, glorot, he, sparse
-from kfac_np.layers.normalization import GroupNorm, LayerNorm, RMSNorm
-from kfac_np.layers.normalization_base import Normalization
-from kfac_np.layers.pooling import AveragePool, MaxPool
 from kfac_np.layers.recurrent import Recurrent
-from kfac_np.layers.reshape import Reshape
-from kfac_np.layers.tied import Tied
+from kfac_np.layers.reshape import Flatten, Reshape
+from kfac_np.layers.residual import Residual
 from kfac_np.layers.uses import merge_uses
 
 __all__ = [

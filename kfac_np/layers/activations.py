@@ -1,4 +1,4 @@
-"""Elementwise activations: a value and two derivatives each."""
+"""Elementwise activations: a value and its derivatives each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import final
 
 from kfac_np.backend import (
     Array,
-    Backend,
     Rng,
     array_namespace,
     clip,
@@ -21,7 +20,8 @@ from kfac_np.backend import (
     softplus,
     tanh_vjp,
 )
-from kfac_np.layers.base import Layer
+from kfac_np.errors import CurvatureError
+from kfac_np.layers.base import Parameterless
 from kfac_np.trees import Tree
 from kfac_np.validation import plain_fields, require_in
 
@@ -39,8 +39,8 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Activation(Layer):
-    """y = φ(x), elementwise. A subclass gives φ, φ′ and φ″.
+class Activation(Parameterless):
+    """y = φ(x), elementwise. A subclass gives φ and φ′, and φ″ for products with the Hessian.
 
     Examples
     --------
@@ -58,66 +58,44 @@ class Activation(Layer):
     def derivative(self, x: Array, y: Array) -> Array:
         """φ′(x), given y = φ(x)."""
 
-    @abstractmethod
     def second_derivative(self, x: Array, y: Array) -> Array:
-        """φ″(x), given y = φ(x)."""
+        """φ″(x), given y = φ(x); optional, for Hessian products only."""
+        raise CurvatureError(
+            f"{self!r}: expected an activation with second_derivative for a Hessian product; "
+            "Fisher and GGN products do without"
+        )
 
-    def pull(self, g: Array, x: Array, y: Array) -> Array:
-        """g · φ′(x), given y = φ(x): what a subclass may know a faster way to.
-
-        Parameters
-        ----------
-        g : Array, shape ([K,] *shape of x)
-        """
+    def vjp(self, g: Array, x: Array, y: Array) -> Array:
+        """g · φ′(x), given y = φ(x), for g of shape ([K,] *shape of x); may know a faster way."""
         return g * self.derivative(x, y)
-
-    def init(self, rng: Rng, backend: Backend) -> Tree:
-        return ()
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape
 
-    def forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:
+    def forward(self, params: Tree, x: Array, rng: Rng | None = None) -> tuple[Array, Tree]:
         y = self.value(x)
         return y, (x, y)
 
-    def backward(
-        self, params: Tree, cache: Tree, g: Array, wrt_input: bool = True
-    ) -> tuple[Array | None, Tree]:
-        return (self.pull(g, *cache) if wrt_input else None), ()
+    def _tangent(self, cache: Tree, dx: Array) -> Array:
+        return self.vjp(dx, *cache)
 
-    def jvp(self, params: Tree, cache: Tree, dx: Array | None, dparams: Tree) -> Array | None:
-        return None if dx is None else self.pull(dx, *cache)
+    def _transpose(self, cache: Tree, g: Array) -> Array:
+        return self.vjp(g, *cache)
 
     def backward_jvp(
-        self,
-        params: Tree,
-        cache: Tree,
-        g: Array,
-        dx: Array | None,
-        dparams: Tree,
-        dg: Array | None,
+        self, params: Tree, cache: Tree, g: Array, dx: Array | None, dparams: Tree, dg: Array | None
     ) -> tuple[Array | None, Tree]:
-        parts = []
-        if dg is not None:
-            parts.append(self.pull(dg, *cache))
+        ddx = None if dg is None else self.vjp(dg, *cache)
         if dx is not None:
-            parts.append(g * dx * self.second_derivative(*cache))
-        if not parts:
-            return None, ()
-        return parts[0] if len(parts) == 1 else parts[0] + parts[1], ()
+            change = g * dx * self.second_derivative(*cache)
+            ddx = change if ddx is None else ddx + change
+        return ddx, ()
 
 
 @final
 @dataclass(frozen=True)
 class Identity(Activation):
-    """φ(x) = x.
-
-    Examples
-    --------
-    >>> Identity().value(3.0)
-    3.0
-    """
+    """φ(x) = x."""
 
     def value(self, x: Array) -> Array:
         return x
@@ -128,18 +106,14 @@ class Identity(Activation):
     def second_derivative(self, x: Array, y: Array) -> Array:
         return array_namespace(x).zeros_like(x)
 
+    def vjp(self, g: Array, x: Array, y: Array) -> Array:
+        return g
+
 
 @final
 @dataclass(frozen=True)
 class Tanh(Activation):
-    """φ(x) = tanh(x).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> Tanh().value(np.zeros(1))
-    array([0.])
-    """
+    """φ(x) = tanh(x)."""
 
     def value(self, x: Array) -> Array:
         return array_namespace(x).tanh(x)
@@ -150,21 +124,14 @@ class Tanh(Activation):
     def second_derivative(self, x: Array, y: Array) -> Array:
         return -2.0 * y * (1.0 - y * y)
 
-    def pull(self, g: Array, x: Array, y: Array) -> Array:
+    def vjp(self, g: Array, x: Array, y: Array) -> Array:
         return tanh_vjp(g, y)
 
 
 @final
 @dataclass(frozen=True)
 class Logistic(Activation):
-    """φ(x) = 1 / (1 + exp(-x)).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> Logistic().value(np.zeros(1))
-    array([0.5])
-    """
+    """φ(x) = 1 / (1 + exp(-x))."""
 
     def value(self, x: Array) -> Array:
         return logistic(x)
@@ -175,21 +142,14 @@ class Logistic(Activation):
     def second_derivative(self, x: Array, y: Array) -> Array:
         return y * (1.0 - y) * (1.0 - 2.0 * y)
 
-    def pull(self, g: Array, x: Array, y: Array) -> Array:
+    def vjp(self, g: Array, x: Array, y: Array) -> Array:
         return logistic_vjp(g, y)
 
 
 @final
 @dataclass(frozen=True)
 class ReLU(Activation):
-    """φ(x) = max(x, 0), with φ′(0) = 0.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> ReLU().value(np.asarray([-1.0, 2.0]))
-    array([0., 2.])
-    """
+    """φ(x) = max(x, 0), with φ′(0) = 0."""
 
     def value(self, x: Array) -> Array:
         return rectify(x)
@@ -200,7 +160,7 @@ class ReLU(Activation):
     def second_derivative(self, x: Array, y: Array) -> Array:
         return array_namespace(x).zeros_like(x)
 
-    def pull(self, g: Array, x: Array, y: Array) -> Array:
+    def vjp(self, g: Array, x: Array, y: Array) -> Array:
         return leaky_vjp(g, x)
 
 
@@ -213,12 +173,6 @@ class LeakyReLU(Activation):
     ----------
     slope : float
         In [0, 1].
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> LeakyReLU(0.1).value(np.asarray([-1.0, 2.0]))
-    array([-0.1,  2. ])
     """
 
     slope: float = 0.01
@@ -237,7 +191,7 @@ class LeakyReLU(Activation):
     def second_derivative(self, x: Array, y: Array) -> Array:
         return array_namespace(x).zeros_like(x)
 
-    def pull(self, g: Array, x: Array, y: Array) -> Array:
+    def vjp(self, g: Array, x: Array, y: Array) -> Array:
         return leaky_vjp(g, x, self.slope)
 
 
@@ -267,14 +221,7 @@ class Softplus(Activation):
 @final
 @dataclass(frozen=True)
 class SiLU(Activation):
-    """φ(x) = x σ(x), also called swish.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> SiLU().value(np.zeros(1))
-    array([0.])
-    """
+    """φ(x) = x σ(x), also called swish."""
 
     def value(self, x: Array) -> Array:
         return x * logistic(x)
@@ -296,12 +243,6 @@ class GELU(Activation):
     References
     ----------
     Hendrycks & Gimpel 2016, arXiv:1606.08415, §2.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> GELU().value(np.asarray([1.0]))
-    array([0.84134475])
     """
 
     def value(self, x: Array) -> Array:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 from kfac_np.backend import Array, Backend, Rng, append_ones, array_namespace, softmax
 from kfac_np.errors import InputError, ShapeError
+from kfac_np.layers import affine
 from kfac_np.layers.base import Layer
-from kfac_np.layers.dense import affine_statistics, on_last_axis
 from kfac_np.layers.initializers import Initializer, glorot
-from kfac_np.layers.parameters import draw_matrix
 from kfac_np.trees import Tree
-from kfac_np.validation import plain_fields, require_callable, require_flag, require_sizes
+from kfac_np.validation import require_flag
 
 __all__ = ["MultiHeadAttention"]
 
@@ -21,7 +20,7 @@ PROJECTIONS = "query", "key", "value", "output"
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MultiHeadAttention(Layer):
     """y = W̄_o [c; 1], c = softmax(q kᵀ / √d_head) v in each head, on sequences (N, S, d_model).
 
@@ -63,47 +62,38 @@ class MultiHeadAttention(Layer):
     heads: int
     bias: bool = True
     causal: bool = False
-    initializer: Initializer = glorot
+    initializer: Initializer = field(default=glorot, repr=False)
 
     def __post_init__(self) -> None:
-        plain_fields(self)
-        require_sizes("MultiHeadAttention", d_model=self.d_model, heads=self.heads)
-        require_flag("MultiHeadAttention bias", self.bias)
+        affine.check(self, "d_model", "heads")
         require_flag("MultiHeadAttention causal", self.causal)
-        require_callable("MultiHeadAttention initializer", self.initializer)
         if self.d_model % self.heads:
             raise InputError(
                 f"MultiHeadAttention: expected heads to divide d_model, got {self.heads} heads "
                 f"for {self.d_model} numbers"
             )
 
-    def __repr__(self) -> str:
-        bias = "" if self.bias else ", bias=False"
-        causal = ", causal=True" if self.causal else ""
-        return f"MultiHeadAttention({self.d_model}, {self.heads}{bias}{causal})"
-
     def init(self, rng: Rng | int, backend: Backend) -> Tree:
-        shape, draw, streams = (self.d_model, self.d_model), self.initializer, Rng.of(rng).spawn()
+        shape, streams = (self.d_model, self.d_model), Rng.of(rng).spawn()
         return {
-            name: draw_matrix(self, draw, streams.child(name), shape, backend, bias=self.bias)
+            name: affine.draw(self, streams.child(name), shape, backend, self.bias)
             for name in PROJECTIONS
         }
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if len(shape) != 2 or shape[1] != self.d_model or 0 in shape:
-            came = ", ".join(map(str, ("N", *shape)))
-            raise ShapeError(f"{self!r}: expected inputs (N, S, {self.d_model}), got ({came})")
+            raise self.wrong_inputs(f"(N, S, {self.d_model})", shape)
         return shape
 
     def backward_size(self, shape: tuple[int, ...]) -> int:
         s, d = shape
         return 4 * s * d + self.heads * s * s
 
-    def forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:
+    def forward(self, params: Tree, x: Array, rng: Rng | None = None) -> tuple[Array, Tree]:
         self.output_shape(x.shape[1:])
         self._require_parameters(params)
         a = self._homogeneous(x)
-        q, k, v = (self._split(on_last_axis(a, params[name].T)) for name in PROJECTIONS[:3])
+        q, k, v = (self._split(affine.product(a, params[name].T)) for name in PROJECTIONS[:3])
         xp = array_namespace(x)
         scores = (q @ xp.matrix_transpose(k)) * self._scale
         if self.causal:
@@ -113,31 +103,25 @@ class MultiHeadAttention(Layer):
         p = softmax(scores)
         c = self._homogeneous(self._merge(p @ v))
         cache = {"a": a, "q": q, "k": k, "v": v, "p": p, "c": c}
-        return on_last_axis(c, params["output"].T), cache
+        return affine.product(c, params["output"].T), cache
 
     def backward(
         self, params: Tree, cache: Tree, g: Array, wrt_input: bool = True
     ) -> tuple[Array | None, Tree]:
         derivatives = self._derivatives(params, cache, g)
         statistics = {
-            name: affine_statistics(cache["a"], derivatives[name]) for name in PROJECTIONS[:3]
+            name: affine.statistics(cache["a"], derivatives[name]) for name in PROJECTIONS[:3]
         }
-        statistics["output"] = affine_statistics(cache["c"], g)
+        statistics["output"] = affine.statistics(cache["c"], g)
         return (self._to_input(params, derivatives) if wrt_input else None), statistics
 
     def jvp(self, params: Tree, cache: Tree, dx: Array | None, dparams: Tree) -> Array:
         dc = self._merge(self._tangents(params, cache, dx, dparams)["o"])
-        moved = on_last_axis(cache["c"], dparams["output"].T)
-        return moved + on_last_axis(dc, self._weights(params, "output").T)
+        moved = affine.product(cache["c"], dparams["output"].T)
+        return moved + affine.product(dc, self._weights(params, "output").T)
 
     def backward_jvp(
-        self,
-        params: Tree,
-        cache: Tree,
-        g: Array,
-        dx: Array | None,
-        dparams: Tree,
-        dg: Array | None,
+        self, params: Tree, cache: Tree, g: Array, dx: Array | None, dparams: Tree, dg: Array | None
     ) -> tuple[Array, Tree]:
         t = self._tangents(params, cache, dx, dparams)
         first = self._derivatives(params, cache, g)
@@ -150,9 +134,9 @@ class MultiHeadAttention(Layer):
             inputs, d_inputs = cache["a"], dx
             if name == "output":
                 inputs, d_inputs = cache["c"], self._merge(t["o"])
-            dgradient[name] = affine_statistics(inputs, second[name]).gradient()
+            dgradient[name] = affine.statistics(inputs, second[name]).gradient()
             if d_inputs is not None:
-                moved = affine_statistics(d_inputs, first[name]).gradient()
+                moved = affine.statistics(d_inputs, first[name]).gradient()
                 dgradient[name][:, : self.d_model] += moved
         return ddx, dgradient
 
@@ -164,7 +148,7 @@ class MultiHeadAttention(Layer):
         """Derivatives with respect to the outputs of the projections, ([K,] N, S, d_model)."""
         xp = array_namespace(g)
         q, k, v, p = (cache[name] for name in ("q", "k", "v", "p"))
-        go = self._split(on_last_axis(g, self._weights(params, "output")))
+        go = self._split(affine.product(g, self._weights(params, "output")))
         gs = _softmax_product(p, go @ xp.matrix_transpose(v)) * self._scale
         each = {
             "query": gs @ k,
@@ -180,9 +164,9 @@ class MultiHeadAttention(Layer):
         xp = array_namespace(cache["a"])
         t = {}
         for short, name in zip("qkv", PROJECTIONS[:3], strict=True):
-            moved = on_last_axis(cache["a"], dparams[name].T)
+            moved = affine.product(cache["a"], dparams[name].T)
             if dx is not None:
-                moved += on_last_axis(dx, self._weights(params, name).T)
+                moved += affine.product(dx, self._weights(params, name).T)
             t[short] = self._split(moved)
         ds = t["q"] @ xp.matrix_transpose(cache["k"]) + cache["q"] @ xp.matrix_transpose(t["k"])
         t["p"] = _softmax_product(cache["p"], ds * self._scale)
@@ -201,10 +185,10 @@ class MultiHeadAttention(Layer):
         """How `_derivatives` move with the tangents t, dparams and dg."""
         xp = array_namespace(g)
         q, k, v, p = (cache[name] for name in ("q", "k", "v", "p"))
-        go = self._split(on_last_axis(g, self._weights(params, "output")))
+        go = self._split(affine.product(g, self._weights(params, "output")))
         dg = xp.zeros_like(g) if dg is None else dg
-        moved = on_last_axis(g, self._weights(dparams, "output"))
-        dgo = self._split(moved + on_last_axis(dg, self._weights(params, "output")))
+        moved = affine.product(g, self._weights(dparams, "output"))
+        dgo = self._split(moved + affine.product(dg, self._weights(params, "output")))
         gp = go @ xp.matrix_transpose(v)
         dgp = dgo @ xp.matrix_transpose(v) + go @ xp.matrix_transpose(t["v"])
         gs = _softmax_product(p, gp) * self._scale
@@ -220,9 +204,10 @@ class MultiHeadAttention(Layer):
         return {**{name: self._merge(d) for name, d in each.items()}, "output": dg}
 
     def _to_input(self, params: Tree, derivatives: dict[str, Array]) -> Array:
-        """Sum over q, k and v of their derivatives, carried to the input."""
+        """Sum over q, k and v of their derivatives, backpropagated to the input."""
         q, k, v = (
-            on_last_axis(derivatives[name], self._weights(params, name)) for name in PROJECTIONS[:3]
+            affine.product(derivatives[name], self._weights(params, name))
+            for name in PROJECTIONS[:3]
         )
         return q + k + v
 

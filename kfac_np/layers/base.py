@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from typing import Any
 
 from kfac_np import trees
 from kfac_np.backend import Array, Backend, DeferredChecks, Rng, require_finite, require_float
-from kfac_np.errors import CurvatureError, InputError
+from kfac_np.errors import CurvatureError, InputError, ShapeError
 from kfac_np.trees import Tree
 
-__all__ = ["Layer"]
+__all__ = ["Layer", "Parameterless"]
 
 
 class Layer(ABC):
@@ -34,12 +35,24 @@ class Layer(ABC):
     ((5, 2), (5, 3), (2, 4))
     """
 
-    @abstractmethod
+    def __repr__(self) -> str:
+        """The call that makes the layer: settings without a default, and those that differ."""
+        settings: dict[str, Any] = getattr(self, "__dataclass_fields__", {})
+        shown = []
+        for name, field in settings.items():
+            value = getattr(self, name)
+            if field.default is dataclasses.MISSING:
+                shown.append(repr(value))
+            elif field.repr and value != field.default:
+                shown.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
     def init(self, rng: Rng, backend: Backend) -> Tree:
         """Draw initial parameters; `()` for a layer without any.
 
         The layers of this library take a seed for `rng`, too.
         """
+        return ()
 
     @abstractmethod
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -52,16 +65,13 @@ class Layer(ABC):
         """
 
     @abstractmethod
-    def forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:
-        """Map inputs (N, ...) to outputs, and keep in the cache what the other methods need."""
+    def forward(self, params: Tree, x: Array, rng: Rng | None = None) -> tuple[Array, Tree]:
+        """Map inputs (N, ...) to outputs, and keep in the cache what the other methods need.
 
-    def forward_random(self, params: Tree, x: Array, rng: Rng) -> tuple[Array, Tree]:
-        """`forward` in training, with random numbers for the layers that draw some (Dropout).
-
-        Other layers do not look at `rng`. What draws from children of it takes those of
-        `Rng.spawn`, so that the next pass draws others.
+        With `rng` it is a pass in training: layers that draw random numbers (Dropout) draw them
+        from it, and others do not look at it. What draws from children of it takes those of
+        `Rng.spawn`, so that the next pass draws others. Without `rng` nothing is drawn.
         """
-        return self.forward(params, x)
 
     def evaluation(self, params: Tree, x: Array) -> tuple[Layer, Array]:
         """The layer as it is used after training, and what it makes of x.
@@ -72,9 +82,31 @@ class Layer(ABC):
         return self, self.forward(params, x)[0]
 
     @property
+    def children(self) -> Tree:
+        """The layers that this one is made of, in the structure of its parameters; `()` if none.
+
+        A layer in the place of a tuple says that all parameters are those of that layer.
+        """
+        return ()
+
+    @property
     def couples_examples(self) -> bool:
         """Whether an example's output depends on the other examples (batch statistics)."""
-        return False
+        return any(child.couples_examples for child in trees.leaves(self.children))
+
+    def at(self, path: str) -> Layer:
+        """The innermost layer that owns the parameter at `path`."""
+        for place, child in trees.items(self.children):
+            if not place:
+                return child.at(path)
+            if f"{path}.".startswith(f"{place}."):
+                return child.at(path[len(place) + 1 :])
+        return self
+
+    def wrong_inputs(self, expected: str, shape: tuple[int, ...]) -> ShapeError:
+        """The error of `output_shape`, to be raised: inputs of an example's `shape` came."""
+        came = ", ".join(map(str, ("N", *shape)))
+        return ShapeError(f"{self!r}: expected inputs {expected}, got ({came})")
 
     def check_inputs(self, x: Array, checks: DeferredChecks) -> None:
         """Raise `InputError` unless x has a dtype and values that the layer takes.
@@ -87,10 +119,6 @@ class Layer(ABC):
     def input_dtype(self, like: Array) -> Any:
         """The dtype of inputs, given an array of parameters: theirs, unless inputs are indices."""
         return like.dtype
-
-    def at(self, path: str) -> Layer:
-        """The innermost layer that owns the parameter at `path`."""
-        return self
 
     @abstractmethod
     def backward(
@@ -111,13 +139,7 @@ class Layer(ABC):
         """Directional derivative of the output along (dx, dparams); None stands for zero."""
 
     def backward_jvp(
-        self,
-        params: Tree,
-        cache: Tree,
-        g: Array,
-        dx: Array | None,
-        dparams: Tree,
-        dg: Array | None,
+        self, params: Tree, cache: Tree, g: Array, dx: Array | None, dparams: Tree, dg: Array | None
     ) -> tuple[Array | None, Tree]:
         """Directional derivative of `backward` along (dx, dparams, dg), for Hessian products.
 
@@ -159,3 +181,41 @@ class Layer(ABC):
     def backward_size(self, shape: tuple[int, ...]) -> int:
         """Numbers that one backward pass keeps for an example with inputs of `shape`."""
         return math.prod(self.output_shape(shape))
+
+
+class Parameterless(Layer):
+    """A layer without parameters: dy = J dx, for a matrix J that the cache determines.
+
+    `backward_jvp` is that of a J that does not move with x, where the layer is linear or
+    piecewise linear; others override it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kfac_np.layers import Flatten
+    >>> layer, x = Flatten(), np.ones((5, 2, 3))
+    >>> y, cache = layer.forward((), x)
+    >>> layer.jvp((), cache, x, ()).shape, layer.backward((), cache, y)[0].shape
+    ((5, 6), (5, 2, 3))
+    """
+
+    @abstractmethod
+    def _tangent(self, cache: Tree, dx: Array) -> Array:
+        """J dx."""
+
+    @abstractmethod
+    def _transpose(self, cache: Tree, g: Array) -> Array:
+        """Jᵀ g, for g of shape ([K,] N, ...)."""
+
+    def backward(
+        self, params: Tree, cache: Tree, g: Array, wrt_input: bool = True
+    ) -> tuple[Array | None, Tree]:
+        return (self._transpose(cache, g) if wrt_input else None), ()
+
+    def jvp(self, params: Tree, cache: Tree, dx: Array | None, dparams: Tree) -> Array | None:
+        return None if dx is None else self._tangent(cache, dx)
+
+    def backward_jvp(
+        self, params: Tree, cache: Tree, g: Array, dx: Array | None, dparams: Tree, dg: Array | None
+    ) -> tuple[Array | None, Tree]:
+        return (None if dg is None else self._transpose(cache, dg)), ()

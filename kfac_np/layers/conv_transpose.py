@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, final
 
@@ -16,7 +16,6 @@ from kfac_np.layers.spatial import (
     check_budget,
     check_channels,
     check_padding,
-    options,
     padding_pairs,
     per_axis,
     require_channels,
@@ -29,7 +28,7 @@ __all__ = ["ConvTranspose"]
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ConvTranspose(Layer):
     """The transposed convolution ("deconvolution"): the adjoint of a strided one, with weights.
 
@@ -73,8 +72,8 @@ class ConvTranspose(Layer):
     output_padding: int | tuple[int, ...] = 0
     groups: int = 1
     bias: bool = True
-    initializer: Initializer = he
-    budget_bytes: int | None = None
+    initializer: Initializer = field(default=he, repr=False)
+    budget_bytes: int | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -85,10 +84,9 @@ class ConvTranspose(Layer):
         check_budget(name, self.budget_bytes)
         given: Any = self.output_padding
         extra = given if isinstance(given, tuple) else (given,) * axes
-        whole = all(map(is_integer, extra))
         stride = per_axis(self.stride, axes)
         if not (
-            whole
+            all(map(is_integer, extra))
             and len(extra) == axes
             and all(0 <= o < s for o, s in zip(extra, stride, strict=True))
         ):
@@ -96,13 +94,6 @@ class ConvTranspose(Layer):
                 f"{name}: expected output_padding to be at least 0 and less than the stride "
                 f"{self.stride}, got {self.output_padding!r}"
             )
-
-    def __repr__(self) -> str:
-        extra = options(
-            self, stride=1, dilation=1, padding=0, output_padding=0, groups=1, bias=True
-        )
-        start = f"{self.c_in}, {self.c_out}, {self.kernel}"
-        return f"ConvTranspose({', '.join([start, *extra])})"
 
     @cached_property
     def _conv(self) -> Conv:
@@ -133,12 +124,9 @@ class ConvTranspose(Layer):
         try:
             return self._conv.output_shape((*self._stuffed_size(shape[:-1]), self.c_in))
         except ShapeError:
-            came = ", ".join(map(str, ("N", *shape)))
-            raise ShapeError(
-                f"{self!r}: expected inputs of which padding leaves something, got ({came})"
-            ) from None
+            raise self.wrong_inputs("of which padding leaves something", shape) from None
 
-    def forward(self, params: Array, x: Array) -> tuple[Array, Tree]:
+    def forward(self, params: Array, x: Array, rng: Rng | None = None) -> tuple[Array, Tree]:
         self.output_shape(x.shape[1:])
         return self._conv.forward(params, self._stuff(x))
 
@@ -152,13 +140,7 @@ class ConvTranspose(Layer):
         return self._conv.jvp(params, cache, None if dx is None else self._stuff(dx), dparams)
 
     def backward_jvp(
-        self,
-        params: Array,
-        cache: Tree,
-        g: Array,
-        dx: Array | None,
-        dparams: Array,
-        dg: Array | None,
+        self, params: Tree, cache: Tree, g: Array, dx: Array | None, dparams: Tree, dg: Array | None
     ) -> tuple[Array, Array]:
         dx = None if dx is None else self._stuff(dx)
         ddx, dgradient = self._conv.backward_jvp(params, cache, g, dx, dparams, dg)

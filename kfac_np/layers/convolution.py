@@ -6,7 +6,7 @@ Arrays are (N, *spatial, C), channels last: see `kfac_np.backend.patches` for wh
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import final
 
 from kfac_np.backend import (
@@ -21,6 +21,7 @@ from kfac_np.backend import (
     transposed_product,
 )
 from kfac_np.errors import ShapeError
+from kfac_np.layers import affine
 from kfac_np.layers.base import Layer
 from kfac_np.layers.initializers import Initializer, he
 from kfac_np.layers.spatial import (
@@ -29,12 +30,9 @@ from kfac_np.layers.spatial import (
     check_budget,
     check_channels,
     check_padding,
-    init_kernel,
-    options,
     padding_pairs,
     per_axis,
     require_channels,
-    require_kernel,
 )
 from kfac_np.statistics import AffineStatistics, GroupedStatistics
 from kfac_np.trees import Tree
@@ -44,7 +42,7 @@ __all__ = ["Conv"]
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Conv(Layer):
     """s_t = W̄ ā_t at every location t, ā_t the patch of the input at t with a 1 appended.
 
@@ -101,8 +99,8 @@ class Conv(Layer):
     padding: Padding = 0
     groups: int = 1
     bias: bool = True
-    initializer: Initializer = he
-    budget_bytes: int | None = None
+    initializer: Initializer = field(default=he, repr=False)
+    budget_bytes: int | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -110,10 +108,6 @@ class Conv(Layer):
         check_channels("Conv", self)
         check_padding("Conv", self.padding, len(self.kernel), ("same", "valid"))
         check_budget("Conv", self.budget_bytes)
-
-    def __repr__(self) -> str:
-        extra = options(self, stride=1, dilation=1, padding=0, groups=1, bias=True)
-        return f"Conv({', '.join([f'{self.c_in}, {self.c_out}, {self.kernel}', *extra])})"
 
     def geometry(self, size: tuple[int, ...]) -> Geometry:
         """Where the kernel looks in an input of the given spatial size."""
@@ -129,7 +123,15 @@ class Conv(Layer):
         return replace(free, padding=padding_pairs(self.padding, axes))
 
     def init(self, rng: Rng | int, backend: Backend) -> Array:
-        return init_kernel(self, rng, backend)
+        shape = self.c_out // self.groups, self.kernel_columns
+        if self.groups == 1:
+            return affine.draw(self, rng, shape, backend, self.bias)
+        streams = Rng.of(rng).spawn()
+        each = [
+            affine.draw(self, streams.child(i), shape, backend, self.bias)
+            for i in range(self.groups)
+        ]
+        return backend.xp.stack(each)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         require_channels(self, len(self.kernel), self.c_in, shape)
@@ -139,11 +141,13 @@ class Conv(Layer):
             raise error.within(repr(self)) from None
         return (*out, self.c_out)
 
-    def forward(self, params: Array, x: Array) -> tuple[Array, Tree]:
+    def forward(self, params: Array, x: Array, rng: Rng | None = None) -> tuple[Array, Tree]:
         self.output_shape(x.shape[1:])
-        require_kernel(self, params)
-        groups = self._patches(x, self.bias)
-        return self._products(params, groups), (groups, x.shape[1:])
+        groups = () if self.groups == 1 else (self.groups,)
+        columns = self.kernel_columns + self.bias
+        affine.require(self, params, (*groups, self.c_out // self.groups, columns))
+        patches = self._patches(x, self.bias)
+        return self._products(params, patches), (patches, x.shape[1:])
 
     def backward(
         self, params: Array, cache: Tree, g: Array, wrt_input: bool = True
@@ -161,13 +165,7 @@ class Conv(Layer):
         return dy
 
     def backward_jvp(
-        self,
-        params: Array,
-        cache: Tree,
-        g: Array,
-        dx: Array | None,
-        dparams: Array,
-        dg: Array | None,
+        self, params: Tree, cache: Tree, g: Array, dx: Array | None, dparams: Tree, dg: Array | None
     ) -> tuple[Array, Array]:
         # The input derivative is linear in g and in W̄, the gradient in g and in the patches.
         groups, shape = cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 from kfac_np.backend import (
@@ -15,12 +15,12 @@ from kfac_np.backend import (
     require_array,
     require_indices,
 )
-from kfac_np.errors import InputError, ShapeError
+from kfac_np.errors import InputError
+from kfac_np.layers import affine
 from kfac_np.layers.base import Layer
 from kfac_np.layers.initializers import Initializer
-from kfac_np.layers.parameters import draw_matrix, require_parameters
 from kfac_np.statistics import EmbeddingStatistics
-from kfac_np.validation import plain_fields, require_callable, require_sizes
+from kfac_np.trees import Tree
 
 __all__ = ["Embedding", "standard_normal"]
 
@@ -38,7 +38,7 @@ def standard_normal(rng: Rng, fan_in: int, fan_out: int, backend: Backend) -> Ar
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Embedding(Layer):
     """y_t = W e_{x_t}, column x_t of W, for integers x of shape (N, T, ...).
 
@@ -66,29 +66,23 @@ class Embedding(Layer):
 
     size: int
     d_out: int
-    initializer: Initializer = standard_normal
+    initializer: Initializer = field(default=standard_normal, repr=False)
 
     def __post_init__(self) -> None:
-        plain_fields(self)
-        require_sizes("Embedding", size=self.size, d_out=self.d_out)
-        require_callable("Embedding initializer", self.initializer)
-
-    def __repr__(self) -> str:
-        return f"Embedding({self.size}, {self.d_out})"
+        affine.check(self, "size", "d_out")
 
     def init(self, rng: Rng | int, backend: Backend) -> Array:
-        shape = (self.d_out, self.size)
-        return draw_matrix(self, self.initializer, rng, shape, backend, bias=False)
+        return affine.draw(self, rng, (self.d_out, self.size), backend)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if not shape:
-            raise ShapeError(f"{self!r}: expected inputs (N, T, ...), got (N)")
+            raise self.wrong_inputs("(N, T, ...)", shape)
         return (*shape, self.d_out)
 
     def check_inputs(self, x: Array, checks: DeferredChecks) -> None:
         """Raise `InputError` unless x is of integers 0..size-1; some libraries wrap others."""
         require_array("x", x)
-        self._require_whole(x)
+        self._require_integers(x)
         if math.prod(x.shape) == 0:
             return
         require_indices(f"x: {self!r} expected integers", x, self.size, checks)
@@ -96,10 +90,10 @@ class Embedding(Layer):
     def input_dtype(self, like: Array) -> Any:
         return array_namespace(like).int64
 
-    def forward(self, params: Array, x: Array) -> tuple[Array, Array]:
+    def forward(self, params: Array, x: Array, rng: Rng | None = None) -> tuple[Array, Array]:
         self.output_shape(x.shape[1:])
-        self._require_whole(x)
-        require_parameters(self, params, (self.d_out, self.size))
+        self._require_integers(x)
+        affine.require(self, params, (self.d_out, self.size))
         xp = array_namespace(x)
         indices = xp.astype(x, xp.int64)  # not every library takes entries by other integers
         return _columns(params, indices), indices
@@ -113,13 +107,7 @@ class Embedding(Layer):
         return _columns(dparams, cache)
 
     def backward_jvp(
-        self,
-        params: Array,
-        cache: Array,
-        g: Array,
-        dx: Array | None,
-        dparams: Array,
-        dg: Array | None,
+        self, params: Tree, cache: Tree, g: Array, dx: Array | None, dparams: Tree, dg: Array | None
     ) -> tuple[None, Array]:
         if dg is None:
             return None, array_namespace(params).zeros_like(params)
@@ -133,7 +121,7 @@ class Embedding(Layer):
             xp.reshape(indices, (n, t)), xp.reshape(g, (*vectors, n, t, self.d_out)), self.size
         )
 
-    def _require_whole(self, x: Array) -> None:
+    def _require_integers(self, x: Array) -> None:
         if not array_namespace(x).isdtype(x.dtype, "integral"):
             raise InputError(f"x: {self!r} expected an array of integers, got dtype {x.dtype}")
 

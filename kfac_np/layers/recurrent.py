@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, Backend, Rng, array_namespace
 from kfac_np.errors import InputError, ShapeError
 from kfac_np.layers.base import Layer
+from kfac_np.layers.containers import inside
 from kfac_np.layers.uses import merge_trees, require_uncoupled, sum_trees
 from kfac_np.trees import Tree
 from kfac_np.validation import plain_fields, require_sizes
@@ -17,7 +17,7 @@ __all__ = ["Recurrent"]
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recurrent(Layer):
     """h_s = cell([x_s, h_{s-1}]), h_0 = 0, over the positions of (N, S, d); returns all h.
 
@@ -55,20 +55,18 @@ class Recurrent(Layer):
         require_sizes("Recurrent", d_state=self.d_state)
         require_uncoupled("Recurrent", self.cell, "many")
 
-    def __repr__(self) -> str:
-        return f"Recurrent({self.cell!r}, {self.d_state})"
+    @property
+    def children(self) -> Layer:
+        return self.cell
 
     def init(self, rng: Rng | int, backend: Backend) -> Tree:
         return self.cell.init(Rng.of(rng), backend)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if len(shape) != 2 or 0 in shape:
-            came = ", ".join(map(str, ("N", *shape)))
-            raise ShapeError(f"{self!r}: expected inputs (N, S, d), got ({came})")
-        try:
+            raise self.wrong_inputs("(N, S, d)", shape)
+        with inside("Recurrent"):
             out = self.cell.output_shape((shape[1] + self.d_state,))
-        except InputError as error:
-            raise error.within("Recurrent") from None
         if out != (self.d_state,):
             raise ShapeError(f"{self!r}: expected a cell with outputs ({self.d_state},), got {out}")
         return (shape[0], self.d_state)
@@ -76,25 +74,16 @@ class Recurrent(Layer):
     def backward_size(self, shape: tuple[int, ...]) -> int:
         return shape[0] * self.cell.backward_size((shape[1] + self.d_state,))
 
-    def forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:
-        return self._over_time(x, lambda s, z: self.cell.forward(params, z))
-
-    def forward_random(self, params: Tree, x: Array, rng: Rng) -> tuple[Array, Tree]:
-        rng = rng.spawn()
-        return self._over_time(x, lambda s, z: self.cell.forward_random(params, z, rng.child(s)))
-
-    def _over_time(
-        self, x: Array, step: Callable[[int, Array], tuple[Array, Tree]]
-    ) -> tuple[Array, Tree]:
+    def forward(self, params: Tree, x: Array, rng: Rng | None = None) -> tuple[Array, Tree]:
         self.output_shape(x.shape[1:])
         xp = array_namespace(x)
+        streams = None if rng is None else rng.spawn()
         h = xp.zeros((x.shape[0], self.d_state), dtype=x.dtype, device=x.device)
         states, caches = [], []
         for s in range(x.shape[1]):
-            try:
-                h, cache = step(s, xp.concat([x[:, s, :], h], axis=1))
-            except InputError as error:
-                raise error.within("Recurrent") from None
+            stream = None if streams is None else streams.child(s)
+            with inside("Recurrent"):
+                h, cache = self.cell.forward(params, xp.concat([x[:, s, :], h], axis=1), stream)
             states.append(h)
             caches.append(cache)
         return xp.stack(states, axis=1), (tuple(caches), x.shape[2])
@@ -102,9 +91,6 @@ class Recurrent(Layer):
     def take(self, cache: Tree, rows: slice) -> Tree:
         caches, d = cache
         return tuple(self.cell.take(c, rows) for c in caches), d
-
-    def at(self, path: str) -> Layer:
-        return self.cell.at(path)
 
     def backward(
         self, params: Tree, cache: Tree, g: Array, wrt_input: bool = True
@@ -152,13 +138,7 @@ class Recurrent(Layer):
         return inputs, states
 
     def backward_jvp(
-        self,
-        params: Tree,
-        cache: Tree,
-        g: Array,
-        dx: Array | None,
-        dparams: Tree,
-        dg: Array | None,
+        self, params: Tree, cache: Tree, g: Array, dx: Array | None, dparams: Tree, dg: Array | None
     ) -> tuple[Array | None, Tree]:
         caches, d = cache
         inputs, _ = self._tangents(params, cache, dx, dparams)

@@ -6,18 +6,54 @@ import math
 from dataclasses import dataclass
 from typing import final
 
-from kfac_np.backend import Array, Backend, Rng, array_namespace
+from kfac_np.backend import Array, Rng, array_namespace
 from kfac_np.errors import InputError, ShapeError
-from kfac_np.layers.base import Layer
+from kfac_np.layers.base import Parameterless
 from kfac_np.trees import Tree
 from kfac_np.validation import is_integer, plain_fields
 
-__all__ = ["Reshape"]
+__all__ = ["Flatten", "Reshape"]
+
+
+class _OtherShape(Parameterless):
+    """(N, ...) to (N, *output_shape), row-major; the cache is the shape of one example."""
+
+    def forward(self, params: Tree, x: Array, rng: Rng | None = None) -> tuple[Array, Tree]:
+        return self._tangent((), x), x.shape[1:]
+
+    def take(self, cache: Tree, rows: slice) -> Tree:
+        return cache
+
+    def backward_size(self, shape: tuple[int, ...]) -> int:
+        return 0  # a view of what the layer above keeps
+
+    def _tangent(self, cache: Tree, dx: Array) -> Array:
+        return array_namespace(dx).reshape(dx, (dx.shape[0], *self.output_shape(dx.shape[1:])))
+
+    def _transpose(self, cache: Tree, g: Array) -> Array:
+        lead = g.shape[: g.ndim - len(self.output_shape(cache))]  # ([K,] N)
+        return array_namespace(g).reshape(g, (*lead, *cache))
 
 
 @final
 @dataclass(frozen=True)
-class Reshape(Layer):
+class Flatten(_OtherShape):
+    """(N, ...) to (N, d), row-major.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Flatten().forward((), np.ones((2, 3, 4)))[0].shape
+    (2, 12)
+    """
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (math.prod(shape),)
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class Reshape(_OtherShape):
     """(N, ...) to (N, *shape), row-major.
 
     Parameters
@@ -47,12 +83,6 @@ class Reshape(Layer):
                 f"got {shape!r}"
             )
 
-    def __repr__(self) -> str:
-        return f"Reshape({self.shape})"
-
-    def init(self, rng: Rng, backend: Backend) -> Tree:
-        return ()
-
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         numbers = math.prod(shape)
         known = math.prod(n for n in self.shape if n != -1)
@@ -62,36 +92,3 @@ class Reshape(Layer):
             came = ", ".join(map(str, ("N", *shape)))
             raise ShapeError(f"{self!r}: expected {expected}, got ({came})")
         return tuple(numbers // known if n == -1 else n for n in self.shape)
-
-    def forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:
-        shape = x.shape[1:]
-        out = self.output_shape(shape)
-        return array_namespace(x).reshape(x, (x.shape[0], *out)), shape
-
-    def backward(
-        self, params: Tree, cache: Tree, g: Array, wrt_input: bool = True
-    ) -> tuple[Array | None, Tree]:
-        if not wrt_input:
-            return None, ()
-        lead = g.shape[: g.ndim - len(self.shape)]  # ([K,] N)
-        return array_namespace(g).reshape(g, (*lead, *cache)), ()
-
-    def jvp(self, params: Tree, cache: Tree, dx: Array | None, dparams: Tree) -> Array | None:
-        return None if dx is None else self.forward((), dx)[0]
-
-    def backward_jvp(
-        self,
-        params: Tree,
-        cache: Tree,
-        g: Array,
-        dx: Array | None,
-        dparams: Tree,
-        dg: Array | None,
-    ) -> tuple[Array | None, Tree]:
-        return (None, ()) if dg is None else self.backward(params, cache, dg)
-
-    def take(self, cache: Tree, rows: slice) -> Tree:
-        return cache  # the shape of one example
-
-    def backward_size(self, shape: tuple[int, ...]) -> int:
-        return 0  # a view of what the layer above keeps

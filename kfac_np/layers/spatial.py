@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-from kfac_np.backend import Array, Backend, Rng
-from kfac_np.errors import InputError, ShapeError
-from kfac_np.layers.initializers import Initializer
-from kfac_np.layers.parameters import draw_matrix, require_parameters
-from kfac_np.validation import is_integer, require_callable, require_flag, require_sizes
+from kfac_np.errors import InputError
+from kfac_np.layers import affine
+from kfac_np.layers.base import Layer
+from kfac_np.validation import is_integer
 
 __all__ = ["Padding", "padding_pairs", "per_axis"]
 
@@ -18,23 +16,6 @@ Padding = int | tuple[int, ...] | tuple[tuple[int, int], ...] | Literal["same", 
 
 Negative numbers cut off.
 """
-
-
-class Kernel(Protocol):
-    """A layer with a kernel."""
-
-    @property
-    def c_in(self) -> int: ...
-    @property
-    def c_out(self) -> int: ...
-    @property
-    def kernel(self) -> tuple[int, ...]: ...
-    @property
-    def groups(self) -> int: ...
-    @property
-    def bias(self) -> bool: ...
-    @property
-    def initializer(self) -> Initializer: ...
 
 
 def per_axis(value: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
@@ -103,11 +84,9 @@ def check_padding(name: str, padding: Any, axes: int, names: tuple[str, ...]) ->
     )
 
 
-def check_channels(name: str, layer: Kernel) -> None:
+def check_channels(name: str, layer: Any) -> None:
     """Raise `InputError` unless channels and groups fit together."""
-    require_sizes(name, c_in=layer.c_in, c_out=layer.c_out, groups=layer.groups)
-    require_flag(f"{name} bias", layer.bias)
-    require_callable(f"{name} initializer", layer.initializer)
+    affine.check(layer, "c_in", "c_out", "groups")
     if layer.c_in % layer.groups or layer.c_out % layer.groups:
         raise InputError(
             f"{name}: expected groups to divide c_in and c_out, got {layer.groups} groups for "
@@ -123,47 +102,12 @@ def check_budget(name: str, budget_bytes: Any) -> None:
         )
 
 
-def require_channels(
-    layer: object, axes: int, channels: int | None, shape: tuple[int, ...]
-) -> None:
+def require_channels(layer: Layer, axes: int, channels: int | None, shape: tuple[int, ...]) -> None:
     """Raise `ShapeError` unless an example's shape is (*spatial, channels), nothing empty."""
     wrong_channels = channels is not None and shape[-1:] != (channels,)
     if len(shape) != axes + 1 or wrong_channels or 0 in shape:
-        came = ", ".join(map(str, ("N", *shape)))
-        expected = f"{axes} spatial axes, {'C' if channels is None else channels}"
-        raise ShapeError(f"{layer!r}: expected inputs (N, {expected}), got ({came})")
-
-
-def kernel_shape(layer: Kernel) -> tuple[int, ...]:
-    """Shape of W̄."""
-    d_in = math.prod(layer.kernel) * (layer.c_in // layer.groups) + layer.bias
-    if layer.groups == 1:
-        return (layer.c_out, d_in)
-    return (layer.groups, layer.c_out // layer.groups, d_in)
-
-
-def require_kernel(layer: Kernel, params: Any) -> None:
-    """Raise `ShapeError` unless the parameters have the layer's shape."""
-    require_parameters(layer, params, kernel_shape(layer))
-
-
-def init_kernel(layer: Kernel, rng: Rng | int, backend: Backend) -> Array:
-    """Draw W̄, group by group; the bias starts at zero."""
-    *_, d_out, d_in = kernel_shape(layer)
-    shape, draw, bias = (d_out, d_in - layer.bias), layer.initializer, layer.bias
-    if layer.groups == 1:
-        return draw_matrix(layer, draw, rng, shape, backend, bias=bias)
-    streams = Rng.of(rng).spawn()
-    children = [streams.child(i) for i in range(layer.groups)]
-    return backend.xp.stack(
-        [draw_matrix(layer, draw, child, shape, backend, bias=bias) for child in children]
-    )
-
-
-def options(layer: object, **defaults: Any) -> list[str]:
-    """The options that differ from their defaults, for a `repr`."""
-    values = [(name, getattr(layer, name), default) for name, default in defaults.items()]
-    return [f"{name}={value!r}" for name, value, default in values if value != default]
+        last = "C" if channels is None else channels
+        raise layer.wrong_inputs(f"(N, {axes} spatial axes, {last})", shape)
 
 
 def _is_positive(value: object) -> bool:

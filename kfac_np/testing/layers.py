@@ -291,10 +291,10 @@ def evaluation(s: Subject) -> None:
 
 
 def random_numbers(s: Subject) -> None:
-    """forward_random draws from the stream that it is given, and makes the same of equal ones."""
+    """forward draws from the stream that it is given, and makes the same of equal ones."""
 
     def results(stream: Rng) -> Tree:
-        y, cache = s.layer.forward_random(s.params, s.x, stream)
+        y, cache = s.layer.forward(s.params, s.x, stream)
         return y, s.backward_at(s.params, cache, s.g)
 
     first, second = s.rng.child("random"), s.rng.child("random")
@@ -380,7 +380,7 @@ def backward_jvp(s: Subject) -> None:
 
 def has_backward_jvp(s: Subject) -> bool:
     try:
-        s.layer.backward_jvp(s.params, s.cache, s.g, None, s.dparams, None)
+        s.layer.backward_jvp(s.params, s.cache, s.g, s.dx, s.dparams, None)
     except CurvatureError:
         return False
     return True

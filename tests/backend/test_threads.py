@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kfac_np.backend import Geometry, Patches, lags, pad, patches, pooling, threads
+from kfac_np.backend import Geometry, Patches, lags, max_pooling, pad, patches, threads
 from kfac_np.backend.patches import transposed_product
 from kfac_np.curvature import BlockDiagonal
 from kfac_np.doctor import thread_pools
@@ -239,8 +239,8 @@ def kernels() -> dict[str, Callable[[], tuple[Any, ...]]]:
     found["input derivative"] = lambda: (transposed_product(dy, w, same, (12, 12), 2**15),)
 
     def pooled() -> tuple[Any, ...]:
-        y, winners = pooling.max_pool(x, pool)
-        return y, *winners, pooling.max_pool_transpose(g, winners, pool, (12, 12))
+        y, winners = max_pooling.max_pool(x, pool)
+        return y, *winners, max_pooling.max_pool_transpose(g, winners, pool, (12, 12))
 
     found["padding"] = lambda: (pad(x, ((1, 2), (-1, 3))),)
     found["max pooling"] = pooled
@@ -251,7 +251,7 @@ def kernels() -> dict[str, Callable[[], tuple[Any, ...]]]:
 def test_the_bits_do_not_depend_on_the_threads(
     name: str, use: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(pooling, "CACHE_BYTES", 2**14)
+    monkeypatch.setattr(max_pooling, "CACHE_BYTES", 2**14)
     monkeypatch.setattr(patches, "PIECE_BYTES", 2**12)
     monkeypatch.setattr(lags, "FEWEST_MULTIPLICATIONS", 0)
     parts = []

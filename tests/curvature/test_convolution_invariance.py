@@ -52,7 +52,7 @@ class ZeroPad(Layer):
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (*(n + 2 * self.width for n in shape[:-1]), shape[-1])
 
-    def forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:
+    def forward(self, params: Tree, x: Array, rng: Rng | None = None) -> tuple[Array, Tree]:
         return pad(x, self._widths(x.ndim)), x.shape
 
     def backward(

@@ -159,7 +159,7 @@ class Scaling(Layer):
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape
 
-    def forward(self, params: Array, x: Array) -> tuple[Array, Tree]:
+    def forward(self, params: Array, x: Array, rng: Rng | None = None) -> tuple[Array, Tree]:
         return x * params, x
 
     def backward(

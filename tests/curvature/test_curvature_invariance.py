@@ -69,7 +69,7 @@ class Fixed(Layer):
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape
 
-    def forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:
+    def forward(self, params: Tree, x: Array, rng: Rng | None = None) -> tuple[Array, Tree]:
         m = self._matrix(x)
         return x @ m[:, :-1].T + m[:, -1], ()
 

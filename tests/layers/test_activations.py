@@ -7,9 +7,11 @@ import math
 import numpy as np
 import pytest
 from cases import ACTIVATIONS
+from numerics import assert_close
+from toys import Softsign
 
 from kfac_np.backend import Backend, to_numpy
-from kfac_np.errors import InputError
+from kfac_np.errors import CurvatureError, InputError
 from kfac_np.layers import (
     GELU,
     Activation,
@@ -85,6 +87,15 @@ def test_single_precision_in_the_tails(activation: Activation, backend: Backend)
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=repr)
 def test_nan_is_not_hidden(activation: Activation, backend: Backend):
     assert math.isnan(to_numpy(activation.value(backend.asarray([math.nan])))[0])
+
+
+def test_a_value_and_a_derivative_are_enough_but_for_the_hessian(backend: Backend):
+    x = backend.ones((2, 3))
+    y, cache = Softsign().forward((), x)
+    ddx, _ = Softsign().backward_jvp((), cache, y, None, (), x)
+    assert_close(ddx, Softsign().jvp((), cache, x, ()))
+    with pytest.raises(CurvatureError, match=r"^Softsign\(\): expected an activation with second"):
+        Softsign().backward_jvp((), cache, y, x, (), None)
 
 
 @pytest.mark.parametrize("slope", [-0.1, 1.1, math.nan])

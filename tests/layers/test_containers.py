@@ -74,6 +74,20 @@ def test_parameters_of_another_network(params, backend: Backend):
         Sequential(Tanh(), Tanh()).forward(params, backend.ones((2, 3)))
 
 
+@pytest.mark.parametrize("params", [(), ((),), ((), (), ()), {"0": ()}, None])
+def test_parameters_of_another_residual(params, backend: Backend):
+    layer = Residual(Tanh(), shortcut=Tanh())
+    with pytest.raises(ShapeError, match="Residual: expected parameters for 2 layers, got"):
+        layer.forward(params, backend.ones((2, 3)))
+
+
+def test_owners_of_parameters():
+    first, second, third = Dense(3, 3), Dense(3, 3, bias=False), Dense(3, 2)
+    net = Sequential(Residual(first), Residual(second, shortcut=Tanh()), third)
+    assert [net.at(path) for path in ("0", "1.0", "1.1", "2")] == [first, second, Tanh(), third]
+    assert (net.at(""), net.at("1")) == (net, net.layers[1])
+
+
 def test_nothing_is_carried_below_the_first_parameters(backend: Backend, rng: Rng):
     class Never(Layer):
         """Its backward pass must not be asked for."""
@@ -84,7 +98,7 @@ def test_nothing_is_carried_below_the_first_parameters(backend: Backend, rng: Rn
         def output_shape(self, shape):
             return shape
 
-        def forward(self, params, x):
+        def forward(self, params, x, rng=None):
             return x, ()
 
         def backward(self, params, cache, g, wrt_input=True):

@@ -17,7 +17,7 @@ from kfac_np.objective import Objective
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_masks_are_zero_or_the_inverse_of_what_is_kept(rate: float, backend: Backend):
     n = 4000
-    y = to_numpy(Dropout(rate).forward_random((), backend.ones((n, 3)), Rng(0))[0])
+    y = to_numpy(Dropout(rate).forward((), backend.ones((n, 3)), Rng(0))[0])
     kept = y != 0.0
     np.testing.assert_allclose(y[kept], 1.0 / (1.0 - rate), rtol=1e-15)
     # Five standard errors of a binomial frequency.
@@ -27,33 +27,31 @@ def test_masks_are_zero_or_the_inverse_of_what_is_kept(rate: float, backend: Bac
 def test_one_stream_is_one_mask(backend: Backend):
     """Equal streams draw the same, and the same stream goes on."""
     layer, x, rng = Dropout(0.5), backend.ones((20, 3)), Rng(4, "forward", 7)
-    y, mask = (to_numpy(a) for a in layer.forward_random((), x, rng))
+    y, mask = (to_numpy(a) for a in layer.forward((), x, rng))
     np.testing.assert_array_equal(y, mask)
     for stream in (rng.child(), Rng(4, "forward", 7)):
-        np.testing.assert_array_equal(to_numpy(layer.forward_random((), x, stream)[0]), y)
+        np.testing.assert_array_equal(to_numpy(layer.forward((), x, stream)[0]), y)
     for stream in (rng, Rng(4, "forward", 8), Rng(5, "forward", 7)):
-        assert not np.array_equal(to_numpy(layer.forward_random((), x, stream)[0]), y)
+        assert not np.array_equal(to_numpy(layer.forward((), x, stream)[0]), y)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_the_first_examples_have_the_mask_that_they_have_alone(precision: str, backend: Backend):
     """So that a part of a batch is the same function, cut or forwarded again."""
     b = Backend(backend.xp, backend.device, getattr(backend.xp, precision))
-    whole, part = (
-        to_numpy(Dropout(0.4).forward_random((), b.ones((n, 3, 5)), Rng(1))[0]) for n in (7, 3)
-    )
+    whole, part = (to_numpy(Dropout(0.4).forward((), b.ones((n, 3, 5)), Rng(1))[0]) for n in (7, 3))
     np.testing.assert_array_equal(whole[:3], part)
 
 
 def test_every_backend_draws_the_same(backend: Backend):
-    y = to_numpy(Dropout(0.3).forward_random((), backend.ones((5, 4)), Rng(2))[0])
+    y = to_numpy(Dropout(0.3).forward((), backend.ones((5, 4)), Rng(2))[0])
     expected = np.where(Rng(2).child("mask")._generator.random((5, 4)) >= 0.3, 1.0 / 0.7, 0.0)
     np.testing.assert_allclose(y, expected, rtol=1e-15)
 
 
 def test_layers_of_a_network_have_masks_of_their_own(backend: Backend):
     net = Sequential(Dropout(0.5), Residual(Dropout(0.5)), Dropout(0.5))
-    _, (first, second, third) = net.forward_random(((), (), ()), backend.ones((9, 9)), Rng(0))
+    _, (first, (second,), third) = net.forward(((), (), ()), backend.ones((9, 9)), Rng(0))
     masks = [to_numpy(m) for m in (first, second, third)]
     assert not any(np.array_equal(masks[i], masks[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
@@ -62,7 +60,7 @@ def test_without_random_numbers_it_is_the_identity(backend: Backend):
     x = backend.asarray(np.random.default_rng(0).standard_normal((4, 3)))
     for y, cache in (
         Dropout(0.5).forward((), x),
-        Dropout(0.0).forward_random((), x, Rng(0)),
+        Dropout(0.0).forward((), x, Rng(0)),
     ):
         np.testing.assert_array_equal(to_numpy(y), to_numpy(x))
         assert cache == ()
@@ -119,9 +117,7 @@ def test_derivatives_are_those_of_the_masked_network(network: Sequential, backen
 def test_the_mean_over_masks_of_a_linear_network_is_the_network(backend: Backend):
     network = Sequential(Flatten(), Dropout(0.5), Dense(3, 2))
     params, x = network.init(Rng(0), backend), Rng(1).normal((2, 3), backend)
-    draws = np.stack(
-        [to_numpy(network.forward_random(params, x, Rng(7, i))[0]) for i in range(800)]
-    )
+    draws = np.stack([to_numpy(network.forward(params, x, Rng(7, i))[0]) for i in range(800)])
     allowed = 5 * draws.std(axis=0) / 800**0.5
     assert np.all(np.abs(draws.mean(axis=0) - to_numpy(network.forward(params, x)[0])) < allowed)
 
@@ -132,7 +128,7 @@ def test_sampled_targets_follow_the_masked_network(backend: Backend):
     params, x = network.init(Rng(0), backend), Rng(1).normal((6, 3), backend)
     t = backend.asarray(np.asarray([0, 1, 0, 1, 0, 1]))
     e = objective.evaluate(params, x, t, rng=Rng(5))
-    expected = network.forward_random(params, x, Rng(5))[0]
+    expected = network.forward(params, x, Rng(5))[0]
     np.testing.assert_array_equal(to_numpy(e.outputs), to_numpy(expected))
 
 

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from cases import LAYERS, LayerCase, generator
+from cases import LAYERS, LayerCase, generator, parts
 
-from kfac_np.backend import Backend
-from kfac_np.layers import Activation, Layer, Residual
+from kfac_np import trees
+from kfac_np.backend import Backend, Rng, get_backend
+from kfac_np.layers import Activation
 from kfac_np.testing import LAYER_LAWS, check_layer
-
-
-def parts(layer: Layer) -> list[Layer]:
-    """A layer and all that it is made of."""
-    inner = [layer.inner] if isinstance(layer, Residual) else getattr(layer, "layers", ())
-    return [layer, *(part for i in inner for part in parts(i))]
-
 
 ELEMENTWISE = [case for case in LAYERS if isinstance(case.layer, Activation)]
 
@@ -33,6 +27,16 @@ def test_layers_of_the_library_have_hessian_products(case: LayerCase, backend: B
     params, x = case.build(backend)
     y, cache = case.layer.forward(params, x)
     case.layer.backward_jvp(params, cache, y, x, params, None)
+
+
+@pytest.mark.parametrize("case", LAYERS, ids=str)
+def test_every_parameter_belongs_to_a_layer_that_is_not_made_of_layers(case: LayerCase):
+    for path, p in trees.items(case.host()[0]):
+        owner = case.layer.at(path)
+        assert owner in parts(case.layer)
+        assert owner.children == ()
+        shapes = [w.shape for w in trees.leaves(owner.init(Rng(0), get_backend()))]
+        assert p.shape in shapes
 
 
 @pytest.mark.parametrize("size", [1e-3, 30.0, 1e3])

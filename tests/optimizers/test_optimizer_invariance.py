@@ -47,7 +47,7 @@ class FixedAffine(Layer):
     def _matrix(self, x: Array) -> Array:
         return array_namespace(x).asarray(self.matrix, dtype=x.dtype, device=x.device)
 
-    def forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:
+    def forward(self, params: Tree, x: Array, rng: Rng | None = None) -> tuple[Array, Tree]:
         shift = array_namespace(x).asarray(self.shift, dtype=x.dtype, device=x.device)
         return x @ self._matrix(x).T + shift, ()
 

@@ -30,7 +30,7 @@ class Wrapped(Layer):
     def output_shape(self, shape):
         return DENSE.output_shape(shape)
 
-    def forward(self, params, x):
+    def forward(self, params, x, rng=None):
         return DENSE.forward(params, x)
 
     def backward(self, params, cache, g, wrt_input=True):
@@ -73,7 +73,7 @@ class KeepsAnAxis(Wrapped):
 
 
 class OutputsInSingle(Wrapped):
-    def forward(self, params, x):
+    def forward(self, params, x, rng=None):
         y, cache = DENSE.forward(params, x)
         return y.astype(np.float32), cache
 
@@ -92,7 +92,7 @@ class WritesToItsCache(Wrapped):
 class RemembersCalls(Wrapped):
     """Not by writing to arrays, but to what lies beside them."""
 
-    def forward(self, params, x):
+    def forward(self, params, x, rng=None):
         y, a = DENSE.forward(params, x)
         return y, (a, {"calls": [0]})
 
@@ -173,7 +173,7 @@ class MixesExamples(Wrapped):
 class SubtractsTheBatchMean(Wrapped):
     """Consistent as far as derivatives at one batch go, but for what it says about itself."""
 
-    def forward(self, params, x):
+    def forward(self, params, x, rng=None):
         y, cache = DENSE.forward(params, x)
         return y - y.mean(axis=0), cache
 
@@ -209,7 +209,9 @@ class StaysCoupledAfterTraining(SubtractsTheBatchMean):
 
 
 class DrawsFromElsewhere(Wrapped):
-    def forward_random(self, params, x, rng):
+    def forward(self, params, x, rng=None):
+        if rng is None:
+            return DENSE.forward(params, x)
         return DENSE.forward(params, x + Rng(id(rng)).normal(x.shape, BACKEND))
 
 
@@ -241,17 +243,17 @@ class ForgetsTheSecondDerivative(Wrapped):
 
 
 class NeedsContiguousArrays(Wrapped):
-    def forward(self, params, x):
+    def forward(self, params, x, rng=None):
         return DENSE.forward(params, x if x.flags.c_contiguous else 0.0 * x)
 
 
 class ComputesInDouble(Wrapped):
-    def forward(self, params, x):
+    def forward(self, params, x, rng=None):
         return DENSE.forward(np.asarray(params, dtype=float), np.asarray(x, dtype=float))
 
 
 class LosesDigits(Wrapped):
-    def forward(self, params, x):
+    def forward(self, params, x, rng=None):
         coarse = x if x.dtype == np.float64 else np.round(x, 2)
         return DENSE.forward(params, coarse)
 
@@ -325,7 +327,7 @@ def test_coupled_examples_are_no_mistake():
     class Shifted(Wrapped):
         mean: np.ndarray
 
-        def forward(self, params, x):
+        def forward(self, params, x, rng=None):
             y, cache = DENSE.forward(params, x)
             return y - self.mean, cache
 
@@ -341,7 +343,7 @@ class Whole(Wrapped):
     def output_shape(self, shape):
         return EMBEDDING.output_shape(shape)
 
-    def forward(self, params, x):
+    def forward(self, params, x, rng=None):
         return EMBEDDING.forward(params, x)
 
     def backward(self, params, cache, g, wrt_input=True):

@@ -4,7 +4,7 @@ The largest of a window is the largest of its rows' largest: k + k comparisons i
 and most of them of what an axis has shrunk already. The last axis comes first, so that of equal
 pixels the first in row-major order wins.
 
-On a processor some examples at a time go through all axes, which keeps them in its cache, and the
+On a CPU some examples at a time go through all axes, which keeps them in its cache, and the
 pixels that are a stride apart are brought together before they are compared: loops over a few
 channels would take ten times as long as loops over rows.
 """
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 CACHE_BYTES = 3 * 2**19
-"""Of inputs that go through all axes together, on a processor."""
+"""Of inputs that go through all axes together, on a CPU."""
 
 
 def max_pool(x: Array, geometry: Geometry) -> tuple[Array, tuple[Array, ...]]:

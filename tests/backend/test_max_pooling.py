@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numerics import assert_close, host
 
-from kfac_np.backend import Backend, Geometry, get_backend, pad, pooling
-from kfac_np.backend.pooling import (
+from kfac_np.backend import Backend, Geometry, get_backend, max_pooling, pad
+from kfac_np.backend.max_pooling import (
     max_pool,
     max_pool_generic,
     max_pool_tangent,
@@ -97,7 +97,7 @@ def test_both_kernels_agree(drawn: Drawn, cache: int, dtype: str):
     g = drawn.g.astype(dtype)
     arguments = drawn.geometry, drawn.size
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pooling, "CACHE_BYTES", cache)
+        patch.setattr(max_pooling, "CACHE_BYTES", cache)
         for x in (wide[..., 0], np.flip(wide[..., 0]), np.asfortranarray(wide[..., 0])):
             (y, winners), (z, others) = (f(x, drawn.geometry) for f in (max_pool, max_pool_generic))
             assert y.dtype == z.dtype == np.dtype(dtype)
