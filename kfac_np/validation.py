@@ -45,7 +45,7 @@ def is_integer(value: object) -> TypeGuard[int]:
     >>> is_integer(3), is_integer(np.uint8(3)), is_integer(3.0), is_integer(True)
     (True, True, False, False)
     """
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return isinstance(value, int | numbers.Integral) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -57,7 +57,7 @@ def is_number(value: object) -> TypeGuard[float]:
     >>> is_number(0.5), is_number(np.float32(0.5)), is_number("0.5"), is_number(True)
     (True, True, False, False)
     """
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return isinstance(value, float | int | numbers.Real) and not isinstance(value, bool)
 
 
 def plain_fields(settings: Any) -> None:
