@@ -192,11 +192,10 @@ def inner(x: Tree, y: Tree) -> Array:
     >>> float(inner((np.ones(3), np.ones(2)), (np.ones(3), 2 * np.ones(2))))
     7.0
     """
-    pairs: list[tuple[Array, Array]] = []
-    tree_map(lambda *pair: pairs.append(pair), x, y)
-    if not pairs:
+    left = leaves(x)
+    right = left if x is y else leaves(tree_map(lambda _, b: b, x, y))  # of one structure
+    if not left:
         raise ShapeError("inner: expected a tree with at least one array, got an empty one")
-    left, right = zip(*pairs, strict=True)
     return backend.inner(left, right)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import array_api_compat
+import numpy as np
 
 from kfac_np.backend.array import Array, array_namespace
 
@@ -56,6 +57,8 @@ def inner(x: Sequence[Array], y: Sequence[Array]) -> Array:
     """
     if array_api_compat.is_cupy_array(x[0]):
         return _reduced(_INNER, x[0].dtype, list(zip(x, y, strict=True)))
+    if array_api_compat.is_numpy_array(x[0]):
+        return sum(map(np.vdot, x[1:], y[1:]), start=np.vdot(x[0], y[0]))
     return inner_generic(x, y)
 
 

@@ -122,6 +122,8 @@ def affine_statistics(a: Array, g: Array) -> AffineStatistics:
 
 def on_last_axis(x: Array, m: Array) -> Array:
     """x @ m as one matrix product, however many axes x has."""
+    if x.ndim == 2:
+        return x @ m
     xp = array_namespace(x, m)
     rows = xp.reshape(x, (-1, x.shape[-1]))
     return xp.reshape(rows @ m, (*x.shape[:-1], m.shape[1]))
