@@ -9,7 +9,8 @@ import array_api_compat
 import numpy as np
 
 from kfac_np.backend.array import Array, array_namespace
-from kfac_np.backend.scalars import DeferredChecks, are_finite
+from kfac_np.backend.reductions import are_finite
+from kfac_np.backend.scalars import DeferredChecks
 from kfac_np.errors import InputError
 
 __all__ = [
