@@ -141,7 +141,7 @@ class Backend:
         >>> Backend.of(np.ones(2, dtype=np.float32)).dtype
         dtype('float32')
         """
-        return cls(array_namespace(x), array_api_compat.device(x), x.dtype)
+        return cls(array_namespace(x), x.device, x.dtype)
 
     @property
     def name(self) -> str:
