@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import array_api_compat
-import numpy as np
 
 from kfac_np.backend.array import Array, array_namespace
 
@@ -26,9 +25,11 @@ def are_finite(*arrays: Array) -> Array:
     """
     if all(array_api_compat.is_cupy_array(x) and x.dtype.kind == "f" for x in arrays):
         return _reduced(_FINITE, bool, [(x,) for x in arrays])
+    xp = array_namespace(*arrays)
     # A sum of squares hides no NaN and no Inf; where it overflows the entries are looked at.
-    if array_namespace(*arrays) is np and all(math.isfinite(np.vdot(x, x)) for x in arrays):
-        return np.True_
+    on_numpy = array_api_compat.is_numpy_namespace(xp)
+    if on_numpy and all(math.isfinite(xp.vdot(x, x)) for x in arrays):
+        return xp.asarray(True)
     return are_finite_generic(*arrays)
 
 
@@ -61,8 +62,9 @@ def inner(x: Sequence[Array], y: Sequence[Array]) -> Array:
     """
     if array_api_compat.is_cupy_array(x[0]):
         return _reduced(_INNER, x[0].dtype, list(zip(x, y, strict=True)))
-    if array_namespace(*x, *y) is np:
-        return sum(map(np.vdot, x[1:], y[1:]), start=np.vdot(x[0], y[0]))
+    xp = array_namespace(*x, *y)
+    if array_api_compat.is_numpy_namespace(xp):
+        return sum(map(xp.vdot, x[1:], y[1:]), start=xp.vdot(x[0], y[0]))
     return inner_generic(x, y)
 
 

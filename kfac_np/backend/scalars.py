@@ -52,12 +52,12 @@ def scalar(x: Array | float, like: Array | None = None) -> Scalar:
     >>> scalar(np.float32(0.5)).dtype, scalar(0.5, like=np.ones(2)).shape
     (dtype('float64'), ())
     """
-    if array_api_compat.is_array_api_obj(x):
+    if hasattr(x, "dtype"):
         xp = array_namespace(x)  # type: ignore[arg-type]
-        return x if x.dtype == xp.float64 else xp.astype(x, xp.float64)  # type: ignore[union-attr, return-value]
+        return x if x.dtype == xp.float64 else xp.astype(x, xp.float64)  # type: ignore[return-value]
     assert like is not None, "a number needs a device"
     xp = array_namespace(like)
-    return xp.full((), x, dtype=xp.float64, device=array_api_compat.device(like))
+    return xp.full((), x, dtype=xp.float64, device=like.device)
 
 
 def select(condition: Scalar | bool, yes: Scalar | float, no: Scalar | float) -> Scalar:

@@ -71,6 +71,8 @@ def test_are_finite(pair, backend: Backend):
         expected = 0 in x.shape
         for finite in (reductions.are_finite, reductions.are_finite_generic):
             assert bool(finite(one)) is bool(finite(x, one, x)) is expected
+    huge = backend.xp.full_like(x, float(backend.xp.finfo(x.dtype).max))  # sums of it are Inf
+    assert bool(reductions.are_finite(huge, -huge, huge))
 
 
 def test_inner(pair, backend: Backend):
