@@ -263,7 +263,9 @@ class Evaluation:
         if n == 1:
             return scalar(math.inf, self.outputs)
         xp = array_namespace(self._values)
-        means = xp.mean(xp.reshape(self._values, (n, -1)), axis=1)
+        means = self._values
+        if self.scale.positions > 1:
+            means = xp.mean(xp.reshape(means, (n, -1)), axis=1)
         unit = xp.max(xp.abs(means))  # whose square may overflow
         unit = xp.where(unit > 0.0, unit, xp.ones_like(unit))
         return unit * xp.sqrt(xp.var(means / unit, correction=1.0)) / math.sqrt(n)

@@ -7,7 +7,7 @@ function of several trees walks them side by side.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kfac_np import backend
@@ -32,6 +32,8 @@ __all__ = [
 ]
 
 Tree = Any  # a leaf, or a tuple, list or dict of trees
+_SEQUENCES = (tuple, list)
+_CONTAINERS = (tuple, list, dict)
 
 
 def tree_map(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
@@ -47,7 +49,7 @@ def tree_map(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     >>> tree_map(lambda a, b: a + b, (1, {"w": 2}), (10, {"w": 20}))
     (11, {'w': 22})
     """
-    return map_named(lambda _, *xs: function(*xs), tree, *rest)
+    return _map(lambda _, *xs: function(*xs), (), tree, rest)
 
 
 def map_named(function: Callable[..., Any], tree: Tree, *rest: Tree, path: str = "") -> Tree:
@@ -58,57 +60,53 @@ def map_named(function: Callable[..., Any], tree: Tree, *rest: Tree, path: str =
     >>> map_named(lambda name, x: f"{name}={x}", (1, {"w": 2}))
     ('0=1', {'w': '1.w=2'})
     """
+    start = (path,) if path else ()
+    return _map(lambda keys, *xs: function(_path(keys), *xs), start, tree, rest)
+
+
+def _map(
+    function: Callable[..., Any], keys: tuple[Any, ...], tree: Tree, rest: Sequence[Tree]
+) -> Tree:
+    """The keys that lead to a leaf come first; few functions need them joined to a path."""
     if isinstance(tree, dict):
         for other in rest:
-            _require_same(
-                isinstance(other, dict) and other.keys() == tree.keys(), path, tree, other
-            )
-        return {
-            k: map_named(function, v, *(o[k] for o in rest), path=_join(path, k))
-            for k, v in tree.items()
-        }
-    if isinstance(tree, tuple | list):
+            if not isinstance(other, dict) or other.keys() != tree.keys():
+                raise _difference(keys, tree, other)
+        return {k: _map(function, (*keys, k), v, [o[k] for o in rest]) for k, v in tree.items()}
+    if isinstance(tree, _SEQUENCES):
         for other in rest:
-            same = isinstance(other, tuple | list) and len(other) == len(tree)
-            _require_same(same, path, tree, other)
-        return type(tree)(
-            map_named(function, v, *(o[i] for o in rest), path=_join(path, i))
-            for i, v in enumerate(tree)
-        )
-    return function(path, tree, *rest)
+            if not isinstance(other, _SEQUENCES) or len(other) != len(tree):
+                raise _difference(keys, tree, other)
+        parts = [_map(function, (*keys, i), v, [o[i] for o in rest]) for i, v in enumerate(tree)]
+        return type(tree)(parts)
+    return function(keys, tree, *rest)
 
 
-def _join(path: str, key: object) -> str:
-    return f"{path}.{key}" if path else str(key)
+def _path(keys: tuple[Any, ...]) -> str:
+    return ".".join(map(str, keys))
 
 
-def _require_same(same: bool, path: str, tree: Tree, other: Tree) -> None:
-    if not same:
-        kind = f"{type(tree).__name__} of {len(tree)}"
-        came = (
-            f"{type(other).__name__} of {len(other)}"
-            if hasattr(other, "__len__")
-            else type(other).__name__
-        )
-        raise ShapeError(f"tree at {path or 'its root'}: expected a {kind}, got a {came}")
+def _difference(keys: tuple[Any, ...], tree: Tree, other: Tree) -> ShapeError:
+    kind, came = type(tree).__name__, type(other).__name__
+    size = f" of {len(other)}" if hasattr(other, "__len__") else ""
+    return ShapeError(
+        f"tree at {_path(keys) or 'its root'}: expected a {kind} of {len(tree)}, got a {came}{size}"
+    )
 
 
-def items(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Iterate over (path, leaf) in order.
+def items(tree: Tree, path: str = "") -> list[tuple[str, Any]]:
+    """List (path, leaf) in order.
 
     Examples
     --------
-    >>> list(items((1, {"w": 2}, ())))
+    >>> items((1, {"w": 2}, ()))
     [('0', 1), ('1.w', 2)]
     """
-    if isinstance(tree, dict):
-        for k, v in tree.items():
-            yield from items(v, _join(path, k))
-    elif isinstance(tree, tuple | list):
-        for i, v in enumerate(tree):
-            yield from items(v, _join(path, i))
-    else:
-        yield path, tree
+    if not isinstance(tree, _CONTAINERS):
+        return [(path, tree)]
+    children = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    before = f"{path}." if path else ""
+    return [pair for key, child in children for pair in items(child, f"{before}{key}")]
 
 
 def leaves(tree: Tree) -> list[Any]:
@@ -119,7 +117,10 @@ def leaves(tree: Tree) -> list[Any]:
     >>> leaves((1, {"w": 2}))
     [1, 2]
     """
-    return [leaf for _, leaf in items(tree)]
+    if not isinstance(tree, _CONTAINERS):
+        return [tree]
+    children = tree.values() if isinstance(tree, dict) else tree
+    return [leaf for child in children for leaf in leaves(child)]
 
 
 def scale(factor: Any, tree: Tree) -> Tree:
@@ -191,7 +192,8 @@ def inner(x: Tree, y: Tree) -> Array:
     >>> float(inner((np.ones(3), np.ones(2)), (np.ones(3), 2 * np.ones(2))))
     7.0
     """
-    left, right = leaves(x), leaves(tree_map(lambda _, b: b, x, y))  # of one structure
+    left = leaves(x)
+    right = left if x is y else leaves(tree_map(lambda _, b: b, x, y))  # of one structure
     if not left:
         raise ShapeError("inner: expected a tree with at least one array, got an empty one")
     return backend.inner(left, right)

@@ -39,12 +39,11 @@ from kfac_np.backend.patches import (
 from kfac_np.backend.precision import tf32
 from kfac_np.backend.quiet import quiet, quiet_methods
 from kfac_np.backend.random import Rng
-from kfac_np.backend.reductions import inner
+from kfac_np.backend.reductions import are_finite, inner
 from kfac_np.backend.rounding import above_rounding, sums_above_rounding
 from kfac_np.backend.scalars import (
     DeferredChecks,
     Scalar,
-    are_finite,
     is_asynchronous,
     on_host,
     scalar,

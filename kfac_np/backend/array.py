@@ -67,8 +67,8 @@ class Array(Protocol):
     def __bool__(self) -> bool: ...
 
 
-def array_namespace(*arrays: Array) -> Any:
-    """Return the Array API namespace common to `arrays`.
+def array_namespace(first: Array, *others: Array) -> Any:
+    """Return the Array API namespace common to some arrays.
 
     NumPy follows the standard itself. The wrapper that array-api-compat has for it would import
     the whole of NumPy, its test tools and Fortran compiler among it: a third of a first step.
@@ -79,9 +79,10 @@ def array_namespace(*arrays: Array) -> Any:
     >>> array_namespace(np.ones(2)).__name__
     'numpy'
     """
-    if arrays and all(isinstance(x, _HOST) for x in arrays):
-        return np
-    return array_api_compat.array_namespace(*arrays)
+    for x in (first, *others):
+        if not isinstance(x, _HOST):
+            return array_api_compat.array_namespace(first, *others)
+    return np
 
 
 def to_numpy(x: Any) -> np.ndarray[Any, Any]:
@@ -140,7 +141,7 @@ class Backend:
         >>> Backend.of(np.ones(2, dtype=np.float32)).dtype
         dtype('float32')
         """
-        return cls(array_namespace(x), array_api_compat.device(x), x.dtype)
+        return cls(array_namespace(x), x.device, x.dtype)
 
     @property
     def name(self) -> str:

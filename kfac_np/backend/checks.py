@@ -9,7 +9,8 @@ import array_api_compat
 import numpy as np
 
 from kfac_np.backend.array import Array, array_namespace
-from kfac_np.backend.scalars import DeferredChecks, are_finite
+from kfac_np.backend.reductions import are_finite
+from kfac_np.backend.scalars import DeferredChecks
 from kfac_np.errors import InputError
 
 __all__ = [
@@ -46,7 +47,7 @@ def require_float(name: str, x: Any) -> None:
     """
     require_array(name, x)
     xp = array_namespace(x)
-    if not xp.isdtype(x.dtype, (xp.float32, xp.float64)):
+    if x.dtype not in (xp.float32, xp.float64):
         wanted = "floats" if not xp.isdtype(x.dtype, "real floating") else "float32 or float64"
         raise InputError(f"{name}: expected an array of {wanted}, got dtype {x.dtype}")
 
@@ -111,11 +112,12 @@ def require_indices(
     # beyond what the integers' own type holds.
     signed = xp.astype(x, xp.int64, copy=False)
     low, high = xp.min(signed), xp.max(signed)
-    note = " (uint64 as int64)" if "uint64" in str(x.dtype) else ""
-    checks.require(
-        (low >= 0) & (high < size),
-        lambda: error(f"{what} 0..{size - 1}, got {int(low)}..{int(high)}{note}"),
-    )
+
+    def out_of_range() -> InputError:
+        note = " (uint64 as int64)" if "uint64" in str(x.dtype) else ""
+        return error(f"{what} 0..{size - 1}, got {int(low)}..{int(high)}{note}")
+
+    checks.require((low >= 0) & (high < size), out_of_range)
 
 
 def require_same_place(name: str, x: Array, like: Array, like_name: str = "parameters") -> None:
@@ -137,10 +139,11 @@ def require_same_place(name: str, x: Array, like: Array, like_name: str = "param
             f"{name}: expected an array of {other.__name__} as the {like_name} are, "
             f"got {xp.__name__}"
         )
-    here, there = array_api_compat.device(x), array_api_compat.device(like)
-    if here != there:
-        raise InputError(f"{name}: expected device {there} as the {like_name} have, got {here}")
-    if xp.isdtype(x.dtype, "real floating") and x.dtype != like.dtype:
+    if x.device != like.device:
+        raise InputError(
+            f"{name}: expected device {like.device} as the {like_name} have, got {x.device}"
+        )
+    if x.dtype != like.dtype and xp.isdtype(x.dtype, "real floating"):
         raise InputError(
             f"{name}: expected dtype {like.dtype} as the {like_name} have, got {x.dtype}; "
             "backend.asarray gives floats the backend's dtype"

@@ -11,7 +11,8 @@ import array_api_compat
 
 from kfac_np.backend.array import Array, Backend, array_namespace
 from kfac_np.backend.precision import tf32
-from kfac_np.backend.scalars import DeferredChecks, are_finite
+from kfac_np.backend.reductions import are_finite
+from kfac_np.backend.scalars import DeferredChecks
 from kfac_np.errors import FactorizationError
 
 __all__ = ["cholesky", "eigh", "eigh_many", "spd_inverse", "spectral_norm", "symmetrize"]

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 __all__ = ["quiet", "quiet_methods"]
 
-P = ParamSpec("P")
-T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-def quiet(function: Callable[P, T]) -> Callable[P, T]:
+def quiet(function: F) -> F:
     """Let NumPy compute NaN and Inf in it without a word, whatever `numpy.seterr` says.
 
     For the doors, functions that users call: they raise this library's errors about what is not
@@ -29,13 +27,7 @@ def quiet(function: Callable[P, T]) -> Callable[P, T]:
     ...     square(np.asarray([1e200]))
     array([inf])
     """
-
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        with np.errstate(all="ignore"):
-            return function(*args, **kwargs)
-
-    return call
+    return np.errstate(all="ignore")(function)
 
 
 def quiet_methods(cls: type, *names: str) -> None:

@@ -56,15 +56,13 @@ class Rng:
     """
 
     def __init__(self, seed: int, *keys: int | str) -> None:
-        given: list[Any] = [seed, *(k for k in keys if not isinstance(k, str))]
-        for number in given:
-            if not is_integer(number):
-                raise InputError(f"Rng: expected integers or names, got {number!r}")
+        _require_natural(seed)
+        for key in keys:
+            if not isinstance(key, str):
+                _require_natural(key)
         self.seed = int(seed)
         self.keys = keys
         self._spawned = 0
-        if negative := [k for k in (self.seed, *keys) if not isinstance(k, str) and k < 0]:
-            raise InputError(f"Rng: expected a non-negative seed and keys, got {negative[0]}")
 
     @classmethod
     def of(cls, rng: Rng | int) -> Rng:
@@ -87,8 +85,11 @@ class Rng:
     @cached_property
     def _generator(self) -> np.random.Generator:
         """Made at the first draw: containers hand a child to every layer, and few of them draw."""
-        words = tuple(word for key in self.keys for word in _words(key))
-        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=words))
+        words = [word for key in self.keys for word in _words(key)]
+        # What `SeedSequence(seed, spawn_key=words)` makes of them, without an array for each word.
+        seed = _bits(self.seed)
+        entropy = [*seed, *[0] * (4 - len(seed)), *words]
+        return np.random.default_rng(np.asarray(entropy, dtype=np.uint32))
 
     def child(self, *keys: int | str) -> Rng:
         """Return the independent stream further down the path.
@@ -137,7 +138,7 @@ class Rng:
         True
         """
         # Drawn in single precision where that is what is kept: 1 - 2**-30 would round to 1.
-        kind = np.float32 if "float32" in str(backend.dtype) else np.float64
+        kind = np.float32 if backend.dtype == backend.xp.float32 else np.float64
         return backend.asarray(self._generator.random(shape, dtype=kind))
 
     def bernoulli(self, p: Array) -> Array:
@@ -165,7 +166,7 @@ class Rng:
         array([0., 1., 1.])
         """
         backend, shape = Backend.of(p), p.shape
-        n, bits = math.prod(shape), (8 if "float32" in str(p.dtype) else 37)
+        n, bits = math.prod(shape), (8 if backend.dtype == backend.xp.float32 else 37)
         words = self._generator.bit_generator.random_raw((n + 3) // 4)
         coarse = words.astype("<u8", copy=False).view("<i2")[:n].astype(np.int16, copy=False)
         steps = self._generator.integers(0, 2**bits, (*shape[:-1], 1) if shape else ())
@@ -205,6 +206,13 @@ class Rng:
         return self._generator.integers(low, high, shape)
 
 
+def _require_natural(number: object) -> None:
+    if not is_integer(number):
+        raise InputError(f"Rng: expected integers or names, got {number!r}")
+    if number < 0:
+        raise InputError(f"Rng: expected a non-negative seed and keys, got {number}")
+
+
 def _words(key: int | str) -> list[int]:
     """A key as 32-bit words: its kind, its length, itself.
 
@@ -214,6 +222,10 @@ def _words(key: int | str) -> list[int]:
     if isinstance(key, str):
         letters = key.encode()
         return [1, len(letters), *letters]
-    number = int(key)
-    parts = [(number >> shift) % 2**32 for shift in range(0, max(number.bit_length(), 1), 32)]
+    parts = _bits(int(key))
     return [0, len(parts), *parts]
+
+
+def _bits(number: int) -> list[int]:
+    """A number as 32-bit words, the lowest first; at least one."""
+    return [(number >> shift) % 2**32 for shift in range(0, max(number.bit_length(), 1), 32)]

@@ -9,22 +9,18 @@ asynchronous.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, final
 
 import array_api_compat
-import numpy as np
 
 from kfac_np.backend.array import Array, array_namespace
-from kfac_np.backend.reductions import every_finite
 from kfac_np.backend.transfer import Later, later
 
 __all__ = [
     "DeferredChecks",
     "Scalar",
-    "are_finite",
     "is_asynchronous",
     "on_host",
     "scalar",
@@ -56,12 +52,12 @@ def scalar(x: Array | float, like: Array | None = None) -> Scalar:
     >>> scalar(np.float32(0.5)).dtype, scalar(0.5, like=np.ones(2)).shape
     (dtype('float64'), ())
     """
-    if array_api_compat.is_array_api_obj(x):
+    if hasattr(x, "dtype"):
         xp = array_namespace(x)  # type: ignore[arg-type]
-        return x if x.dtype == xp.float64 else xp.astype(x, xp.float64)  # type: ignore[union-attr, return-value]
+        return x if x.dtype == xp.float64 else xp.astype(x, xp.float64)  # type: ignore[return-value]
     assert like is not None, "a number needs a device"
     xp = array_namespace(like)
-    return xp.full((), x, dtype=xp.float64, device=array_api_compat.device(like))
+    return xp.full((), x, dtype=xp.float64, device=like.device)
 
 
 def select(condition: Scalar | bool, yes: Scalar | float, no: Scalar | float) -> Scalar:
@@ -95,25 +91,6 @@ def on_host(*conditions: Scalar | bool) -> list[bool]:
     arrays: list[Any] = [x for x in conditions if is_asynchronous(x)]
     arrived = iter(later(array_namespace(*arrays).stack(arrays)).numpy().tolist() if arrays else ())
     return [next(arrived) if is_asynchronous(x) else bool(x) for x in conditions]
-
-
-def are_finite(*arrays: Array) -> Scalar:
-    """Tell whether every entry of every array is finite; there is at least one array.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> bool(are_finite(np.ones(3), np.asarray([np.nan])))
-    False
-    """
-    if not is_asynchronous(arrays[0]):
-        # A sum of finite numbers is finite unless it overflows; no NaN and no Inf vanishes in it.
-        xp = array_namespace(*arrays)
-        with np.errstate(all="ignore"):
-            total = sum(float(xp.sum(x)) for x in arrays)
-        if math.isfinite(total):
-            return xp.asarray(True, device=array_api_compat.device(arrays[0]))
-    return every_finite(*arrays)
 
 
 @final

@@ -116,9 +116,9 @@ def _draw(rng: Rng, p: Array) -> Array:
 
 def _distribution(z: Array, t: Array) -> Array:
     """Targets as distributions over the classes, in the dtype of z."""
+    if t.ndim == z.ndim:
+        return t
     xp = array_namespace(z, t)
-    if xp.isdtype(t.dtype, "integral"):
-        # Wide enough for any number of classes, which the targets' own dtype may not be.
-        classes = xp.arange(z.shape[-1], dtype=xp.int64, device=t.device)
-        return xp.astype(xp.astype(t, xp.int64)[..., None] == classes, z.dtype)
-    return t
+    # Wide enough for any number of classes, which the targets' own dtype may not be.
+    classes = xp.arange(z.shape[-1], dtype=xp.int64, device=t.device)
+    return xp.astype(xp.astype(t, xp.int64, copy=False)[..., None] == classes, z.dtype)

@@ -43,6 +43,15 @@ def test_a_child_does_not_depend_on_what_its_parent_has_drawn():
     np.testing.assert_array_equal(numbers(used.child(1)), numbers(fresh.child(1)))
 
 
+@pytest.mark.parametrize("seed", [0, 7, 2**32, 2**128, 2**200 + 3])
+@pytest.mark.parametrize("path", [(), (3,), ("ab", 2**40)])
+def test_a_stream_is_numpys_own(seed: int, path: tuple[int | str, ...]):
+    words = {(): (), (3,): (0, 1, 3), ("ab", 2**40): (1, 2, 97, 98, 0, 2, 0, 256)}[path]
+    sequence = np.random.SeedSequence(seed, spawn_key=words)
+    expected = np.random.default_rng(sequence).standard_normal(50)
+    np.testing.assert_array_equal(numbers(Rng(seed, *path)), expected)
+
+
 def test_a_stream_goes_on():
     rng = Rng(7)
     assert not np.array_equal(numbers(rng), numbers(rng))
