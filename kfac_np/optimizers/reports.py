@@ -40,32 +40,12 @@ class StepReport:
         Number of this step, from 1.
     batch_size : int
     numbers : mapping of str to Scalar, float or None
-        The attributes below, as 0-d arrays or Python's own; what is left out is None.
+        The properties below, as 0-d arrays or Python's own; what is left out is None.
     refreshed : tuple of str
         Paths whose factors were recomputed.
     events : sequence of LadderEvent, or of (condition, LadderEvent)
         Factorisations that did not succeed as asked, and updates that were rejected; one with a
         condition has happened if it holds.
-
-    Attributes
-    ----------
-    loss : float
-        Mean over the mini-batch's loss terms, before the step.
-    objective : float
-        The loss plus the ℓ2 term (η/2)‖θ‖², before the step.
-    gradient_norm, update_norm : float
-        ‖∇h‖ and ‖δ‖ over all parameters.
-    damping : float
-        λ used in this step.
-    gamma : float
-        γ used in this step; the factors were damped by γ² ≈ λ + η.
-    alpha, mu : float
-        Coefficients of the proposal and of the previous update: δ = αΔ + μδ₀. For SGD and Adam
-        alpha is the learning rate.
-    model_decrease : float
-        M(δ) - M(0), negative when the quadratic model predicts progress.
-    rho : float
-        Reduction ratio, in steps that measured it and could tell.
 
     Examples
     --------
@@ -113,46 +93,57 @@ class StepReport:
 
     @property
     def events(self) -> tuple[LadderEvent, ...]:
+        """What did not succeed as asked, and updates that were rejected or taken back."""
         return self._arrived[1]
 
     @property
     def loss(self) -> float:
+        """Mean over the mini-batch's loss terms, before the step."""
         return self._required("loss")
 
     @property
     def objective(self) -> float:
+        """The loss plus the ℓ2 term (η/2)‖θ‖², before the step."""
         return self._required("objective")
 
     @property
     def gradient_norm(self) -> float | None:
+        """‖∇h‖ over all parameters."""
         return self._arrived[0]["gradient_norm"]
 
     @property
     def update_norm(self) -> float | None:
+        """‖δ‖ over all parameters."""
         return self._arrived[0]["update_norm"]
 
     @property
     def damping(self) -> float | None:
+        """λ used in this step."""
         return self._arrived[0]["damping"]
 
     @property
     def gamma(self) -> float | None:
+        """γ used in this step; the factors were damped by γ² ≈ λ + η."""
         return self._arrived[0]["gamma"]
 
     @property
     def alpha(self) -> float | None:
+        """Coefficient of the proposal, δ = αΔ + μδ₀; for SGD and Adam the learning rate."""
         return self._arrived[0]["alpha"]
 
     @property
     def mu(self) -> float | None:
+        """Coefficient of the previous update."""
         return self._arrived[0]["mu"]
 
     @property
     def model_decrease(self) -> float | None:
+        """M(δ) - M(0), negative when the quadratic model predicts progress."""
         return self._arrived[0]["model_decrease"]
 
     @property
     def rho(self) -> float | None:
+        """Reduction ratio, in steps that measured it and could tell."""
         return self._arrived[0]["rho"]
 
     def _required(self, name: str) -> float:
