@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, final
+from dataclasses import dataclass, replace
+from typing import final
 
 from kfac_np import trees
 from kfac_np.backend import Array, array_namespace, second_moment
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments
-from kfac_np.curvature.damping import damped_inverse
 from kfac_np.curvature.diagonal import require_vectors
+from kfac_np.curvature.factors import DenseFactor
 from kfac_np.curvature.ladder import Ladder, LadderEvent, factorise_each, require_damping
 from kfac_np.curvature.owners import require_own
 from kfac_np.curvature.units import scales
 from kfac_np.errors import CurvatureError
 from kfac_np.matrices import DenseMatrix, FlattenedMatrix
-from kfac_np.statistics import AffineStatistics, Scale, Statistics, term_gradients
+from kfac_np.statistics import Scale, Statistics, term_gradients
 from kfac_np.trees import Tree
 from kfac_np.validation import plain_fields, require_flag, require_sizes
 
@@ -52,6 +52,9 @@ class ExactBlock(Block):
         plain_fields(self)
         require_flag("ExactBlock unit_free", self.unit_free)
 
+    def made_unit_free(self) -> ExactBlock:
+        return replace(self, unit_free=True)
+
     def supports(self, statistics: object) -> bool:
         return isinstance(statistics, Statistics)
 
@@ -73,17 +76,11 @@ class ExactBlock(Block):
     ) -> Factors:
         require_damping(damping)
         old, m = (previous or {}).get("inverse"), moments["block"]
-        return {"inverse": damped_inverse(ladder, "block", m, _shift(self, m, damping), old)}
+        return {"inverse": _inverse(self, ladder, "block", m, damping, old)}
 
     def solve(self, factors: Factors, v: Array) -> Array:
         xp = array_namespace(v)
         return xp.reshape(factors["inverse"] @ xp.reshape(v, (-1,)), v.shape)
-
-    def cost(
-        self, shape: tuple[int, ...], kind: type[Statistics] = AffineStatistics
-    ) -> Mapping[str, Any]:
-        n = math.prod(shape)
-        return {"factors": f"block {n}×{n}", "factorise": 2 * n**3, "solve": 2 * n**2}
 
 
 @final
@@ -164,8 +161,7 @@ class FullMatrix(Curvature):
         m = moments["full"]["matrix"]
 
         def whole(_: str, ladder: Ladder) -> Factors:
-            shift = _shift(self, m, damping)
-            return {"inverse": damped_inverse(ladder, "matrix", m, shift, old)}
+            return {"inverse": _inverse(self, ladder, "matrix", m, damping, old)}
 
         return factorise_each(["full"], whole, damping)
 
@@ -176,8 +172,15 @@ class FullMatrix(Curvature):
         return ExactBlock(self.unit_free)
 
 
-def _shift(curvature: ExactBlock | FullMatrix, m: Array, damping: float) -> Array | float:
-    """What is added to the diagonal of m."""
-    if not curvature.unit_free:
-        return damping
-    return damping * scales(array_namespace(m).linalg.diagonal(m))
+def _inverse(
+    curvature: ExactBlock | FullMatrix,
+    ladder: Ladder,
+    name: str,
+    m: Array,
+    damping: float,
+    previous: Array | None,
+) -> Array:
+    """The inverse of m + damping · I, or of m + damping · diag m."""
+    whole = DenseFactor(m)
+    shift = damping * scales(whole.diagonal()) if curvature.unit_free else damping
+    return whole.damped_inverse(ladder, name, shift, previous)

@@ -8,13 +8,21 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np import trees
-from kfac_np.backend import Array, Backend, Rng, all_finite, array_namespace, clip, quiet
+from kfac_np.backend import (
+    Array,
+    Backend,
+    Rng,
+    all_finite,
+    array_namespace,
+    clip,
+    quiet,
+    resolved_eigh,
+)
 from kfac_np.curvature.base import Block, Curvature, Moments
-from kfac_np.curvature.kfac import KFACBlock
+from kfac_np.curvature.blocks.by_kind import KFACBlock
 from kfac_np.errors import InputError
 from kfac_np.fisher import Exact, FisherType
 from kfac_np.matrices import TreeMatrix
-from kfac_np.matrices.base import resolved_eigh
 from kfac_np.objective import Evaluation
 from kfac_np.products import ggn_product
 from kfac_np.trees import Tree
