@@ -22,7 +22,7 @@ from kfac_np.curvature import (
     expand,
     reduce,
 )
-from kfac_np.curvature.ekfac_moments import rotated_squares
+from kfac_np.curvature.networks.ekfac_moments import rotated_squares
 from kfac_np.errors import FactorizationError
 from kfac_np.fisher import Empirical, Exact
 from kfac_np.layers import Dense
@@ -81,7 +81,8 @@ def test_squares_in_any_basis(
 ):
     """Any two orthogonal matrices; few and many locations, all examples at once or one by one."""
     monkeypatch.setattr(
-        "kfac_np.curvature.ekfac_moments.patch_budget", lambda _: 8 * math.prod(shape) * at_once
+        "kfac_np.curvature.networks.ekfac_moments.patch_budget",
+        lambda _: 8 * math.prod(shape) * at_once,
     )
     rng, n = np.random.default_rng(0), 5
     a, g = rng.standard_normal((n, t, shape[1])), rng.standard_normal((k, n, t, shape[0]))

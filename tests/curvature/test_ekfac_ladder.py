@@ -24,7 +24,7 @@ from kfac_np.curvature import (
     describe,
     reduce,
 )
-from kfac_np.curvature.ekfac_moments import resolve
+from kfac_np.curvature.networks.ekfac_moments import resolve
 from kfac_np.errors import ConfigError, CurvatureError, DivergenceError, FactorizationError
 from kfac_np.fisher import Exact, FisherType, InputOnly
 from kfac_np.layers import Conv, Dense, Flatten, LayerNorm, Logistic, Sequential

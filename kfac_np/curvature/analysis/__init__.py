@@ -1,3 +1,17 @@
-"""How good a curvature is, what it costs, and what its approximations assume."""
+"""What a curvature costs, how good it is, and what its approximations assume."""
 
-__all__: list[str] = []
+from kfac_np.curvature.analysis.costs import costs
+from kfac_np.curvature.analysis.describe import describe
+from kfac_np.curvature.analysis.kfc_theory import Assumption, convolution_block, kfc_factors
+from kfac_np.curvature.analysis.quality import LayerQuality, Quality, quality
+
+__all__ = [
+    "Assumption",
+    "LayerQuality",
+    "Quality",
+    "convolution_block",
+    "costs",
+    "describe",
+    "kfc_factors",
+    "quality",
+]

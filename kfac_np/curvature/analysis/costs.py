@@ -9,16 +9,16 @@ from typing import Any
 from kfac_np import trees
 from kfac_np.curvature.base import Block, Curvature
 from kfac_np.curvature.blocks.by_kind import ByKind
+from kfac_np.curvature.blocks.diagonal import DiagonalBlock
+from kfac_np.curvature.blocks.exact import ExactBlock
 from kfac_np.curvature.blocks.grouped import GroupedBlock
 from kfac_np.curvature.blocks.kronecker import KroneckerBlock
 from kfac_np.curvature.blocks.scale_shift import UnitBlock
 from kfac_np.curvature.blocks.spectral import SpectralBlock
-from kfac_np.curvature.diagonal import DiagonalBlock
-from kfac_np.curvature.ekfac import EKFAC
-from kfac_np.curvature.exact import ExactBlock
 from kfac_np.curvature.factors import INPUTS, DiagonalFactor
-from kfac_np.curvature.full_kronecker import FullKronecker
-from kfac_np.curvature.tridiagonal import BlockTridiagonal
+from kfac_np.curvature.networks.ekfac import EKFAC
+from kfac_np.curvature.networks.full_kronecker import FullKronecker
+from kfac_np.curvature.networks.tridiagonal import BlockTridiagonal
 from kfac_np.layers import Layer
 from kfac_np.statistics import Scale
 from kfac_np.trees import Tree

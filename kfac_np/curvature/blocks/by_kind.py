@@ -13,7 +13,7 @@ from kfac_np.curvature.base import Block, Factors, Moments, Units
 from kfac_np.curvature.blocks.grouped import GroupedBlock
 from kfac_np.curvature.blocks.kronecker import KroneckerBlock
 from kfac_np.curvature.blocks.scale_shift import UnitBlock
-from kfac_np.curvature.damping import DampingRule, marquardt, pi_trace
+from kfac_np.curvature.damping_rules import DampingRule, marquardt, pi_trace
 from kfac_np.curvature.factors import INPUTS
 from kfac_np.curvature.ladder import Ladder
 from kfac_np.curvature.sharing import Sharing, expand

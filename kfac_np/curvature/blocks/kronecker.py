@@ -7,7 +7,7 @@ from typing import Any, final
 
 from kfac_np.backend import Array, Patches, Scalar, array_namespace, clip
 from kfac_np.curvature.base import Block, Factors, Moments, Units
-from kfac_np.curvature.damping import DampingRule, marquardt, pi_trace
+from kfac_np.curvature.damping_rules import DampingRule, marquardt, pi_trace
 from kfac_np.curvature.factors import INPUTS, DenseFactor, derivative_moment, factor, rescaled
 from kfac_np.curvature.ladder import Ladder, require_damping
 from kfac_np.curvature.sharing import Sharing, expand

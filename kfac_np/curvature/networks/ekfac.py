@@ -10,16 +10,16 @@ from typing import final
 from kfac_np import trees
 from kfac_np.backend import Rng, Scalar, array_namespace, clip
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments, accumulate
-from kfac_np.curvature.block_diagonal import BlockDiagonal
 from kfac_np.curvature.blocks.by_kind import ByKind, block_of_each_kind
+from kfac_np.curvature.blocks.diagonal import require_vectors
 from kfac_np.curvature.blocks.kronecker import KroneckerBlock
 from kfac_np.curvature.blocks.scale_shift import UnitBlock
 from kfac_np.curvature.blocks.spectral import SpectralBlock
-from kfac_np.curvature.damping import marquardt, pi_trace
-from kfac_np.curvature.diagonal import require_vectors
-from kfac_np.curvature.ekfac_basis import first_basis, next_bases
-from kfac_np.curvature.ekfac_moments import resolve, rotated_squares
+from kfac_np.curvature.damping_rules import marquardt, pi_trace
 from kfac_np.curvature.ladder import Ladder, LadderEvent, factorise_each, require_damping
+from kfac_np.curvature.networks.block_diagonal import BlockDiagonal
+from kfac_np.curvature.networks.ekfac_basis import first_basis, next_bases
+from kfac_np.curvature.networks.ekfac_moments import resolve, rotated_squares
 from kfac_np.curvature.owners import require_own
 from kfac_np.curvature.sharing import Sharing, expand
 from kfac_np.errors import CurvatureError

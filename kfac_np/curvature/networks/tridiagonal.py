@@ -10,22 +10,22 @@ from typing import Any, final
 from kfac_np import trees
 from kfac_np.backend import Array, DeferredChecks, Rng
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments, Units
-from kfac_np.curvature.block_diagonal import BlockDiagonal
 from kfac_np.curvature.blocks.by_kind import KFACBlock
 from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping, require_regular
-from kfac_np.curvature.owners import require_own
-from kfac_np.curvature.tridiagonal_chains import find_chains
-from kfac_np.curvature.tridiagonal_factors import (
+from kfac_np.curvature.networks.block_diagonal import BlockDiagonal
+from kfac_np.curvature.networks.tridiagonal_chains import find_chains
+from kfac_np.curvature.networks.tridiagonal_factors import (
     couple,
     pull,
     regression,
     solve_coupled,
 )
-from kfac_np.curvature.tridiagonal_moments import (
+from kfac_np.curvature.networks.tridiagonal_moments import (
     cross_derivative_moment,
     cross_input_moment,
     rows_each,
 )
+from kfac_np.curvature.owners import require_own
 from kfac_np.errors import CurvatureError
 from kfac_np.fisher import FisherType
 from kfac_np.layers import Layer

@@ -8,7 +8,7 @@ from kfac_np import trees
 from kfac_np.backend import array_namespace
 from kfac_np.curvature.analysis.costs import costs
 from kfac_np.curvature.base import Curvature
-from kfac_np.curvature.block_diagonal import BlockDiagonal
+from kfac_np.curvature.networks.block_diagonal import BlockDiagonal
 from kfac_np.layers import Layer
 from kfac_np.trees import Tree
 

@@ -10,16 +10,16 @@ from typing import Any, final
 from kfac_np import trees
 from kfac_np.backend import Array, array_namespace
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments
-from kfac_np.curvature.block_diagonal import BlockDiagonal
 from kfac_np.curvature.blocks.by_kind import KFACBlock
 from kfac_np.curvature.factors import DenseFactor
 from kfac_np.curvature.ladder import Ladder, LadderEvent, factorise_each, require_damping
-from kfac_np.curvature.owners import require_own
-from kfac_np.curvature.tridiagonal_moments import (
+from kfac_np.curvature.networks.block_diagonal import BlockDiagonal
+from kfac_np.curvature.networks.tridiagonal_moments import (
     cross_derivative_moment,
     cross_input_moment,
     rows_each,
 )
+from kfac_np.curvature.owners import require_own
 from kfac_np.curvature.units import scales
 from kfac_np.errors import CurvatureError
 from kfac_np.matrices import DenseMatrix, FlattenedMatrix
