@@ -111,6 +111,11 @@ class LocatedStatistics(Statistics):
         """`g` with the K axis always present, shape (K, N, T, d_out)."""
         return self.g if self.g.ndim == 4 else self.g[None, ...]
 
+    def derivatives_only(self) -> AffineStatistics:
+        """The same derivatives, inputs of no columns: nothing is unfolded."""
+        xp, g = array_namespace(self.g), self.g
+        return AffineStatistics(xp.zeros((*g.shape[-3:-1], 0), dtype=g.dtype, device=g.device), g)
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -158,11 +163,6 @@ class AffineStatistics(LocatedStatistics):
     def inputs_only(self) -> AffineStatistics:
         """The same inputs, no vectors (K = 0)."""
         return AffineStatistics(self.inputs, self.stacked_g[:0, ...])
-
-    def derivatives_only(self) -> AffineStatistics:
-        """The same derivatives, inputs of no columns: nothing is unfolded."""
-        xp, g = array_namespace(self.g), self.g
-        return AffineStatistics(xp.zeros((*g.shape[-3:-1], 0), dtype=g.dtype, device=g.device), g)
 
     def chunks(self) -> Iterator[AffineStatistics]:
         """The same statistics, some examples at a time, with `inputs` as an array.

@@ -26,7 +26,15 @@ from kfac_np.backend.fused import (
     tanh_vjp,
 )
 from kfac_np.backend.kernels import append_ones, second_moment, sum_by_index
-from kfac_np.backend.linalg import eigh, eigh_many, spd_inverse, spectral_norm, symmetrize
+from kfac_np.backend.linalg import (
+    eigh,
+    eigh_many,
+    resolved_eigh,
+    rounding_error,
+    spd_inverse,
+    spectral_norm,
+    symmetrize,
+)
 from kfac_np.backend.patches import (
     Geometry,
     Patches,
@@ -93,6 +101,8 @@ __all__ = [
     "require_float",
     "require_indices",
     "require_same_place",
+    "resolved_eigh",
+    "rounding_error",
     "scalar",
     "second_moment",
     "select",

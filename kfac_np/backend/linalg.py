@@ -15,7 +15,16 @@ from kfac_np.backend.reductions import are_finite
 from kfac_np.backend.scalars import DeferredChecks
 from kfac_np.errors import FactorizationError
 
-__all__ = ["cholesky", "eigh", "eigh_many", "spd_inverse", "spectral_norm", "symmetrize"]
+__all__ = [
+    "cholesky",
+    "eigh",
+    "eigh_many",
+    "resolved_eigh",
+    "rounding_error",
+    "spd_inverse",
+    "spectral_norm",
+    "symmetrize",
+]
 
 # Sizes at which halving ends, and widths of strips; found by timing (docs/performance.md).
 _LEAF = 48  # below this a Cholesky factorisation and a small inverse beat more recursion
@@ -358,6 +367,57 @@ def _eigh_cupy(xp: Any, m: Any) -> tuple[Any, Any]:
     usable = (size > 0) & (size < xp.inf)
     values, vectors = xp.linalg.eigh(xp.where(usable, m, Backend.of(m).eye(m.shape[-1])))
     return xp.where(usable[..., 0], values, xp.zeros_like(values)), vectors
+
+
+def rounding_error(values: Array, n: int) -> Array:
+    """Rounding error of the eigenvalues of an n × n matrix, n · eps · max |values| (0-d array).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> bool(rounding_error(np.asarray([0.0, 8.0]), 2) == 16 * np.finfo(float).eps)
+    True
+    """
+    xp = array_namespace(values)
+    return xp.finfo(values.dtype).eps * n * xp.max(xp.abs(values))
+
+
+def resolved_eigh(m: Array) -> tuple[Array, Array]:
+    """`eigh` of a symmetric matrix, eigenvalues within rounding error of 0 being made 0.
+
+    Parameters
+    ----------
+    m : Array, shape (n, n) or (k, n, n)
+        One matrix, or several.
+
+    Returns
+    -------
+    values : Array, shape ([k,] n)
+    vectors : Array, shape ([k,] n, n)
+
+    Raises
+    ------
+    FactorizationError
+        As `eigh`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.asarray([[0.1, 0.7, 0.3]])
+    >>> resolved_eigh(x.T @ x)[0].tolist()[:2]
+    [0.0, 0.0]
+    """
+    if m.ndim == 2:
+        return _resolved(*eigh(m))
+    xp = array_namespace(m)
+    pairs = [_resolved(*pair) for pair in eigh_many([m[i, ...] for i in range(m.shape[0])])]
+    return xp.stack([values for values, _ in pairs]), xp.stack([vectors for _, vectors in pairs])
+
+
+def _resolved(values: Array, vectors: Array) -> tuple[Array, Array]:
+    xp = array_namespace(values)
+    large = xp.abs(values) > rounding_error(values, values.shape[0])
+    return xp.where(large, values, xp.zeros_like(values)), vectors
 
 
 def spectral_norm(m: Array) -> Array:

@@ -1,9 +1,14 @@
 """Curvature approximations: moments (every step), factorise (now and then), solve (every step)."""
 
+from kfac_np.curvature.analysis.describe import describe
+from kfac_np.curvature.analysis.kfc_theory import Assumption, convolution_block, kfc_factors
+from kfac_np.curvature.analysis.quality import LayerQuality, Quality, quality
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments
-from kfac_np.curvature.block_diagonal import BlockDiagonal
-from kfac_np.curvature.convolution import Assumption, convolution_block, kfc_factors
-from kfac_np.curvature.damping import (
+from kfac_np.curvature.blocks.by_kind import KFACBlock
+from kfac_np.curvature.blocks.diagonal import DiagonalBlock
+from kfac_np.curvature.blocks.exact import ExactBlock
+from kfac_np.curvature.blocks.scale_shift import UnitBlock
+from kfac_np.curvature.damping_rules import (
     DampingRule,
     marquardt,
     no_pi,
@@ -12,18 +17,14 @@ from kfac_np.curvature.damping import (
     pi_trace,
     plain,
 )
-from kfac_np.curvature.describe import describe
-from kfac_np.curvature.diagonal import DiagonalBlock
-from kfac_np.curvature.ekfac import EKFAC
-from kfac_np.curvature.exact import ExactBlock, FullMatrix
-from kfac_np.curvature.full_kronecker import FullKronecker
-from kfac_np.curvature.kfac import KFACBlock
 from kfac_np.curvature.ladder import Ladder, LadderEvent
-from kfac_np.curvature.quality import LayerQuality, Quality, quality
+from kfac_np.curvature.networks.block_diagonal import BlockDiagonal
+from kfac_np.curvature.networks.ekfac import EKFAC
+from kfac_np.curvature.networks.full_kronecker import FullKronecker
+from kfac_np.curvature.networks.full_matrix import FullMatrix
+from kfac_np.curvature.networks.tridiagonal import BlockTridiagonal
+from kfac_np.curvature.networks.tridiagonal_chains import find_chains
 from kfac_np.curvature.sharing import expand, reduce
-from kfac_np.curvature.tridiagonal import BlockTridiagonal
-from kfac_np.curvature.tridiagonal_chains import find_chains
-from kfac_np.curvature.units import UnitBlock
 
 __all__ = [
     "EKFAC",

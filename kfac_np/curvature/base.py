@@ -11,14 +11,13 @@ from kfac_np.backend import (
     Array,
     Rng,
     Scalar,
-    array_namespace,
+    factor_of,
     is_asynchronous,
     quiet,
     quiet_methods,
 )
 from kfac_np.curvature.ladder import Ladder, LadderEvent
 from kfac_np.fisher import FisherType
-from kfac_np.layers import Layer
 from kfac_np.matrices import Matrix, TreeMatrix
 from kfac_np.objective import Evaluation
 from kfac_np.statistics import AffineStatistics, Scale, Statistics
@@ -67,6 +66,10 @@ class Block(ABC):
         damped update (Marquardt's scaling, `kfac_np.curvature.marquardt`).
         """
         return False
+
+    def made_unit_free(self) -> Block:
+        """The same block, damped relative to its own diagonal; itself if it has no such damping."""
+        return self
 
     @abstractmethod
     def supports(self, statistics: object) -> bool:
@@ -123,6 +126,10 @@ class Block(ABC):
         If the block is `unit_free`, its diagonal stands in the place of I.
         """
 
+    def solves(self, factors: Factors) -> bool:
+        """Tell whether these are factors as the block makes them, from their names."""
+        return True
+
     @abstractmethod
     def solve(self, factors: Factors, v: Array) -> Array:
         """(block + damping · I)⁻¹ v, as closely as the damping rule defines it."""
@@ -134,15 +141,15 @@ class Block(ABC):
         """
         return self.solve(factors, gradient)
 
-    @abstractmethod
     def cost(
         self, shape: tuple[int, ...], kind: type[Statistics] = AffineStatistics
     ) -> Mapping[str, Any]:
-        """Factor sizes and floating-point operations for a parameter of `shape`.
+        """What `describe` shows of a parameter of `shape`; override it if you like to tell.
 
         `kind` says which statistics it has. Keys: "factors" (text), "factorise" and "solve"
-        (operations).
+        (floating-point operations). Without them `describe` shows the shapes of the moments.
         """
+        return {}
 
 
 class Curvature(ABC):
@@ -242,7 +249,7 @@ class Curvature(ABC):
             if w is None or (not is_asynchronous(w) and float(w) == 1.0):
                 return m
             return {
-                name: x + (1.0 - array_namespace(x).astype(w, x.dtype)) * (old[path][name] - x)
+                name: x + (1.0 - factor_of(w, x)) * (old[path][name] - x)
                 for name, x in m.items()
             }
 
@@ -379,23 +386,6 @@ class Curvature(ABC):
     @abstractmethod
     def block_of(self, path: str) -> Block:
         """The block that covers the parameter at `path`."""
-
-    def costs(self, network: Layer, params: Tree, statistics: Tree) -> dict[str, Mapping[str, Any]]:
-        """What each parameter gets and what it costs, by path: `Block.cost`, and "block", a name.
-
-        Parameters
-        ----------
-        network : Layer
-        params : tree of Array
-        statistics : tree of Statistics
-            Of any batch: only kinds and shapes count.
-        """
-        kinds = {path: type(s) for path, s in trees.items(statistics)}
-        out: dict[str, Mapping[str, Any]] = {}
-        for path, p in trees.items(params):
-            block = self.block_of(path)
-            out[path] = {"block": type(block).__name__, **block.cost(p.shape, kinds[path])}
-        return out
 
 
 def accumulate(

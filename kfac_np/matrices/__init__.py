@@ -12,7 +12,7 @@ from kfac_np.matrices.difference import difference_inverse
 from kfac_np.matrices.kronecker import KroneckerDiagonal, KroneckerMatrix, KroneckerSpectral
 from kfac_np.matrices.scaled import ScaledMatrix
 from kfac_np.matrices.stacked import StackedMatrix, StackedSpectral, UnitMatrix, UnitSpectral
-from kfac_np.matrices.trees import BlockDiagonalMatrix, FlattenedMatrix, TreeMatrix
+from kfac_np.matrices.tree_matrices import BlockDiagonalMatrix, FlattenedMatrix, TreeMatrix
 
 __all__ = [
     "BlockDiagonalMatrix",

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
-from kfac_np.backend import Array, Backend, Rng, all_finite, array_namespace, eigh
+from kfac_np.backend import Array, Backend, Rng, all_finite, array_namespace, rounding_error
 from kfac_np.errors import FactorizationError, InputError
 
 __all__ = [
@@ -16,9 +16,6 @@ __all__ = [
     "Spectral",
     "norm",
     "require_damping",
-    "resolved",
-    "resolved_eigh",
-    "rounding_error",
 ]
 
 
@@ -220,44 +217,3 @@ def require_damping(damping: object) -> None:
             number = float(damping)  # type: ignore[arg-type]
     if not (math.isfinite(number) and number >= 0):
         raise InputError(f"damping: expected a finite number >= 0, got {damping}")
-
-
-def rounding_error(values: Array, n: int) -> Array:
-    """Rounding error of the eigenvalues of an n × n matrix, n · eps · max |values| (0-d array).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> bool(rounding_error(np.asarray([0.0, 8.0]), 2) == 16 * np.finfo(float).eps)
-    True
-    """
-    xp = array_namespace(values)
-    return xp.finfo(values.dtype).eps * n * xp.max(xp.abs(values))
-
-
-def resolved_eigh(m: Array) -> tuple[Array, Array]:
-    """`eigh` of a symmetric matrix, eigenvalues within rounding error of 0 being made 0.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> x = np.asarray([[0.1, 0.7, 0.3]])
-    >>> resolved_eigh(x.T @ x)[0].tolist()[:2]
-    [0.0, 0.0]
-    """
-    return resolved(eigh(m))
-
-
-def resolved(pair: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Eigenvalues and vectors, those within rounding error of 0 being made 0.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> resolved((np.asarray([1e-20, 1.0]), np.eye(2)))[0]
-    array([0., 1.])
-    """
-    values, vectors = pair
-    xp = array_namespace(values)
-    large = xp.abs(values) > rounding_error(values, values.shape[0])
-    return xp.where(large, values, xp.zeros_like(values)), vectors

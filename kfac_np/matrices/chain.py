@@ -14,7 +14,7 @@ from kfac_np.errors import CurvatureError
 from kfac_np.matrices.base import Matrix, norm
 from kfac_np.matrices.dense import DenseMatrix
 from kfac_np.matrices.kronecker import KroneckerMatrix, kron
-from kfac_np.matrices.trees import FlattenedMatrix, TreeMatrix
+from kfac_np.matrices.tree_matrices import FlattenedMatrix, TreeMatrix
 from kfac_np.trees import Tree
 
 __all__ = ["ChainMatrix", "Link"]

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import final
 
-from kfac_np.backend import Array, array_namespace
+from kfac_np.backend import Array, array_namespace, resolved_eigh
 from kfac_np.errors import ShapeError
-from kfac_np.matrices.base import Matrix, Spectral, norm, resolved_eigh
+from kfac_np.matrices.base import Matrix, Spectral, norm
 
 __all__ = ["KroneckerDiagonal", "KroneckerMatrix", "KroneckerSpectral", "balanced", "kron"]
 

@@ -14,6 +14,7 @@ from numerics import assert_close, host
 from kfac_np import trees
 from kfac_np.backend import Array, Backend, Rng, get_backend
 from kfac_np.curvature import (
+    Block,
     BlockDiagonal,
     DiagonalBlock,
     ExactBlock,
@@ -184,6 +185,40 @@ def test_statistics_that_a_block_does_not_support(backend: Backend, block):
     match = r"layer 1\.1: FullMatrix expected Statistics, got ScaleStatistics"
     with pytest.raises(CurvatureError, match=match):
         estimate(FullMatrix(), e)
+
+
+@final
+@dataclass(frozen=True)
+class Silent(Block):
+    """The diagonal block, of which nobody told what it costs."""
+
+    inner: Block = DiagonalBlock()
+
+    def supports(self, statistics):
+        return self.inner.supports(statistics)
+
+    def input_moments(self, s, scale):
+        return self.inner.input_moments(s, scale)
+
+    def moments(self, s, scale):
+        return self.inner.moments(s, scale)
+
+    def matrix(self, moments, shape):
+        return self.inner.matrix(moments, shape)
+
+    def factorise(self, moments, damping, ladder, previous=None):
+        return self.inner.factorise(moments, damping, ladder, previous)
+
+    def solve(self, factors, v):
+        return self.inner.solve(factors, v)
+
+
+def test_a_block_need_not_know_its_cost(backend: Backend):
+    network = Sequential(Dense(3, 2), Tanh(), Dense(2, 1))
+    curvature = BlockDiagonal(overrides={"0": Silent()})
+    lines = describe(network, network.init(Rng(0), backend), curvature, (3,)).splitlines()
+    assert lines[1].split()[-3:] == ["Silent", "diagonal", "2×4"]
+    assert lines[2].split()[-2:] == lines[3].split()[-2:]  # all that is known is the sum
 
 
 @final

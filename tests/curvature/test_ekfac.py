@@ -22,14 +22,14 @@ from kfac_np.curvature import (
     expand,
     reduce,
 )
-from kfac_np.curvature.ekfac_moments import rotated_squares
+from kfac_np.curvature.networks.ekfac_moments import rotated_squares
 from kfac_np.errors import FactorizationError
 from kfac_np.fisher import Empirical, Exact
 from kfac_np.layers import Dense
 from kfac_np.losses import SquaredError
 from kfac_np.matrices import KroneckerSpectral
 from kfac_np.objective import Objective
-from kfac_np.statistics import AffineStatistics, EmbeddingStatistics, Scale
+from kfac_np.statistics import AffineStatistics, EmbeddingStatistics, GroupedStatistics, Scale
 from kfac_np.testing import CURVATURE_LAWS, check_curvature
 
 HostArray = np.ndarray[Any, Any]
@@ -81,7 +81,8 @@ def test_squares_in_any_basis(
 ):
     """Any two orthogonal matrices; few and many locations, all examples at once or one by one."""
     monkeypatch.setattr(
-        "kfac_np.curvature.ekfac_moments.patch_budget", lambda _: 8 * math.prod(shape) * at_once
+        "kfac_np.curvature.networks.ekfac_moments.patch_budget",
+        lambda _: 8 * math.prod(shape) * at_once,
     )
     rng, n = np.random.default_rng(0), 5
     a, g = rng.standard_normal((n, t, shape[1])), rng.standard_normal((k, n, t, shape[0]))
@@ -97,6 +98,30 @@ def test_squares_in_any_basis(
     without_k = AffineStatistics(s.inputs, s.g[0, ...])
     expected = np.einsum("op,noi,ij->npj", u_g, u[0], u_a) ** 2
     assert_close(rotated_squares(without_k, Scale(7, n), *bases), expected.sum(0) / 7)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_squares_of_any_kind_of_statistics(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, grouped: bool
+):
+    """A kind without a form of its own has its derivatives of examples rotated."""
+    rng, n, t, k, shape = np.random.default_rng(0), 4, 3, 2, (3, 4)
+    s = [
+        AffineStatistics(
+            backend.asarray(rng.standard_normal((n, t, shape[1]))),
+            backend.asarray(rng.standard_normal((k, n, t, shape[0]))),
+        )
+        for _ in range(2)
+    ]
+    u_a, u_g = (backend.asarray(np.stack([orthogonal(d, i) for i in (1, 2)])) for d in shape[::-1])
+    arguments = (
+        (GroupedStatistics(tuple(s)), Scale(n, n), u_a, u_g)
+        if grouped
+        else (s[0], Scale(n, n), u_a[0, ...], u_g[0, ...])
+    )
+    expected = rotated_squares(*arguments)
+    monkeypatch.setattr("kfac_np.curvature.networks.ekfac_moments._FASTER", {})
+    assert_close(rotated_squares(*arguments), expected)
 
 
 @pytest.mark.parametrize("coupled", [False, True])

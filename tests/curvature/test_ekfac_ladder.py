@@ -24,7 +24,7 @@ from kfac_np.curvature import (
     describe,
     reduce,
 )
-from kfac_np.curvature.ekfac_moments import resolve
+from kfac_np.curvature.networks.ekfac_moments import resolve
 from kfac_np.errors import ConfigError, CurvatureError, DivergenceError, FactorizationError
 from kfac_np.fisher import Exact, FisherType, InputOnly
 from kfac_np.layers import Conv, Dense, Flatten, LayerNorm, Logistic, Sequential
@@ -47,7 +47,7 @@ def failing(m: Array) -> Any:
 
 
 def test_the_first_basis_fails(backend: Backend, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("kfac_np.curvature.ekfac_basis.resolved_eigh", failing)
+    monkeypatch.setattr("kfac_np.curvature.factors.resolved_eigh", failing)
     with pytest.raises(FactorizationError, match="layer 0: factors A, G: no convergence"):
         estimate(EKFAC(), small(backend))
 
@@ -58,7 +58,7 @@ def test_a_later_basis_fails(backend: Backend, monkeypatch: pytest.MonkeyPatch):
     first = estimate(curvature, e)
     second = curvature.mix(first, curvature.estimate(e, Exact(), Rng(0), first), 0.5)
     assert curvature.factorise(second, 0.1)[1] == []
-    monkeypatch.setattr("kfac_np.curvature.ekfac_basis.resolved_eigh", failing)
+    monkeypatch.setattr("kfac_np.curvature.factors.resolved_eigh", failing)
     third = curvature.mix(second, curvature.estimate(e, Exact(), Rng(0), second), 0.5)
     monkeypatch.undo()
     for path, m in third.items():

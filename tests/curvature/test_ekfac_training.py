@@ -133,9 +133,9 @@ def test_the_optimiser_hands_moments_on(backend: Backend):
 
 
 def test_other_curvatures_average_everything():
-    moments = {"0": {"A": np.asarray([1.0]), "G": np.asarray([4.0])}}
+    moments = {"0": {"A": np.asarray([[1.0]]), "G": np.asarray([[4.0]])}}
     mixed = BlockDiagonal().mix(moments, trees.scale(3.0, moments), 0.75)
-    assert mixed == {"0": {"A": np.asarray([1.5]), "G": np.asarray([6.0])}}
+    assert mixed == {"0": {"A": np.asarray([[1.5]]), "G": np.asarray([[6.0]])}}
 
 
 # --------------------------------------------------------------------------------------- training

@@ -22,7 +22,7 @@ from kfac_np.curvature import (
     pi_trace,
     quality,
 )
-from kfac_np.curvature.quality import effective_rank
+from kfac_np.curvature.analysis.quality import effective_rank
 from kfac_np.errors import InputError
 from kfac_np.fisher import Exact, MonteCarlo
 from kfac_np.layers import Dense, ReLU, Sequential

@@ -25,7 +25,7 @@ from kfac_np.curvature import (
     find_chains,
     reduce,
 )
-from kfac_np.curvature.tridiagonal_moments import cross_input_moment
+from kfac_np.curvature.networks.tridiagonal_moments import cross_input_moment
 from kfac_np.errors import CurvatureError
 from kfac_np.fisher import Exact
 from kfac_np.layers import (

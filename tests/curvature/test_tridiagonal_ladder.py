@@ -171,7 +171,7 @@ def test_a_root_of_an_inverse_that_is_barely_definite(backend: Backend, monkeypa
     def failing(m: Any, checks: Any) -> Any:
         raise FactorizationError("not positive definite")
 
-    monkeypatch.setattr("kfac_np.curvature.tridiagonal_factors.cholesky", failing)
+    monkeypatch.setattr("kfac_np.curvature.networks.tridiagonal_factors.cholesky", failing)
     found, events = CURVATURE.factorise(moments, 0.1)
     assert not events
     assert_close(dense_inverse(found, e.params), dense_inverse(expected, e.params))

@@ -4,34 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, final
+from functools import cached_property, partial
+from typing import final
 
 from kfac_np import trees
-from kfac_np.backend import Array, Rng, Scalar, are_finite, array_namespace, clip
+from kfac_np.backend import Rng, Scalar, array_namespace, clip
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments, accumulate
-from kfac_np.curvature.block_diagonal import BlockDiagonal
-from kfac_np.curvature.damping import marquardt, pi_trace
-from kfac_np.curvature.diagonal import require_vectors
-from kfac_np.curvature.ekfac_basis import eigenvectors, first_basis, next_bases
-from kfac_np.curvature.ekfac_moments import resolve, rotated_squares
-from kfac_np.curvature.kfac import KFACBlock
+from kfac_np.curvature.blocks.by_kind import ByKind, block_of_each_kind
+from kfac_np.curvature.blocks.diagonal import require_vectors
+from kfac_np.curvature.blocks.kronecker import KroneckerBlock
+from kfac_np.curvature.blocks.scale_shift import UnitBlock
+from kfac_np.curvature.blocks.spectral import SpectralBlock
+from kfac_np.curvature.damping_rules import marquardt, pi_trace
 from kfac_np.curvature.ladder import Ladder, LadderEvent, factorise_each, require_damping
+from kfac_np.curvature.networks.block_diagonal import BlockDiagonal
+from kfac_np.curvature.networks.ekfac_basis import first_basis, next_bases
+from kfac_np.curvature.networks.ekfac_moments import resolve, rotated_squares
 from kfac_np.curvature.owners import require_own
 from kfac_np.curvature.sharing import Sharing, expand
-from kfac_np.curvature.units import UnitBlock, scales
 from kfac_np.errors import CurvatureError
 from kfac_np.fisher import FisherType
-from kfac_np.layers import Layer
-from kfac_np.matrices import (
-    BlockDiagonalMatrix,
-    KroneckerSpectral,
-    Matrix,
-    ScaledMatrix,
-    StackedMatrix,
-)
+from kfac_np.matrices import BlockDiagonalMatrix
 from kfac_np.objective import Evaluation
-from kfac_np.statistics import ElementwiseStatistics, Scale
+from kfac_np.statistics import Scale
 from kfac_np.trees import Tree
 from kfac_np.validation import (
     plain_fields,
@@ -130,31 +125,20 @@ class EKFAC(Curvature):
         require_integer("EKFAC basis_interval", self.basis_interval)
         require_flag("EKFAC unit_free", self.unit_free)
 
-    @property
+    @cached_property
+    def _block(self) -> ByKind:
+        return _EKFACBlock(self.sharing, self.elementwise, self.unit_free)
+
+    @cached_property
     def _blocks(self) -> BlockDiagonal:
-        """A, G and blocks without a product; factors in an eigenbasis are applied by it, too."""
-        rule = marquardt if self.unit_free else pi_trace
-        return BlockDiagonal(KFACBlock(self.sharing, rule, True, self.elementwise))
+        return BlockDiagonal(self._block)
 
     @property
     def separable(self) -> bool:
         return True
 
-    def block_of(self, path: str) -> Block:
-        return self._blocks.block
-
-    def costs(self, network: Layer, params: Tree, statistics: Tree) -> dict[str, Mapping[str, Any]]:
-        """What each parameter gets and what it costs; "factorise" counts a new basis."""
-        kinds = {path: type(s) for path, s in trees.items(statistics)}
-        out = super().costs(network, params, statistics)
-        for path, p in trees.items(params):
-            if issubclass(kinds[path], ElementwiseStatistics):
-                out[path] = {**out[path], "block": type(self.elementwise).__name__}
-            else:
-                shape = "×".join(map(str, p.shape))
-                factors = f"{out[path]['factors']}, S {shape}"
-                out[path] = {**out[path], "block": "EKFAC", "factors": factors}
-        return out
+    def block_of(self, path: str) -> ByKind:
+        return self._block
 
     # ------------------------------------------------------------------------------- moments
 
@@ -177,7 +161,7 @@ class EKFAC(Curvature):
         """
         if old is not None:
             self.require_own(old)
-            bases = next_bases(old, self.basis_interval, unit_free=self.unit_free)
+            bases = next_bases(_with_factors(old), self.basis_interval, unit_free=self.unit_free)
 
             def all_moments(statistics: Tree, scale: Scale) -> dict[str, Moments]:
                 return _joined(self.moments(statistics, scale), _squares(bases, statistics, scale))
@@ -188,8 +172,7 @@ class EKFAC(Curvature):
             plain = super().estimate(e, fisher, rng.child())
             bases = {
                 path: first_basis(path, m, unit_free=self.unit_free)
-                for path, m in plain.items()
-                if "G" in m
+                for path, m in _with_factors(plain).items()
             }
             again = partial(_squares, bases)
             found = _joined(plain, accumulate(e, fisher, rng.child(), lambda *_: {}, again))
@@ -199,7 +182,7 @@ class EKFAC(Curvature):
 
     def input_moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
         for path, s in trees.items(statistics):
-            if not self._blocks.block.supports(s):
+            if not self._block.supports(s):
                 raise CurvatureError(
                     f"layer {path}: EKFAC does not support {type(s).__name__}; expected an affine "
                     "layer, an embedding, or scale and shift"
@@ -225,13 +208,12 @@ class EKFAC(Curvature):
         }
         before = {path: {name: old[path][name] for name in m} for path, m in averaged.items()}
         mixed = trees.combine(epsilon, before, 1.0 - epsilon, averaged)
-        for path, m in new.items():
-            if "age" in m:
-                xp, s = array_namespace(m["S"]), m["S"]
-                age = xp.reshape(m["age"], (1,) * s.ndim)
-                weight = clip(age / (age + 1.0), high=epsilon)
-                s = weight * old[path]["S"] + (1.0 - weight) * s
-                mixed[path] = {**m, **mixed[path], "S": s}
+        for path, m in _with_factors(new).items():
+            xp, s = array_namespace(m["S"]), m["S"]
+            age = xp.reshape(m["age"], (1,) * s.ndim)
+            weight = clip(age / (age + 1.0), high=epsilon)
+            s = weight * old[path]["S"] + (1.0 - weight) * s
+            mixed[path] = {**m, **mixed[path], "S": s}
         return mixed
 
     def weighted(
@@ -243,37 +225,11 @@ class EKFAC(Curvature):
     # ---------------------------------------------------------------- matrix and factors
 
     def require_own(self, moments: Mapping[str, Moments]) -> None:
-        names = {"A", "G", "U_A", "U_G", "S", "age"}
-
-        def owns(_: str, m: Mapping[str, Array]) -> bool:
-            return {*m, "U_A"} == names or self.elementwise.owns(dict(m))
-
-        require_own(type(self).__name__, moments, owns)
+        require_own(type(self).__name__, moments, lambda _, m: self._block.owns(dict(m)))
 
     def matrix(self, moments: dict[str, Moments], params: Tree) -> BlockDiagonalMatrix:
         self.require_own(moments)
-
-        def leaf(path: str, parameter: Array) -> Matrix:
-            m = moments[path]
-            if "S" not in m:
-                return self._blocks.block.matrix(m, parameter.shape)
-            if m["S"].ndim == 2:
-                return self._matrix(m["S"], m.get("U_A"), m["U_G"])
-            three = m["S"], m["U_A"], m["U_G"]
-            groups = range(m["S"].shape[0])
-            return StackedMatrix(tuple(self._matrix(*(x[i, ...] for x in three)) for i in groups))
-
-        return BlockDiagonalMatrix(trees.map_named(leaf, params))
-
-    def _matrix(self, s: Array, u_a: Array | None, u_g: Array) -> Matrix:
-        if not self.unit_free:
-            return KroneckerSpectral(s, u_a, u_g)
-        u_g, units = _orthogonal(u_g)
-        units = units[:, None] * array_namespace(s).ones_like(s)
-        if u_a is not None:
-            u_a, units_a = _orthogonal(u_a)
-            units = units * units_a[None, :]
-        return ScaledMatrix(KroneckerSpectral(s, u_a, u_g), units)
+        return self._blocks.matrix(moments, params)
 
     def factorise(
         self,
@@ -288,35 +244,33 @@ class EKFAC(Curvature):
         require_damping(damping)
         self.require_own(moments)
 
+        ages = {path: m["age"] for path, m in _with_factors(moments).items()}
+
         def of_layer(path: str, ladder: Ladder) -> Factors:
-            factorise = self._factorise if "S" in moments[path] else self._blocks.block.factorise
+            if path in ages and not ladder.holds(ages[path] < self.basis_interval):
+                ladder.note("A, G", "kept the last basis", damping)
             before = None if previous is None else previous.get(path)
-            return factorise(moments[path], damping, ladder, before)
+            return self._block.factorise(moments[path], damping, ladder, before)
 
         return factorise_each(moments, of_layer, damping)
 
-    def _factorise(
-        self, m: Moments, damping: float, ladder: Ladder, previous: Factors | None
-    ) -> Factors:
-        basis = eigenvectors(m)
-        if not ladder.holds(are_finite(m["S"], *basis.values())):
-            kept: Factors = ladder.keep("S", previous, damping)
-            return kept
-        if not ladder.holds(m["age"] < self.basis_interval):
-            ladder.note("A, G", "kept the last basis", damping)
-        if self.unit_free and m["A"].ndim == 1:
-            s = m["S"] + damping * scales(m["A"])[None, :]
-            return {**basis, "inverse_values": ladder.reciprocal("S", s, 0.0)}
-        if m["S"].ndim == 2:
-            return {**basis, "inverse_values": ladder.reciprocal("S", m["S"], damping)}
-        inverses = []
-        for i in range(m["S"].shape[0]):
-            group = ladder.within(f"[group {i}]")
-            inverses.append(group.reciprocal("S", m["S"][i, ...], damping))
-        return {**basis, "inverse_values": array_namespace(*inverses).stack(inverses)}
-
     def solve(self, factors: dict[str, Factors], v: Tree) -> Tree:
         return self._blocks.solve(factors, v)
+
+
+@final
+@dataclass(frozen=True)
+class _EKFACBlock(ByKind):
+    sharing: Sharing
+    elementwise: Block
+    relative: bool
+
+    @cached_property
+    def kinds(self) -> Mapping[type, Block]:
+        # The same choice as K-FAC's: A and G are its factors, and its damping may be unit-free
+        rule = marquardt if self.relative else pi_trace
+        product = SpectralBlock(KroneckerBlock(self.sharing, rule))
+        return block_of_each_kind(product, self.elementwise)
 
 
 def _squares(bases: Mapping[str, Moments], statistics: Tree, scale: Scale) -> dict[str, Moments]:
@@ -328,11 +282,9 @@ def _squares(bases: Mapping[str, Moments], statistics: Tree, scale: Scale) -> di
     }
 
 
-def _orthogonal(basis: Array) -> tuple[Array, Array]:
-    """U and the units d of a basis D⁻¹ U: the rows of U have length 1."""
-    xp = array_namespace(basis)
-    units = 1.0 / xp.sqrt(xp.sum(basis**2, axis=-1))
-    return units[:, None] * basis, units
+def _with_factors(moments: Mapping[str, Moments]) -> dict[str, Moments]:
+    """Those of the parameters that have factors A and G, and not a block of another kind."""
+    return {path: m for path, m in moments.items() if "G" in m}
 
 
 def _joined(first: Mapping[str, Moments], second: Mapping[str, Moments]) -> dict[str, Moments]:

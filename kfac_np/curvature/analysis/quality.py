@@ -8,13 +8,21 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np import trees
-from kfac_np.backend import Array, Backend, Rng, all_finite, array_namespace, clip, quiet
+from kfac_np.backend import (
+    Array,
+    Backend,
+    Rng,
+    all_finite,
+    array_namespace,
+    clip,
+    quiet,
+)
 from kfac_np.curvature.base import Block, Curvature, Moments
-from kfac_np.curvature.kfac import KFACBlock
+from kfac_np.curvature.blocks.by_kind import KFACBlock
+from kfac_np.curvature.factors import factor
 from kfac_np.errors import InputError
 from kfac_np.fisher import Exact, FisherType
 from kfac_np.matrices import TreeMatrix
-from kfac_np.matrices.base import resolved_eigh
 from kfac_np.objective import Evaluation
 from kfac_np.products import ggn_product
 from kfac_np.trees import Tree
@@ -239,14 +247,13 @@ def _of_factors(
 ) -> tuple[float | None, float | None, float | None, float | None, float | None]:
     """Condition numbers, π and effective ranks of factors A and G, if these are what there is."""
     a, g = moments.get("A"), moments.get("G")
-    if a is None or g is None or a.ndim > 2 or g.ndim != 2 or not all_finite(a, g):
+    if a is None or g is None or g.ndim != 2 or not all_finite(a, g):  # of groups there are many
         return None, None, None, None, None
     pi = None
     if isinstance(block, KFACBlock):
         gamma_a, gamma_g = (float(gamma) for gamma in block.rule(a, g, 1.0))
         pi = math.sqrt(gamma_a) / math.sqrt(gamma_g) if gamma_a > 0 and gamma_g > 0 else None
-    # of inputs that are one-hot, A is its diagonal
-    values = [m if m.ndim == 1 else resolved_eigh(m)[0] for m in (a, g)]
+    values = [factor(m).eigh()[0] for m in (a, g)]
     conditions = [_condition(v) for v in values]
     ranks = [effective_rank(v) for v in values]
     return conditions[0], conditions[1], pi, ranks[0], ranks[1]

@@ -10,23 +10,22 @@ from typing import Any, final
 from kfac_np import trees
 from kfac_np.backend import Array, DeferredChecks, Rng
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments, Units
-from kfac_np.curvature.block_diagonal import BlockDiagonal
-from kfac_np.curvature.kfac import KFACBlock
+from kfac_np.curvature.blocks.by_kind import KFACBlock
 from kfac_np.curvature.ladder import Ladder, LadderEvent, require_damping, require_regular
-from kfac_np.curvature.owners import require_own
-from kfac_np.curvature.tridiagonal_chains import find_chains
-from kfac_np.curvature.tridiagonal_factors import (
+from kfac_np.curvature.networks.block_diagonal import BlockDiagonal
+from kfac_np.curvature.networks.tridiagonal_chains import find_chains
+from kfac_np.curvature.networks.tridiagonal_factors import (
     couple,
-    coupled_cost,
     pull,
     regression,
     solve_coupled,
 )
-from kfac_np.curvature.tridiagonal_moments import (
+from kfac_np.curvature.networks.tridiagonal_moments import (
     cross_derivative_moment,
     cross_input_moment,
     rows_each,
 )
+from kfac_np.curvature.owners import require_own
 from kfac_np.errors import CurvatureError
 from kfac_np.fisher import FisherType
 from kfac_np.layers import Layer
@@ -37,6 +36,8 @@ from kfac_np.trees import Tree
 from kfac_np.validation import plain_fields, require_flag
 
 __all__ = ["BlockTridiagonal"]
+
+_WITH_NEXT = ("A_next", "G_next")  # moments of a layer and the next
 
 
 @final
@@ -125,15 +126,11 @@ class BlockTridiagonal(Curvature):
     def block_of(self, path: str) -> Block:
         return self.block
 
-    def costs(self, network: Layer, params: Tree, statistics: Tree) -> dict[str, Mapping[str, Any]]:
-        """What each parameter gets and what it costs; a coupled one has factors with the next."""
-        found = dict(trees.items(statistics))
-        out = super().costs(network, params, statistics)
-        coupled = self._with_chains(network, params)._pairs(found, Scale(terms=1, examples=1))
-        shapes = {path: p.shape for path, p in trees.items(params)}
-        for path, following in coupled:
-            out[path] = {**out[path], **coupled_cost(out[path], shapes[path], shapes[following])}
-        return out
+    def coupled(
+        self, network: Layer, params: Tree, statistics: Mapping[str, Any]
+    ) -> list[tuple[str, str]]:
+        """Pairs of paths of this network that are coupled; `statistics` of any batch, by path."""
+        return self._with_chains(network, params)._pairs(statistics, Scale(terms=1, examples=1))
 
     # ------------------------------------------------------------------------------- moments
 
@@ -209,7 +206,7 @@ class BlockTridiagonal(Curvature):
     # ---------------------------------------------------------------- matrix and factors
 
     def require_own(self, moments: Mapping[str, Moments]) -> None:
-        paths, coupled = list(moments), {"A", "G", "A_next", "G_next"}
+        paths, coupled = list(moments), {"A", "G", *_WITH_NEXT}
         chains = (tuple(paths),) if self.chains is None else self.chains
         pairs = {path for chain in chains for path, _ in itertools.pairwise(chain)}
 
@@ -251,7 +248,7 @@ class BlockTridiagonal(Curvature):
         return BlockDiagonal(self.block).units(_uncoupled(moments), params)
 
     def mixes_units(self, moments: dict[str, Moments]) -> bool:
-        return BlockDiagonal(self.block).mixes_units(moments)
+        return BlockDiagonal(self.block).mixes_units(_uncoupled(moments))
 
     def in_units(
         self, moments: dict[str, Moments], units: Mapping[str, Units]
@@ -339,7 +336,7 @@ def _are_chains(chains: object) -> bool:
 def _uncoupled(moments: Mapping[str, Moments]) -> dict[str, Moments]:
     """The moments of each layer by itself."""
     return {
-        path: {name: x for name, x in m.items() if not name.endswith("_next")}
+        path: {name: x for name, x in m.items() if name not in _WITH_NEXT}
         for path, m in moments.items()
     }
 

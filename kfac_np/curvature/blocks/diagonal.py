@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, final
+from dataclasses import dataclass, replace
+from typing import final
 
 from kfac_np.backend import Array, Patches, above_rounding, are_finite, array_namespace
 from kfac_np.curvature.base import Block, Factors, Moments
@@ -45,6 +43,9 @@ class DiagonalBlock(Block):
     def __post_init__(self) -> None:
         plain_fields(self)
         require_flag("DiagonalBlock unit_free", self.unit_free)
+
+    def made_unit_free(self) -> DiagonalBlock:
+        return replace(self, unit_free=True)
 
     def supports(self, statistics: object) -> bool:
         return isinstance(statistics, Statistics)
@@ -94,12 +95,6 @@ class DiagonalBlock(Block):
 
     def solve(self, factors: Factors, v: Array) -> Array:
         return factors["inverse"] * v
-
-    def cost(
-        self, shape: tuple[int, ...], kind: type[Statistics] = AffineStatistics
-    ) -> Mapping[str, Any]:
-        n = math.prod(shape)
-        return {"factors": f"diagonal {n}", "factorise": n, "solve": n}
 
 
 def _squared(s: Statistics, scale: Scale) -> Array:

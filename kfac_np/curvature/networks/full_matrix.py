@@ -1,89 +1,28 @@
-"""Exact dense blocks, and the whole matrix: for tests, teaching and small networks."""
+"""The whole matrix: for tests, teaching and small networks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 from kfac_np import trees
-from kfac_np.backend import Array, array_namespace, second_moment
+from kfac_np.backend import array_namespace, second_moment
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments
-from kfac_np.curvature.damping import damped_inverse
-from kfac_np.curvature.diagonal import require_vectors
+from kfac_np.curvature.blocks.diagonal import require_vectors
+from kfac_np.curvature.blocks.exact import ExactBlock
+from kfac_np.curvature.factors import DenseFactor
 from kfac_np.curvature.ladder import Ladder, LadderEvent, factorise_each, require_damping
 from kfac_np.curvature.owners import require_own
 from kfac_np.curvature.units import scales
 from kfac_np.errors import CurvatureError
 from kfac_np.matrices import DenseMatrix, FlattenedMatrix
-from kfac_np.statistics import AffineStatistics, Scale, Statistics, term_gradients
+from kfac_np.statistics import Scale, Statistics, term_gradients
 from kfac_np.trees import Tree
 from kfac_np.validation import plain_fields, require_flag, require_sizes
 
-__all__ = ["ExactBlock", "FullMatrix"]
-
-
-@final
-@dataclass(frozen=True, repr=False)
-class ExactBlock(Block):
-    """(1/M) Σ_{n,k} vec(U_nk) vec(U_nk)ᵀ, stored whole; vec is row-major.
-
-    U_nk is the sum over locations of g āᵀ: the exact block for every kind of weight sharing.
-
-    Parameters
-    ----------
-    unit_free : bool
-        Damp by damping · diag instead of damping · I (`kfac_np.curvature.marquardt`).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from kfac_np.statistics import AffineStatistics, Scale, Statistics, term_gradients
-    >>> s = AffineStatistics(np.asarray([[[1.0, 2.0]]]), np.asarray([[[3.0]]]))
-    >>> ExactBlock().moments(s, Scale(terms=1, examples=1))["block"]
-    array([[ 9., 18.],
-           [18., 36.]])
-    """
-
-    unit_free: bool = False
-
-    def __post_init__(self) -> None:
-        plain_fields(self)
-        require_flag("ExactBlock unit_free", self.unit_free)
-
-    def supports(self, statistics: object) -> bool:
-        return isinstance(statistics, Statistics)
-
-    def input_moments(self, s: Statistics, scale: Scale) -> Moments:
-        return {}
-
-    def moments(self, s: Statistics, scale: Scale) -> Moments:
-        require_vectors(s, "ExactBlock")
-        return {"block": second_moment(term_gradients(s, scale)) / scale.terms}
-
-    def owns(self, moments: Moments) -> bool:
-        return set(moments) == {"block"}
-
-    def matrix(self, moments: Moments, shape: tuple[int, ...]) -> DenseMatrix:
-        return DenseMatrix(moments["block"], shape)
-
-    def factorise(
-        self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
-    ) -> Factors:
-        require_damping(damping)
-        old, m = (previous or {}).get("inverse"), moments["block"]
-        return {"inverse": damped_inverse(ladder, "block", m, _shift(self, m, damping), old)}
-
-    def solve(self, factors: Factors, v: Array) -> Array:
-        xp = array_namespace(v)
-        return xp.reshape(factors["inverse"] @ xp.reshape(v, (-1,)), v.shape)
-
-    def cost(
-        self, shape: tuple[int, ...], kind: type[Statistics] = AffineStatistics
-    ) -> Mapping[str, Any]:
-        n = math.prod(shape)
-        return {"factors": f"block {n}×{n}", "factorise": 2 * n**3, "solve": 2 * n**2}
+__all__ = ["FullMatrix"]
 
 
 @final
@@ -161,11 +100,11 @@ class FullMatrix(Curvature):
         require_damping(damping)
         self.require_own(moments)
         old = previous["full"]["inverse"] if previous else None
-        m = moments["full"]["matrix"]
+        m = DenseFactor(moments["full"]["matrix"])
+        each = scales(m.diagonal()) if self.unit_free else 1.0
 
         def whole(_: str, ladder: Ladder) -> Factors:
-            shift = _shift(self, m, damping)
-            return {"inverse": damped_inverse(ladder, "matrix", m, shift, old)}
+            return {"inverse": m.damped_inverse(ladder, "matrix", damping * each, old)}
 
         return factorise_each(["full"], whole, damping)
 
@@ -174,10 +113,3 @@ class FullMatrix(Curvature):
 
     def block_of(self, path: str) -> Block:
         return ExactBlock(self.unit_free)
-
-
-def _shift(curvature: ExactBlock | FullMatrix, m: Array, damping: float) -> Array | float:
-    """What is added to the diagonal of m."""
-    if not curvature.unit_free:
-        return damping
-    return damping * scales(array_namespace(m).linalg.diagonal(m))

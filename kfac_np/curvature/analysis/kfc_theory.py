@@ -21,7 +21,7 @@ from kfac_np.backend import (
     sum_by_index,
     unfold,
 )
-from kfac_np.curvature.diagonal import require_vectors
+from kfac_np.curvature.blocks.diagonal import require_vectors
 from kfac_np.errors import CurvatureError
 from kfac_np.matrices import DenseMatrix, KroneckerMatrix
 from kfac_np.statistics import AffineStatistics, GroupedStatistics, Scale, term_gradients

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from kfac_np.backend import (
     Array,
     DeferredChecks,
@@ -12,6 +9,7 @@ from kfac_np.backend import (
     array_namespace,
     clip,
     eigh,
+    resolved_eigh,
     spd_inverse,
     symmetrize,
 )
@@ -20,9 +18,8 @@ from kfac_np.curvature.base import Factors
 from kfac_np.curvature.ladder import Ladder
 from kfac_np.errors import FactorizationError
 from kfac_np.matrices import difference_inverse
-from kfac_np.matrices.base import resolved_eigh
 
-__all__ = ["couple", "coupled_cost", "pull", "regression", "solve_coupled"]
+__all__ = ["couple", "pull", "regression", "solve_coupled"]
 
 _COUPLING = ("K_A", "K_G", "Psi_A", "Psi_G", "inverse_gaps")
 _WELL_CONDITIONED = 1e6
@@ -120,30 +117,6 @@ def pull(factors: Factors, v: Array) -> Array:
     (4, 3)
     """
     return factors["Psi_G"].T @ v @ factors["Psi_A"]
-
-
-def coupled_cost(
-    alone: Mapping[str, Any], shape: tuple[int, ...], following: tuple[int, ...]
-) -> Mapping[str, Any]:
-    """Cost of a layer coupled to the next, given its cost alone and both parameters' shapes.
-
-    Examples
-    --------
-    >>> alone = {"factors": "A 5×5, G 3×3", "factorise": 304, "solve": 240}
-    >>> coupled_cost(alone, (3, 5), (2, 4))["factors"]
-    'A 5×5, G 3×3, with next A 5×4, G 3×2'
-    """
-    (g, a), (h, b) = shape, following
-    factorise = alone["factorise"]
-    for n, m in ((a, b), (g, h)):
-        # two Cholesky factors; X, HᵀX, its square, an eigendecomposition, K; Ψ
-        factorise += (n**3 + m**3) // 3 + 4 * n * m * m + 4 * n * n * m + 11 * n**3
-    ahead_and_back = 2 * g * b * (h + a) + 2 * h * a * (g + b)
-    return {
-        "factors": f"{alone['factors']}, with next A {a}×{b}, G {g}×{h}",
-        "factorise": factorise,
-        "solve": 4 * g * a * (g + a) + ahead_and_back,
-    }
 
 
 def regression(cross: Array, m: Array) -> Array:

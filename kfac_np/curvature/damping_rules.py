@@ -14,15 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kfac_np.backend import Array, Backend, all_finite, array_namespace, spectral_norm
-from kfac_np.curvature.ladder import Ladder
-from kfac_np.curvature.units import rescaled, scales
+from kfac_np.backend import Array, all_finite, array_namespace
+from kfac_np.curvature.factors import factor
+from kfac_np.curvature.units import scales
 from kfac_np.matrices.base import norm
 
 __all__ = [
     "DampingRule",
-    "damped_inverse",
-    "in_own_units",
     "marquardt",
     "no_pi",
     "pi_frobenius",
@@ -51,7 +49,7 @@ def pi_trace(A: Array, G: Array, gamma: float) -> tuple[Array, Array]:
     (0.2, 0.05)
     """
     xp = array_namespace(A, G)
-    return _split(xp.mean(_diagonal(A)), xp.mean(_diagonal(G)), gamma)
+    return _split(xp.mean(factor(A).diagonal()), xp.mean(factor(G).diagonal()), gamma)
 
 
 def pi_frobenius(A: Array, G: Array, gamma: float) -> tuple[Array, Array]:
@@ -81,8 +79,7 @@ def pi_spectral(A: Array, G: Array, gamma: float) -> tuple[Array | float, Array 
     """
     if not all_finite(A, G):
         return gamma, gamma
-    norm_a = array_namespace(A).max(A) if A.ndim == 1 else spectral_norm(A)
-    return _split(norm_a, spectral_norm(G), gamma)
+    return _split(factor(A).spectral_norm(), factor(G).spectral_norm(), gamma)
 
 
 def no_pi(A: Array, G: Array, gamma: float) -> tuple[float, float]:
@@ -133,72 +130,7 @@ def marquardt(A: Array, G: Array, gamma: float) -> tuple[Array, Array]:
     >>> a.round(12).tolist(), g.tolist()
     ([0.4, 1e-07, 0.4], [0.1, 0.1])
     """
-    return gamma * scales(_diagonal(A)), gamma * scales(_diagonal(G))
-
-
-def in_own_units(m: Array) -> tuple[Array, Array]:
-    """D⁻¹ᐟ² M D⁻¹ᐟ² with D the `scales` of the diagonal, and the diagonal of D⁻¹ᐟ².
-
-    Parameters
-    ----------
-    m : Array, shape (n, n), or (n,) where it is diagonal
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> scaled, unit = in_own_units(np.asarray([[4.0, 1.0], [1.0, 1.0]]))
-    >>> scaled.tolist(), unit.tolist()
-    ([[1.0, 0.5], [0.5, 1.0]], [0.5, 1.0])
-    """
-    diagonal = _diagonal(m)
-    own = scales(diagonal)
-    unit = 1.0 / array_namespace(m).sqrt(own)
-    return (diagonal / own if m.ndim == 1 else rescaled(m, unit)), unit
-
-
-def damped_inverse(
-    ladder: Ladder, factor: str, m: Array, shift: Array | float, previous: Array | None
-) -> Array:
-    """`Ladder.inverse` of m with `shift` added to its diagonal: a number, or one for each entry.
-
-    With one for each entry the ladder gets the damped matrix in units of its own diagonal, so that
-    its rungs know of no others; the damping of its events is relative to the diagonal, then.
-
-    Parameters
-    ----------
-    ladder : Ladder
-    factor : str
-        For the record.
-    m : Array, shape (n, n), or (n,) where it is diagonal
-    shift : float or Array, shape () or (n,)
-    previous : Array or None
-        The last good inverse.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> damped_inverse(Ladder("0"), "A", np.diag([1.0, 4.0]), np.asarray([1.0, 4.0]), None)
-    array([[0.5  , 0.   ],
-           [0.   , 0.125]])
-    """
-    if isinstance(shift, float | int) or shift.ndim == 0:
-        invert = ladder.inverse_diagonal if m.ndim == 1 else ladder.inverse
-        return invert(factor, m, shift, previous)
-    if m.ndim == 1:
-        return ladder.inverse_diagonal(factor, m + shift, 0.0, previous)
-    xp, eye = array_namespace(m), Backend.of(m).eye(m.shape[0])
-    scaled, unit = in_own_units(m + shift * eye)
-    # Of an entry without a scale of its own there is damping only, and below rounding not even that
-    left = _diagonal(scaled)
-    scaled -= xp.where(left < float(xp.finfo(m.dtype).eps), left, xp.zeros_like(left)) * eye
-    inverse = ladder.inverse(factor, scaled, 0.0, previous)
-    if inverse is previous:
-        return previous
-    return (unit[:, None] * inverse) * unit[None, :]
-
-
-def _diagonal(m: Array) -> Array:
-    return m if m.ndim == 1 else array_namespace(m).linalg.diagonal(m)
+    return gamma * scales(factor(A).diagonal()), gamma * scales(factor(G).diagonal())
 
 
 def _split(norm_a: Array, norm_g: Array, gamma: float) -> tuple[Array, Array]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from typing import Any
 
-from kfac_np.backend import Array, all_finite, array_namespace, eigh_many, to_numpy
+from kfac_np.backend import Array, all_finite, array_namespace, to_numpy
 from kfac_np.curvature.base import Moments
-from kfac_np.curvature.damping import in_own_units
+from kfac_np.curvature.blocks.spectral import eigenvectors
+from kfac_np.curvature.factors import Factor, factor
 from kfac_np.errors import FactorizationError
-from kfac_np.matrices.base import resolved, resolved_eigh
 
-__all__ = ["eigenvectors", "first_basis", "next_bases"]
+__all__ = ["first_basis", "next_bases"]
 
 
 def first_basis(path: str, m: Moments, *, unit_free: bool = False) -> Moments:
@@ -22,7 +23,7 @@ def first_basis(path: str, m: Moments, *, unit_free: bool = False) -> Moments:
     path : str
         Of the parameter, for errors.
     m : dict
-        "A", shape ([groups,] n, n), or (n,) where it is diagonal; "G".
+        "A" and "G", as `kfac_np.curvature.factors` stores them, of all groups.
     unit_free : bool
         Take A and G in units of their own diagonals: D_A⁻¹ᐟ² A D_A⁻¹ᐟ² = U Λ Uᵀ, and the basis is
         D_A⁻¹ᐟ² U. One-hot inputs have no other units than 1.
@@ -61,6 +62,8 @@ def next_bases(
 ) -> dict[str, Moments]:
     """Bases for the estimate after `old`: one estimate older, or new, of the averages in `old`.
 
+    `old` has those parameters only that have a basis.
+
     A basis that should be new, and whose factors have no eigendecomposition, is kept. Its age says
     so, and it is tried again at the next estimate.
 
@@ -72,10 +75,9 @@ def next_bases(
     >>> [float(next_bases(old, interval)["0"]["age"]) for interval in (1, 2)]
     [0.0, 1.0]
     """
-    kronecker = {path: m for path, m in old.items() if "G" in m}
-    ages = _to_host([m["age"] for m in kronecker.values()])
+    ages = _to_host([m["age"] for m in old.values()])
     bases: dict[str, Moments] = {}
-    for (path, m), age in zip(kronecker.items(), ages, strict=True):
+    for (path, m), age in zip(old.items(), ages, strict=True):
         bases[path] = {**eigenvectors(m), "age": _number(age + 1.0, m["G"])}
         if age + 1.0 >= interval:
             with suppress(FactorizationError):
@@ -83,45 +85,20 @@ def next_bases(
     return bases
 
 
-def eigenvectors(m: Moments) -> Moments:
-    """Of these moments "U_A", if there is one, and "U_G".
-
-    Examples
-    --------
-    >>> list(eigenvectors({"A": 1, "G": 2, "U_G": 3}))
-    ['U_G']
-    """
-    return {name: x for name, x in m.items() if name in ("U_A", "U_G")}
-
-
 def _new(m: Moments, unit_free: bool) -> Moments:
-    xp = array_namespace(m["G"])
-    g, u_g = _eigh(m["G"], unit_free)
-    if m["A"].ndim == 1:  # of one-hot inputs
-        a, basis = m["A"], {"U_G": u_g}
-    else:
-        a, u_a = _eigh(m["A"], unit_free)
-        basis = {"U_A": u_a, "U_G": u_g}
-    absent = xp.logical_or((g <= 0)[..., :, None], (a <= 0)[..., None, :])
-    return {**basis, "age": _number(0.0, m["G"]), "absent": absent}
+    (a, u_a), (g, u_g) = (_eigh(factor(m[name]), unit_free) for name in "AG")
+    absent = array_namespace(g).logical_or((g <= 0)[..., :, None], (a <= 0)[..., None, :])
+    basis = {"U_G": u_g, "age": _number(0.0, m["G"]), "absent": absent}
+    return basis if u_a is None else {"U_A": u_a, **basis}
 
 
-def _eigh(m: Array, unit_free: bool) -> tuple[Array, Array]:
-    """`resolved_eigh` of a factor, or of those of all groups."""
-    if m.ndim == 2:
-        m, unit = in_own_units(m) if unit_free else (m, None)
-        values, u = resolved_eigh(m)
-        return values, u if unit is None else unit[:, None] * u
-    groups = [m[i, ...] for i in range(m.shape[0])]
-    units = None
-    if unit_free:
-        pairs = [in_own_units(group) for group in groups]
-        groups, units = [scaled for scaled, _ in pairs], [unit for _, unit in pairs]
-    xp = array_namespace(m)
-    pairs = [resolved(pair) for pair in eigh_many(groups)]
-    u = xp.stack([vectors for _, vectors in pairs])
-    u = u if units is None else xp.stack(units)[:, :, None] * u
-    return xp.stack([values for values, _ in pairs]), u
+def _eigh(m: Factor, unit_free: bool) -> tuple[Array, Any]:
+    """`Factor.eigh`, or that in own units, from which the vectors are brought back."""
+    if not unit_free:
+        return m.eigh()
+    scaled, unit = m.in_own_units()
+    values, u = scaled.eigh()
+    return values, u if u is None else unit[..., :, None] * u
 
 
 def _number(value: float, like: Array) -> Array:

@@ -6,8 +6,9 @@ import math
 
 from kfac_np import trees
 from kfac_np.backend import array_namespace
+from kfac_np.curvature.analysis.costs import costs
 from kfac_np.curvature.base import Curvature
-from kfac_np.curvature.block_diagonal import BlockDiagonal
+from kfac_np.curvature.networks.block_diagonal import BlockDiagonal
 from kfac_np.layers import Layer
 from kfac_np.trees import Tree
 
@@ -31,7 +32,7 @@ def describe(
     -------
     str
         Operations are floating-point multiplications and additions, once a factorisation and
-        once a solve.
+        once a solve. Blocks of your own tell theirs by `Block.cost`, or leave them empty.
 
     Raises
     ------
@@ -55,16 +56,17 @@ def describe(
     network.output_shape(input_shape)
     if isinstance(curvature, BlockDiagonal):
         curvature.require_paths(path for path, _ in trees.items(params))
-    costs = curvature.costs(network, params, _statistics(network, params, input_shape))
+    found = costs(curvature, network, params, _statistics(network, params, input_shape))
     rows = [("path", "layer", "parameters", "block", "factors", "factorise", "solve")]
     totals = [0, 0, 0]
     for path, p in trees.items(params):
-        cost = costs[path]
+        cost = found[path]
         size = f"{'×'.join(map(str, p.shape))} = {math.prod(p.shape)}"
         name = repr(network.at(path))
-        operations = (cost["factorise"], cost["solve"])
+        operations = (cost.get("factorise"), cost.get("solve"))
         rows.append((path, name, size, cost["block"], cost["factors"], *map(_short, operations)))
-        totals = [a + b for a, b in zip(totals, (math.prod(p.shape), *operations), strict=True)]
+        numbers = (math.prod(p.shape), *operations)
+        totals = [total + (n or 0) for total, n in zip(totals, numbers, strict=True)]
     rows.append(("total", "", str(totals[0]), "", "", _short(totals[1]), _short(totals[2])))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
@@ -83,7 +85,9 @@ def _statistics(network: Layer, params: Tree, input_shape: tuple[int, ...]) -> T
     return network.backward(params, cache, xp.zeros_like(y), wrt_input=False)[1]
 
 
-def _short(operations: int) -> str:
+def _short(operations: int | None) -> str:
+    if operations is None:
+        return ""
     if operations < 10_000:
         return str(operations)
     for unit, size in (("k", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12)):

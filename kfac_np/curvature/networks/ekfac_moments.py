@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from kfac_np.backend import Array, array_namespace, patch_budget, sum_by_index
-from kfac_np.matrices.base import rounding_error
-from kfac_np.statistics import AffineStatistics, EmbeddingStatistics, GroupedStatistics, Scale
+from kfac_np.backend import Array, array_namespace, patch_budget, rounding_error, sum_by_index
+from kfac_np.statistics import (
+    AffineStatistics,
+    EmbeddingStatistics,
+    GroupedStatistics,
+    Scale,
+    Statistics,
+)
 
 __all__ = ["resolve", "rotated_squares"]
 
 
-def rotated_squares(
-    s: AffineStatistics | GroupedStatistics | EmbeddingStatistics,
-    scale: Scale,
-    u_a: Array | None,
-    u_g: Array,
-) -> Array:
+def rotated_squares(s: Statistics, scale: Scale, u_a: Array | None, u_g: Array) -> Array:
     """s_ij = (1/M) Σ_{n,k} [(U_Gᵀ U_nk U_A)_ij]², U_nk the sum over locations of g āᵀ.
 
     The diagonal of the exact block in the basis U_G ⊗ U_A, whatever the sharing of weights. Where
@@ -24,7 +25,7 @@ def rotated_squares(
 
     Parameters
     ----------
-    s : AffineStatistics, GroupedStatistics or EmbeddingStatistics
+    s : Statistics
     scale : Scale
     u_a : Array or None, shape ([groups,] d_in + 1, d_in + 1)
         Orthogonal, as columns; None stands for the identity (embeddings).
@@ -46,19 +47,13 @@ def rotated_squares(
     >>> rotated_squares(s, Scale(terms=1, examples=1), np.eye(2), np.eye(1))
     array([[ 9., 36.]])
     """
-    if scale.coupled:
-        xp, u = array_namespace(u_g), s.gradient()
-        u = xp.matrix_transpose(u_g) @ u
-        u = u if u_a is None else u @ u_a
-        return xp.sum(xp.reshape(u * u, (-1, *s.parameter_shape)), axis=0) / scale.terms
-    if isinstance(s, GroupedStatistics):
-        assert u_a is not None
-        each = [_affine(group, u_a[i, ...], u_g[i, ...]) for i, group in enumerate(s.groups)]
-        return array_namespace(u_g).stack(each) / scale.terms
-    if isinstance(s, EmbeddingStatistics):
-        return _embedding(s, u_g) / scale.terms
-    assert u_a is not None
-    return _affine(s, u_a, u_g) / scale.terms
+    faster = None if scale.coupled else _FASTER.get(type(s))
+    if faster is not None:
+        return faster(s, u_a, u_g) / scale.terms
+    xp, u = array_namespace(u_g), s.gradient() if scale.coupled else s.per_example()
+    u = xp.matrix_transpose(u_g) @ u
+    u = u if u_a is None else u @ u_a
+    return xp.sum(xp.reshape(u * u, (-1, *s.parameter_shape)), axis=0) / scale.terms
 
 
 def _affine(s: AffineStatistics, u_a: Array, u_g: Array) -> Array:
@@ -90,7 +85,12 @@ def _of_chunk(s: AffineStatistics, u_a: Array, u_g: Array) -> Array:
     return total
 
 
-def _embedding(s: EmbeddingStatistics, u_g: Array) -> Array:
+def _grouped(s: GroupedStatistics, u_a: Array, u_g: Array) -> Array:
+    each = [_affine(group, u_a[i, ...], u_g[i, ...]) for i, group in enumerate(s.groups)]
+    return array_namespace(u_g).stack(each)
+
+
+def _embedding(s: EmbeddingStatistics, u_a: None, u_g: Array) -> Array:
     """U_A is the identity: the derivatives at equal indices of an example are added, and squared.
 
     One row for each index that occurs, at the first of its locations: tables may be long.
@@ -103,6 +103,14 @@ def _embedding(s: EmbeddingStatistics, u_g: Array) -> Array:
     squares = xp.where(later[:, :, None], xp.zeros_like(squares), squares)
     rows = xp.reshape(squares, (-1, squares.shape[-1]))
     return sum_by_index(rows, xp.reshape(s.indices, (-1,)), s.size).T
+
+
+_FASTER: Mapping[type, Callable[[Any, Any, Array], Array]] = {
+    AffineStatistics: _affine,
+    GroupedStatistics: _grouped,
+    EmbeddingStatistics: _embedding,
+}
+"""Statistics of which the derivatives of all examples need not be had at once."""
 
 
 def resolve(squares: Array, absent: Array | None = None) -> Array:

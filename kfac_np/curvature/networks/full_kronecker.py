@@ -10,19 +10,18 @@ from typing import Any, final
 from kfac_np import trees
 from kfac_np.backend import Array, array_namespace
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments
-from kfac_np.curvature.block_diagonal import BlockDiagonal
-from kfac_np.curvature.damping import damped_inverse
-from kfac_np.curvature.kfac import KFACBlock
+from kfac_np.curvature.blocks.by_kind import KFACBlock
+from kfac_np.curvature.factors import DenseFactor
 from kfac_np.curvature.ladder import Ladder, LadderEvent, factorise_each, require_damping
-from kfac_np.curvature.owners import require_own
-from kfac_np.curvature.tridiagonal_moments import (
+from kfac_np.curvature.networks.block_diagonal import BlockDiagonal
+from kfac_np.curvature.networks.tridiagonal_moments import (
     cross_derivative_moment,
     cross_input_moment,
     rows_each,
 )
+from kfac_np.curvature.owners import require_own
 from kfac_np.curvature.units import scales
 from kfac_np.errors import CurvatureError
-from kfac_np.layers import Layer
 from kfac_np.matrices import DenseMatrix, FlattenedMatrix
 from kfac_np.matrices.kronecker import kron
 from kfac_np.statistics import AffineStatistics, Scale
@@ -84,20 +83,6 @@ class FullKronecker(Curvature):
 
     def block_of(self, path: str) -> Block:
         return self.block
-
-    def costs(self, network: Layer, params: Tree, statistics: Tree) -> dict[str, Mapping[str, Any]]:
-        """What each parameter costs: its share of the whole matrix."""
-        sizes = {path: math.prod(p.shape) for path, p in trees.items(params)}
-        total = sum(sizes.values())
-        return {
-            path: {
-                "block": "FullKronecker",
-                "factors": f"{n} rows of {total}",
-                "factorise": 2 * total**2 * n,
-                "solve": 2 * total * n,
-            }
-            for path, n in sizes.items()
-        }
 
     def input_moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
         found = dict(trees.items(statistics))
@@ -173,12 +158,12 @@ class FullKronecker(Curvature):
         self.require_own(moments)
         old = previous["full"]["inverse"] if previous else None
         exact = self.block.exact_damping
-        dense = _assembled(moments if exact else self._damped(moments, damping))
+        dense = DenseFactor(_assembled(moments if exact else self._damped(moments, damping)))
         shift = damping if exact else 0.0
-        each = scales(array_namespace(dense).linalg.diagonal(dense)) if self.unit_free else 1.0
+        each = scales(dense.diagonal()) if self.unit_free else 1.0
 
         def whole(_: str, ladder: Ladder) -> Factors:
-            return {"inverse": damped_inverse(ladder, "matrix", dense, shift * each, old)}
+            return {"inverse": dense.damped_inverse(ladder, "matrix", shift * each, old)}
 
         return factorise_each(["full"], whole, damping)
 

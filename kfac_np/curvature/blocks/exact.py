@@ -1,0 +1,78 @@
+"""Exact dense blocks: for tests, teaching and small networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import final
+
+from kfac_np.backend import Array, array_namespace, second_moment
+from kfac_np.curvature.base import Block, Factors, Moments
+from kfac_np.curvature.blocks.diagonal import require_vectors
+from kfac_np.curvature.factors import DenseFactor
+from kfac_np.curvature.ladder import Ladder, require_damping
+from kfac_np.curvature.units import scales
+from kfac_np.matrices import DenseMatrix
+from kfac_np.statistics import Scale, Statistics, term_gradients
+from kfac_np.validation import plain_fields, require_flag
+
+__all__ = ["ExactBlock"]
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class ExactBlock(Block):
+    """(1/M) Σ_{n,k} vec(U_nk) vec(U_nk)ᵀ, stored whole; vec is row-major.
+
+    U_nk is the sum over locations of g āᵀ: the exact block for every kind of weight sharing.
+
+    Parameters
+    ----------
+    unit_free : bool
+        Damp by damping · diag instead of damping · I (`kfac_np.curvature.marquardt`).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from kfac_np.statistics import AffineStatistics, Scale, Statistics, term_gradients
+    >>> s = AffineStatistics(np.asarray([[[1.0, 2.0]]]), np.asarray([[[3.0]]]))
+    >>> ExactBlock().moments(s, Scale(terms=1, examples=1))["block"]
+    array([[ 9., 18.],
+           [18., 36.]])
+    """
+
+    unit_free: bool = False
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        require_flag("ExactBlock unit_free", self.unit_free)
+
+    def made_unit_free(self) -> ExactBlock:
+        return replace(self, unit_free=True)
+
+    def supports(self, statistics: object) -> bool:
+        return isinstance(statistics, Statistics)
+
+    def input_moments(self, s: Statistics, scale: Scale) -> Moments:
+        return {}
+
+    def moments(self, s: Statistics, scale: Scale) -> Moments:
+        require_vectors(s, "ExactBlock")
+        return {"block": second_moment(term_gradients(s, scale)) / scale.terms}
+
+    def owns(self, moments: Moments) -> bool:
+        return set(moments) == {"block"}
+
+    def matrix(self, moments: Moments, shape: tuple[int, ...]) -> DenseMatrix:
+        return DenseMatrix(moments["block"], shape)
+
+    def factorise(
+        self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
+    ) -> Factors:
+        require_damping(damping)
+        m, old = DenseFactor(moments["block"]), (previous or {}).get("inverse")
+        each = scales(m.diagonal()) if self.unit_free else 1.0
+        return {"inverse": m.damped_inverse(ladder, "block", damping * each, old)}
+
+    def solve(self, factors: Factors, v: Array) -> Array:
+        xp = array_namespace(v)
+        return xp.reshape(factors["inverse"] @ xp.reshape(v, (-1,)), v.shape)
