@@ -249,8 +249,7 @@ class Curvature(ABC):
             if w is None or (not is_asynchronous(w) and float(w) == 1.0):
                 return m
             return {
-                name: x + (1.0 - factor_of(w, x)) * (old[path][name] - x)
-                for name, x in m.items()
+                name: x + (1.0 - factor_of(w, x)) * (old[path][name] - x) for name, x in m.items()
             }
 
         return {path: blend(path, m) for path, m in new.items()}

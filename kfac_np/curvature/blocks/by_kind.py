@@ -59,7 +59,10 @@ class ByKind(Block):
         )
 
     def _solver(self, factors: Factors) -> Block:
-        return next(block for block in self._blocks if block.solves(factors))
+        for block in self._blocks:
+            if block.solves(factors):
+                return block
+        raise CurvatureError(f"{self!r} expected factors of its own, got {', '.join(factors)}")
 
     def supports(self, statistics: object) -> bool:
         kind = type(statistics)

@@ -60,7 +60,7 @@ class KroneckerBlock(Block):
         return {"G": derivative_moment(s, self.sharing, scale)}
 
     def owns(self, moments: Moments) -> bool:
-        return set(moments) == {"A", "G"} and moments["G"].ndim == 2
+        return moments.keys() == {"A", "G"} and moments["G"].ndim == 2
 
     # ---------------------------------------------------------------------- matrix and units
 
@@ -90,10 +90,10 @@ class KroneckerBlock(Block):
         return {"A": a, "G": rescaled(moments["G"], s[..., 0])}
 
     def trace(self, moments: Moments, shape: tuple[int, ...], units: Units | None) -> Array:
-        a, g = (factor(moments[name]).diagonal() for name in "AG")
+        xp = array_namespace(moments["G"])
+        a, g = factor(moments["A"]).diagonal(), xp.linalg.diagonal(moments["G"])
         if units is not None:
             g, a = g * units[0][..., 0] ** 2, a * units[1][..., 0, :] ** 2
-        xp = array_namespace(a)
         return xp.sum(xp.sum(g, axis=-1) * xp.sum(a, axis=-1))
 
     # --------------------------------------------------------------------- factors and solve
