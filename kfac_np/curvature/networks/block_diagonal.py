@@ -71,10 +71,10 @@ class BlockDiagonal(Curvature):
 
     def require_paths(self, paths: Iterable[str]) -> None:
         """Raise `CurvatureError` if `overrides` names a path that is not among `paths`."""
-        on_host = list(paths)
-        if unknown := sorted(self.overrides.keys() - set(on_host)):
+        expected = list(paths)
+        if unknown := sorted(self.overrides.keys() - set(expected)):
             raise CurvatureError(
-                f"overrides: expected paths among {', '.join(on_host)}; got {', '.join(unknown)}"
+                f"overrides: expected paths among {', '.join(expected)}; got {', '.join(unknown)}"
             )
 
     def input_moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
