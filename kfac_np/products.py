@@ -236,8 +236,8 @@ def block_forms(
     >>> from kfac_np.objective import Objective
     >>> e = Objective(Dense(1, 1, bias=False), SquaredError()).evaluate(
     ...     np.asarray([[2.0]]), np.asarray([[1.0], [3.0]]), np.zeros((2, 1)))
-    >>> block_forms(e, np.asarray([[1.0]]), Exact())
-    {'': 5.0}
+    >>> float(block_forms(e, np.asarray([[1.0]]), Exact())[""])
+    5.0
     """
     if not isinstance(fisher, FisherType) or isinstance(fisher, InputOnly):
         raise CurvatureError(

@@ -83,7 +83,10 @@ def _map(
 
 
 def _path(keys: tuple[Any, ...]) -> str:
-    return ".".join(map(str, keys))
+    path = ""
+    for key in keys:
+        path = f"{path}.{key}" if path else str(key)
+    return path
 
 
 def _difference(keys: tuple[Any, ...], tree: Tree, other: Tree) -> ShapeError:
