@@ -21,7 +21,7 @@ from kfac_np.cli.commands import (
     try_to_draw,
 )
 from kfac_np.cli.progress import announce_restart, interruptible, observing, require_extras
-from kfac_np.cli.threads import with_threads
+from kfac_np.cli.thread_choice import with_threads
 from kfac_np.data import Dataset
 from kfac_np.errors import ConfigError, DivergenceError, FactorizationError, KfacError
 from kfac_np.training import plots

@@ -1,0 +1,1 @@
+"""What is done with CuPy alone: copies that nobody waits for, and the precision of products."""

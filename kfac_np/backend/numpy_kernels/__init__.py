@@ -1,0 +1,1 @@
+"""Kernels on NumPy's arrays, and the threads that they work on."""
