@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # setuptools explains editable installs at length every time; the other warnings stay.
 PIP := PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip --disable-pip-version-check
 
-DEMO_OPTIMIZERS ?= kfac,sgd,adam
+DEMO_OPTIMIZERS ?= kfac-autoencoder,sgd,adam
 DEMO_SECONDS ?= 30
 DEMO_FLAGS ?=
 PYTEST_FLAGS ?=

@@ -13,6 +13,8 @@ from kfac_np.backend.checks import (
     require_indices,
     require_same_place,
 )
+from kfac_np.backend.cupy_kernels.precision import tf32
+from kfac_np.backend.cupy_kernels.transfer import Later, later, prefetch
 from kfac_np.backend.fused import (
     clip,
     combine,
@@ -25,6 +27,7 @@ from kfac_np.backend.fused import (
     softplus,
     tanh_vjp,
 )
+from kfac_np.backend.geometry import Geometry, pad
 from kfac_np.backend.kernels import append_ones, second_moment, sum_by_index
 from kfac_np.backend.linalg import (
     eigh,
@@ -35,16 +38,7 @@ from kfac_np.backend.linalg import (
     spectral_norm,
     symmetrize,
 )
-from kfac_np.backend.patches import (
-    Geometry,
-    Patches,
-    fold,
-    pad,
-    patch_budget,
-    transposed_product,
-    unfold,
-)
-from kfac_np.backend.precision import tf32
+from kfac_np.backend.patches import Patches, patch_budget, transposed_product
 from kfac_np.backend.quiet import quiet, quiet_methods
 from kfac_np.backend.random import Rng
 from kfac_np.backend.reductions import are_finite, inner
@@ -58,7 +52,7 @@ from kfac_np.backend.scalars import (
     select,
 )
 from kfac_np.backend.special import erf, logsumexp, softmax
-from kfac_np.backend.transfer import Later, later, prefetch
+from kfac_np.backend.unfolding import fold, unfold
 
 __all__ = [
     "Array",

@@ -10,7 +10,7 @@ from typing import Any
 import array_api_compat
 
 from kfac_np.backend.array import Array, Backend, array_namespace
-from kfac_np.backend.precision import tf32
+from kfac_np.backend.cupy_kernels.precision import tf32
 from kfac_np.backend.reductions import are_finite
 from kfac_np.backend.scalars import DeferredChecks
 from kfac_np.errors import FactorizationError

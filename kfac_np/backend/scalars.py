@@ -16,7 +16,7 @@ from typing import Any, final
 import array_api_compat
 
 from kfac_np.backend.array import Array, array_namespace
-from kfac_np.backend.transfer import Later, later
+from kfac_np.backend.cupy_kernels.transfer import Later, later
 
 __all__ = [
     "DeferredChecks",

@@ -85,7 +85,7 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
 
         return compare
     if name == "figures":
-        from kfac_np.cli.drawing import draw_figures
+        from kfac_np.cli.pictures import draw_figures
 
         return draw_figures
     if name == "doctor":

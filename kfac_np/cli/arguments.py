@@ -11,7 +11,7 @@ from typing import Any, NoReturn, final
 from kfac_np.errors import ConfigError
 from kfac_np.figures import figures
 from kfac_np.training.config import read_table
-from kfac_np.training.presets import complete, set_optimizer, variants
+from kfac_np.training.defaults import complete, set_optimizer, variants
 from kfac_np.training.tables import assign, merge, parse_assignment
 from kfac_np.validation import did_you_mean, listed
 
@@ -153,8 +153,8 @@ def make_parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--optimizers",
         metavar="A,B,...",
-        help=f"among {', '.join(names)} (default kfac,sgd,adam; or, if the configuration has "
-        "compare.NAME, just the names it has); a name of your own needs "
+        help=f"among {', '.join(names)} (default: train's, sgd and adam; or, if the configuration "
+        "has compare.NAME, just the names it has); a name of your own needs "
         "--set compare.NAME.optimizer.name=..., and compare.NAME.PATH sets options of one",
     )
     _add_running(compare)
@@ -255,8 +255,13 @@ def _add_problem(parser: argparse.ArgumentParser) -> None:
 def _add_optimizer(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimiser")
     add = group.add_argument
-    names = ", ".join(["kfac (default)", *variants(), "sgd", "adam"])
-    add("--optimizer", metavar="NAME", help=names)
+    names = ", ".join(["kfac", *variants(), "sgd", "adam"])
+    add(
+        "--optimizer",
+        metavar="NAME",
+        help=f"{names}; default kfac, for autoencoders of images in batches of 500 and more "
+        "kfac-autoencoder, for convolutional networks kfac-convolutional",
+    )
     add(
         "--curvature",
         metavar="NAME",

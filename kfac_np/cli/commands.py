@@ -14,7 +14,7 @@ from kfac_np import curvature
 from kfac_np.cli.arguments import table_from
 from kfac_np.cli.outline import outline
 from kfac_np.cli.progress import announce_restart, interruptible, observing, require_extras
-from kfac_np.cli.threads import with_threads
+from kfac_np.cli.thread_choice import with_threads
 from kfac_np.errors import CheckpointError, ConfigError, DivergenceError, FactorizationError
 from kfac_np.optimizers import KFAC
 from kfac_np.training import checkpoint, plots

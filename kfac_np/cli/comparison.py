@@ -21,11 +21,12 @@ from kfac_np.cli.commands import (
     try_to_draw,
 )
 from kfac_np.cli.progress import announce_restart, interruptible, observing, require_extras
-from kfac_np.cli.threads import with_threads
+from kfac_np.cli.thread_choice import with_threads
 from kfac_np.data import Dataset
 from kfac_np.errors import ConfigError, DivergenceError, FactorizationError, KfacError
 from kfac_np.training import plots
 from kfac_np.training.config import Config, from_table, read_table, to_table, toml, write
+from kfac_np.training.defaults import default_optimizer
 from kfac_np.training.experiment import Experiment
 from kfac_np.training.files import write_text
 from kfac_np.training.lock import locked
@@ -99,7 +100,8 @@ def configs_of(table: Mapping[str, Any], names: str | None = None) -> dict[str, 
     table : mapping
         What all have in common, and under "compare" what each has of its own.
     names : str, optional
-        Which, separated by commas; those under "compare", or K-FAC, SGD and Adam, by default.
+        Which, separated by commas; those under "compare", or else the default
+        optimiser of the model and its data (`default_optimizer`), SGD and Adam.
 
     Raises
     ------
@@ -121,7 +123,7 @@ def configs_of(table: Mapping[str, Any], names: str | None = None) -> dict[str, 
     if "optimizer" in table:
         raise ConfigError("optimizer: expected with train; compare has compare.NAME.optimizer")
     labels = list(own) if names is None else [name.strip() for name in names.split(",")]
-    labels = labels or ["kfac", "sgd", "adam"]
+    labels = labels or [default_optimizer(table), "sgd", "adam"]
     if len(set(labels)) < len(labels) or not all(map(str.strip, labels)):
         raise ConfigError(f"--optimizers: expected different names, got {','.join(labels)!r}")
     if escaping := [n for n in labels if n in (".", "..") or set(n) & set("/\\\0")]:

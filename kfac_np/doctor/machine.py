@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from kfac_np.backend.threads import VARIABLES
+from kfac_np.backend.numpy_kernels.threads import VARIABLES
 
 __all__ = ["KERNELS", "THREADS", "Cores", "cores", "instructions", "processor", "quota", "settings"]
 

@@ -74,7 +74,7 @@ class Conv(Layer):
         fan_out = c_out / groups.
     budget_bytes : int, optional
         The most bytes of patches that are unfolded at once (one example at least), by each
-        thread of `kfac_np.backend.threads`.
+        thread of `kfac_np.backend.numpy_kernels.threads`.
 
     References
     ----------

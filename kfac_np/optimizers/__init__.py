@@ -14,7 +14,13 @@ from kfac_np.optimizers.guard import Guard
 from kfac_np.optimizers.kfac import KFAC
 from kfac_np.optimizers.kfac_state import KFACState
 from kfac_np.optimizers.moments import MovingAverage
-from kfac_np.optimizers.presets import kfc_pre, practical, published
+from kfac_np.optimizers.presets import (
+    autoencoder,
+    convolutional,
+    kfc_pre,
+    practical,
+    published,
+)
 from kfac_np.optimizers.quadratic_model import LocalModel, QuadraticModel
 from kfac_np.optimizers.reports import StepReport
 from kfac_np.optimizers.schedules import (
@@ -60,6 +66,8 @@ __all__ = [
     "State",
     "StepReport",
     "StepRule",
+    "autoencoder",
+    "convolutional",
     "kfc_pre",
     "practical",
     "published",

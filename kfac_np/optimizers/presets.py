@@ -1,4 +1,4 @@
-"""K-FAC composed for a use: as published, for highly stochastic training, as preconditioner."""
+"""K-FAC composed for a use: as published, by the kind of network, with a given rate."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from kfac_np.objective import Objective
 from kfac_np.optimizers.averaging import IterateAverage
+from kfac_np.optimizers.balance import Balance
 from kfac_np.optimizers.damping import ConstantDamping, LevenbergMarquardt
 from kfac_np.optimizers.gamma import CoupledGamma, GammaSearch
 from kfac_np.optimizers.kfac import KFAC
@@ -16,7 +17,7 @@ from kfac_np.optimizers.quadratic_model import QuadraticModel
 from kfac_np.optimizers.schedules import Refresh, Schedule
 from kfac_np.optimizers.step_rules import FixedRate
 
-__all__ = ["kfc_pre", "practical", "published"]
+__all__ = ["autoencoder", "convolutional", "kfc_pre", "practical", "published"]
 
 
 def published(objective: Objective, **changes: Any) -> KFAC:
@@ -46,6 +47,63 @@ def published(objective: Objective, **changes: Any) -> KFAC:
         l2=1e-5,
         relative=False,
         guard=None,
+    )
+    return replace(kfac, **changes)
+
+
+def autoencoder(objective: Objective, **changes: Any) -> KFAC:
+    """K-FAC for autoencoders of images: balanced layers, and a model of fewer examples.
+
+    `KFAC(objective)` with a `Balance`, and with a quadratic model that uses a quarter of the
+    mini-batch where that is 125 examples instead of 256: an image that is reconstructed tells more
+    of F than a label does. It wants batches of 500 and more; fewer examples tell too little of
+    each layer's curvature. What it gains is in docs/results.md, "Balanced layers".
+
+    Parameters
+    ----------
+    objective : Objective
+    **changes
+        Replace other fields of `KFAC`.
+
+    Examples
+    --------
+    >>> from kfac_np.layers import Dense
+    >>> from kfac_np.losses import SigmoidCrossEntropy
+    >>> kfac = autoencoder(Objective(Dense(2, 2), SigmoidCrossEntropy()))
+    >>> kfac.balance is None, kfac.step_rule.least_examples
+    (False, 125)
+    """
+    kfac = KFAC(objective, balance=Balance(), step_rule=QuadraticModel(least_examples=125))
+    return replace(kfac, **changes)
+
+
+def convolutional(objective: Objective, **changes: Any) -> KFAC:
+    """K-FAC for convolutional networks: statistics of fewer examples, factors renewed sooner.
+
+    `KFAC(objective)` with statistics of a quarter of the mini-batch, since each of its locations
+    counts as an example, factors of every fifth step, and an average over fewer iterates. What it
+    gains is in docs/results.md, "Convolutional network".
+
+    Parameters
+    ----------
+    objective : Objective
+    **changes
+        Replace other fields of `KFAC`.
+
+    Examples
+    --------
+    >>> from kfac_np.layers import Conv, Flatten, Sequential
+    >>> from kfac_np.losses import SoftmaxCrossEntropy
+    >>> net = Sequential(Conv(1, 3, (3, 3)), Flatten())
+    >>> kfac = convolutional(Objective(net, SoftmaxCrossEntropy()))
+    >>> kfac.statistics_fraction, kfac.refresh.interval
+    (0.25, 5)
+    """
+    kfac = KFAC(
+        objective,
+        refresh=Refresh(interval=5, first=1),
+        averaging=IterateAverage(decay=0.97, power=19.0),
+        statistics_fraction=0.25,
     )
     return replace(kfac, **changes)
 

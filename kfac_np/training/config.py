@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, final
 
-from kfac_np import data, layers, losses, optimizers
+from kfac_np import data, optimizers
 from kfac_np.errors import ConfigError
-from kfac_np.objective import Objective
+from kfac_np.training.defaults import STAND_IN, complete, variants
 from kfac_np.training.files import write_text
 from kfac_np.training.parts import Model, choices
-from kfac_np.training.presets import complete, variants
 from kfac_np.training.settings import build, dump
 from kfac_np.training.tables import parse_toml
 from kfac_np.validation import require_in, require_integer, require_one_of
@@ -182,11 +181,24 @@ class RunSettings:
 class Config:
     """Everything that determines a run.
 
+    Parameters
+    ----------
+    model : Model
+    optimizer : Optimizer
+    batch : BatchSchedule
+    run : RunSettings
+    seed : int
+    data : DataSettings
+    backend : BackendSettings
+    variant : str, optional
+        The name that the optimiser was asked for by, where it is one of
+        `kfac_np.training.defaults.variants`.
+
     Examples
     --------
     >>> config = from_table({"model": {"sizes": [30, 6]}, "run": {"steps": 10}})
-    >>> config.model.sizes, type(config.optimizer).__name__
-    ((30, 6), 'KFAC')
+    >>> config.model.sizes, type(config.optimizer).__name__, config.variant
+    ((30, 6), 'KFAC', 'kfac-autoencoder')
     """
 
     model: Model
@@ -196,6 +208,7 @@ class Config:
     seed: int = 0
     data: DataSettings = field(default_factory=DataSettings)
     backend: BackendSettings = field(default_factory=BackendSettings)
+    variant: str | None = None
 
     def __post_init__(self) -> None:
         require_integer("seed", self.seed, zero=True)
@@ -222,11 +235,12 @@ def from_table(table: Mapping[str, Any]) -> Config:
     """
     table = {"run": {}, **complete(table)}
     names, name = choices(), table["optimizer"]["name"]
-    # Variants are complete by now; the general message would not name them.
     require_one_of("optimizer.name", name, [*names[optimizers.Optimizer], *variants()])
-    # The objective needs the data: one stands in until they are loaded.
-    stand_in = Objective(layers.Identity(), losses.SquaredError())
-    config: Config = build(Config, table, names, given={"objective": stand_in})
+    variant = name if name in variants() else None
+    if variant is not None:
+        table["optimizer"] = {**table["optimizer"], "name": "kfac"}
+    given = {"objective": STAND_IN, "variant": variant}
+    config: Config = build(Config, table, names, given=given)
     optimizer = config.optimizer
     if "seed" not in table["optimizer"] and any(
         f.name == "seed" for f in dataclasses.fields(optimizer)
@@ -247,6 +261,9 @@ def to_table(config: Config) -> dict[str, Any]:
     (5, True)
     """
     table: dict[str, Any] = dump(Config, config, choices())
+    del table["variant"]
+    if config.variant is not None:
+        table["optimizer"]["name"] = config.variant
     plain = {k: v for k, v in table.items() if not isinstance(v, dict)}
     return {**plain, **{k: v for k, v in table.items() if isinstance(v, dict)}}
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kfac_np.backend.threads import limited
+from kfac_np.backend.numpy_kernels.threads import limited
 from kfac_np.errors import ConfigError
 from kfac_np.training.config import Config, from_table, read_table
 from kfac_np.training.experiment import Experiment

@@ -1,4 +1,4 @@
-"""A stand-in for what `kfac_np.backend.transfer` uses of CuPy: streams that do their work late.
+"""A stand-in for what transfers use of CuPy: streams that do their work late.
 
 What is queued on a stream is done when somebody waits for it; or, as the other extreme, streams
 other than the current one do it as soon as they may. Memory of the device and page-locked memory

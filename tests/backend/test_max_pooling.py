@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numerics import assert_close, host
 
-from kfac_np.backend import Backend, Geometry, get_backend, max_pooling, pad
+from kfac_np.backend import Backend, Geometry, get_backend, pad
 from kfac_np.backend.max_pooling import (
     max_pool,
     max_pool_generic,
@@ -20,6 +20,7 @@ from kfac_np.backend.max_pooling import (
     max_pool_transpose,
     max_pool_transpose_generic,
 )
+from kfac_np.backend.numpy_kernels import window_maxima
 
 HostArray = np.ndarray[Any, Any]
 
@@ -97,7 +98,7 @@ def test_both_kernels_agree(drawn: Drawn, cache: int, dtype: str):
     g = drawn.g.astype(dtype)
     arguments = drawn.geometry, drawn.size
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(max_pooling, "CACHE_BYTES", cache)
+        patch.setattr(window_maxima, "CACHE_BYTES", cache)
         for x in (wide[..., 0], np.flip(wide[..., 0]), np.asfortranarray(wide[..., 0])):
             (y, winners), (z, others) = (f(x, drawn.geometry) for f in (max_pool, max_pool_generic))
             assert y.dtype == z.dtype == np.dtype(dtype)

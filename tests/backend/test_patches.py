@@ -25,7 +25,7 @@ from kfac_np.backend import (
     transposed_product,
     unfold,
 )
-from kfac_np.backend.patches import transposed_product_generic, unfold_generic
+from kfac_np.backend.unfolding import transposed_product_generic, unfold_generic
 from kfac_np.errors import ShapeError
 
 HostArray = np.ndarray[Any, Any]

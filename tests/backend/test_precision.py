@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kfac_np.backend import Backend
-from kfac_np.backend.precision import tf32
+from kfac_np.backend.cupy_kernels.precision import tf32
 from kfac_np.errors import ConfigError
 
 DEFAULT, TF32 = 1, 7

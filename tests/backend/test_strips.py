@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from numerics import assert_close, host
 from test_patches import Drawn, geometries
 
-from kfac_np.backend import Backend, Geometry, Patches, get_backend, lags, pad, patches, strips
+from kfac_np.backend import Backend, Geometry, Patches, get_backend, pad
+from kfac_np.backend.numpy_kernels import engine, lags, strips
+from kfac_np.backend.unfolding import Unfolding
 
 TOLERANCE = {"float64": 1e-13, "float32": 1e-5}
 
@@ -39,18 +41,18 @@ def test_both_ways_agree(
     m = backend.asarray(rng.standard_normal((p.shape[2], columns)))
     g = backend.asarray(rng.standard_normal((*p.shape[:2], columns)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(patches, "FEWEST_LOCATIONS", 0)
+        patch.setattr(engine, "FEWEST_LOCATIONS", 0)
         patch.setattr(strips, "SMALL_PRODUCT", largest)
         for found, expected in (
-            (p.product(m), p.product_generic(m)),
-            (p.product(m.T.copy().T), p.product_generic(m)),
-            (p.gradient(g), p.gradient_generic(g)),
-            (p.gradient(np.stack([g, 2 * g])), p.gradient_generic(np.stack([g, 2 * g]))),
+            (p.product(m), Unfolding(p).product(m)),
+            (p.product(m.T.copy().T), Unfolding(p).product(m)),
+            (p.gradient(g), Unfolding(p).gradient(g)),
+            (p.gradient(np.stack([g, 2 * g])), Unfolding(p).gradient(np.stack([g, 2 * g]))),
         ):
             assert found.dtype == backend.dtype
             assert_close(found, expected, TOLERANCE[dtype])
         none = p.gradient(g[None][:0])
-        assert none.shape == p.gradient_generic(g[None][:0]).shape == (0, columns, p.shape[2])
+        assert none.shape == Unfolding(p).gradient(g[None][:0]).shape == (0, columns, p.shape[2])
 
 
 @given(drawn=geometries(), ones=st.booleans())
@@ -71,12 +73,12 @@ def test_views_of_any_layout(drawn: Drawn):
     x = pad(drawn.x, drawn.geometry.padding)
     wide = np.concatenate([x, -x, x], axis=-1)
     c = x.shape[-1]
-    moves = drawn.geometry.kernel, drawn.geometry.stride, drawn.geometry.dilation
     whole = Patches(x, drawn.geometry, False, 2**20)
     g = np.random.default_rng(1).standard_normal((*whole.shape[:2], 4))
-    expected = whole.gradient_generic(g[..., 1:3])
+    expected = Unfolding(whole).gradient(g[..., 1:3])
     for view in (wide[..., 2 * c :], np.asfortranarray(x), np.flip(np.flip(x).copy())):
-        assert_close(strips.gradient(view, *moves, g[..., 1:3], 2**20), expected, 1e-12)
+        locations = g[..., 1:3].reshape(len(x), *whole.out, 2)
+        assert_close(strips.gradient(view, drawn.geometry, locations, 2**20), expected, 1e-12)
 
 
 @given(
@@ -93,11 +95,11 @@ def test_second_moments_agree(
     """The fast ones, by strips or by pixels, exist for two axes; others go to the twin."""
     p = drawn_patches(drawn, get_backend("numpy", dtype), ones, budget)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(patches, "FEWEST_LOCATIONS", 0)
+        patch.setattr(engine, "FEWEST_LOCATIONS", 0)
         patch.setattr(strips, "SMALL_PRODUCT", largest)
         patch.setattr(lags, "SMALL_PRODUCT", largest)
         patch.setattr(lags, "FEWEST_CHANNELS", channels)
-        found, expected = p.second_moment(), p.second_moment_generic()
+        found, expected = p.second_moment(), Unfolding(p).second_moment()
     assert found.dtype == np.dtype(dtype)
     assert np.array_equal(found, found.T)
     assert_close(found, expected, TOLERANCE[dtype])
@@ -127,7 +129,7 @@ def test_second_moments_of_larger_images(
     x[1, 3:5] = x[4, 0] = 0.0
     for y in (x, np.abs(x) - x):
         p = Patches(y, Geometry(kernel, stride, dilation, ((0, 0), (0, 0))), True, budget)
-        assert_close(p.second_moment(), p.second_moment_generic(), 1e-13)
+        assert_close(p.second_moment(), Unfolding(p).second_moment(), 1e-13)
 
 
 @pytest.mark.parametrize("channels", [1, 16], ids=["pixels", "strips"])
@@ -150,8 +152,8 @@ def test_pieces_are_small_and_of_one_length():
     def split(*size: int, kernel: tuple[int, ...] = (1, 3), stride: int = 1) -> tuple[int, ...]:
         x: Any = np.zeros((1, *size, 1))
         ones = (1,) * len(size)
-        steps = (stride, *ones[1:])
-        return strips.Strips.of(x, kernel, steps, ones).split(10**4)
+        geometry = Geometry(kernel, (stride, *ones[1:]), ones, ((0, 0),) * len(size))
+        return strips.Strips.of(x, geometry).split(10**4)
 
     # 10^6 multiplications are 33 rows of 3 numbers times 10^4 columns.
     assert split(16, 18) == (8, 32)

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kfac_np.backend import Geometry, Patches, lags, max_pooling, pad, patches, threads
-from kfac_np.backend.patches import transposed_product
+from kfac_np.backend import Geometry, Patches, max_pooling, pad, transposed_product
+from kfac_np.backend.numpy_kernels import lags, threads, window_maxima
 from kfac_np.curvature import BlockDiagonal
 from kfac_np.doctor import thread_pools
 from kfac_np.errors import ConfigError, FactorizationError, InputError
@@ -251,8 +251,8 @@ def kernels() -> dict[str, Callable[[], tuple[Any, ...]]]:
 def test_the_bits_do_not_depend_on_the_threads(
     name: str, use: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(max_pooling, "CACHE_BYTES", 2**14)
-    monkeypatch.setattr(patches, "PIECE_BYTES", 2**12)
+    monkeypatch.setattr(window_maxima, "CACHE_BYTES", 2**14)
+    monkeypatch.setattr(threads, "PIECE_BYTES", 2**12)
     monkeypatch.setattr(lags, "FEWEST_MULTIPLICATIONS", 0)
     parts = []
     in_order = threads.in_order

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numerics import assert_close
 
-from kfac_np.backend import Geometry, Patches, transposed_product, winograd
-from kfac_np.backend.patches import transposed_product_generic
+from kfac_np.backend import Geometry, Patches, transposed_product
+from kfac_np.backend.numpy_kernels import winograd
+from kfac_np.backend.unfolding import Unfolding, transposed_product_generic
 
 HostArray = np.ndarray[Any, Any]
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-13}
@@ -55,14 +56,14 @@ def test_it_is_the_product_with_patches(
     m = rng.standard_normal((p.shape[2], columns)).astype(dtype)
     g = rng.standard_normal((2, *p.shape[:2], columns)).astype(dtype)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kfac_np.backend.patches.FEWEST_LOCATIONS", 0)
+        patch.setattr("kfac_np.backend.numpy_kernels.engine.FEWEST_LOCATIONS", 0)
         patch.setattr(winograd, "LARGEST_SHARE", np.inf)
         for found, expected in (
-            (p.product(m), p.product_generic(m)),
-            (p.product(m.T.copy().T), p.product_generic(m)),
-            (p.gradient(g), p.gradient_generic(g)),
-            (p.gradient(g[0]), p.gradient_generic(g[0])),
-            (p.gradient(g[::-1, ..., ::-1]), p.gradient_generic(g[::-1, ..., ::-1])),
+            (p.product(m), Unfolding(p).product(m)),
+            (p.product(m.T.copy().T), Unfolding(p).product(m)),
+            (p.gradient(g), Unfolding(p).gradient(g)),
+            (p.gradient(g[0]), Unfolding(p).gradient(g[0])),
+            (p.gradient(g[::-1, ..., ::-1]), Unfolding(p).gradient(g[::-1, ..., ::-1])),
         ):
             assert found.dtype == dtype
             assert_close(found, expected, TOLERANCE[dtype])
@@ -72,16 +73,15 @@ def test_it_is_the_product_with_patches(
 def test_views_of_any_layout(drawn: tuple[HostArray, Geometry]):
     x, geometry = drawn
     wide = np.concatenate([x, -x], axis=-1)
-    moves = geometry.kernel, geometry.dilation
     p = Patches(x, geometry, False, 2**20)
     m = np.random.default_rng(1).standard_normal((p.shape[2], 2))
     g = np.random.default_rng(2).standard_normal((len(x), *p.out, 2))
     for view in (wide[..., : x.shape[-1]], np.asfortranarray(x), np.flip(np.flip(x).copy())):
         y = np.empty_like(g)
-        winograd.product(view, *moves, m, None, y, 2**20)
-        assert_close(y, p.product_generic(m), 1e-13)
-        found = winograd.gradient(view, *moves, np.asfortranarray(g), 2**20)
-        assert_close(found, p.gradient_generic(g.reshape(*p.shape[:2], 2)), 1e-13)
+        winograd.product(view, geometry, m, None, y, 2**20)
+        assert_close(y, Unfolding(p).product(m), 1e-13)
+        found = winograd.gradient(view, geometry, np.asfortranarray(g), 2**20)
+        assert_close(found, Unfolding(p).gradient(g.reshape(*p.shape[:2], 2)), 1e-13)
 
 
 @pytest.mark.parametrize("taps", [3, 5])
@@ -94,11 +94,11 @@ def test_few_digits_are_lost_in_single_precision(taps: int):
         p = Patches(x, geometry, True, 2**23)
         m = rng.standard_normal((p.shape[2], 64)).astype(np.float32)
         g = rng.standard_normal((*p.shape[:2], 64)).astype(np.float32)
-        assert winograd.pays(x, geometry.kernel, geometry.stride, geometry.dilation, 64)
+        assert winograd.pays(x, geometry, 64)
         exact = Patches(x.astype(float), geometry, True, 2**23)
         for found, twin, expected in (
-            (p.product(m), p.product_generic(m), exact.product_generic(m.astype(float))),
-            (p.gradient(g), p.gradient_generic(g), exact.gradient_generic(g.astype(float))),
+            (p.product(m), Unfolding(p).product(m), Unfolding(exact).product(m.astype(float))),
+            (p.gradient(g), Unfolding(p).gradient(g), Unfolding(exact).gradient(g.astype(float))),
         ):
             error, other = (np.sqrt(np.mean((v - expected) ** 2)) for v in (found, twin))
             assert error <= 4.0 * other + 1e-6 * np.sqrt(np.mean(expected**2))
@@ -109,7 +109,7 @@ def test_the_way_back_of_a_convolution_takes_it():
     rng = np.random.default_rng(0)
     geometry = Geometry((5, 5), (1, 1), (1, 1), ((2, 2), (2, 2)))
     g, w = rng.standard_normal((2, 9, 10, 32)), rng.standard_normal((32, 25 * 24))
-    assert winograd.pays(g, geometry.kernel, geometry.stride, geometry.dilation, 24)
+    assert winograd.pays(g, geometry, 24)
     arguments = g, w, geometry, (9, 10), 2**23
     assert_close(transposed_product(*arguments), transposed_product_generic(*arguments), 1e-13)
 
@@ -135,4 +135,5 @@ def test_where_it_is_not_taken(
     dilation: tuple[int, ...],
     dtype: str,
 ):
-    assert not winograd.pays(np.empty((1, *shape), dtype=dtype), kernel, stride, dilation, 32)
+    geometry = Geometry(kernel, stride, dilation, ((0, 0),) * len(kernel))
+    assert not winograd.pays(np.empty((1, *shape), dtype=dtype), geometry, 32)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -182,6 +183,26 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert losses(f"{out}/slow") == losses(f"{out}2/slow") == losses(f"{out}3")
 
 
+@pytest.mark.parametrize(
+    ("words", "first"),
+    [
+        (["--data", "curves"], "kfac-autoencoder"),
+        (["--data", "curves", "--batch-size", "100"], "kfac"),
+        (["--data", "digits", "--model", "convnet"], "kfac-convolutional"),
+        (["--data", "digits"], "kfac"),
+    ],
+)
+def test_a_comparison_begins_with_the_default_optimiser_under_its_name(
+    capsys: pytest.CaptureFixture[str], words: list[str], first: str
+) -> None:
+    assert main(["compare", *words, "--print-config"]) == 0
+    compared = tomllib.loads(capsys.readouterr().out)["compare"]
+    names = {label: table["optimizer"]["name"] for label, table in compared.items()}
+    assert names == {first: first, "sgd": "sgd", "adam": "adam"}
+    assert main(["train", *words, "--steps", "1", "--print-config"]) == 0
+    assert tomllib.loads(capsys.readouterr().out)["optimizer"] == compared[first]["optimizer"]
+
+
 @pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", "/x", ".", "..", "", " "])
 def test_names_of_a_comparison_stay_in_its_directory(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
@@ -343,7 +364,7 @@ def test_networks_for_images(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], model: list[str]
 ) -> None:
     words = [*DIGITS, *model, "--steps", "3", "--batch-size", "40"]
-    names = "kfac,kfac-fixed,kfc-pre,sgd,adam"
+    names = "kfac,kfac-convolutional,kfac-fixed,kfc-pre,sgd,adam"
     assert main(["compare", *words, "--optimizers", names, "--out", str(tmp_path)]) == 0
     assert "test accuracy" in capsys.readouterr().out
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -429,7 +450,7 @@ def test_factors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--steps", "1", "--model", "resnet18"], "got 'resnet18'; did you mean 'resnet'"),
         (
             ["train", "--steps", "1", "--optimizer", "x"],
-            "expected kfac, sgd, adam, kfac-fixed or kfc-pre, got 'x'",
+            "kfac-autoencoder, kfac-convolutional, kfac-fixed or kfc-pre, got 'x'",
         ),
         (["train", "--steps", "1", "--optimizer", "Adma"], "got 'Adma'; did you mean 'adam'?"),
         (["train", "--steps", "1", "--activation", "rleu"], "got 'rleu'; did you mean 'relu'?"),
@@ -453,7 +474,10 @@ def test_factors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["compare", "--optimizers", "sgd,"], "--optimizers: expected different names"),
         (
             ["compare", "--optimizers", "x"],
-            "optimizer.name: expected kfac, sgd, adam, kfac-fixed or kfc-pre, got 'x'",
+            (
+                "optimizer.name: expected kfac, sgd, adam, kfac-autoencoder, kfac-convolutional, "
+                "kfac-fixed or kfc-pre, got 'x'"
+            ),
         ),
         (["compare", "--set", "optimizer.l2=0"], "optimizer: expected with train; compare has"),
         (

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from kfac_np.backend import threads
+from kfac_np.backend.numpy_kernels import threads
 from kfac_np.cli import main
-from kfac_np.cli import threads as choice
+from kfac_np.cli import thread_choice as choice
 from kfac_np.doctor import machine
 from kfac_np.doctor.machine import Cores
 from kfac_np.errors import ConfigError

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from numerics import assert_close, host
 from references.networks import apply
 
-from kfac_np.backend import Backend, Rng, get_backend, threads
+from kfac_np.backend import Backend, Rng, get_backend
+from kfac_np.backend.numpy_kernels import threads
 from kfac_np.curvature import DiagonalBlock, KFACBlock, reduce
 from kfac_np.errors import InputError, ShapeError
 from kfac_np.layers import Conv, ConvTranspose, Dense, Flatten, Sequential

@@ -12,10 +12,7 @@ import pytest
 from kfac_np import curvature, fisher, optimizers
 from kfac_np.data import ConstantBatch, GrowingBatch
 from kfac_np.errors import ConfigError
-from kfac_np.layers import Identity
-from kfac_np.losses import SquaredError
-from kfac_np.objective import Objective
-from kfac_np.optimizers import kfc_pre, practical
+from kfac_np.optimizers import KFAC, Balance, autoencoder, convolutional, kfc_pre, practical
 from kfac_np.training.config import (
     RunSettings,
     from_table,
@@ -24,8 +21,8 @@ from kfac_np.training.config import (
     toml,
     write,
 )
+from kfac_np.training.defaults import STAND_IN, complete, set_optimizer, variants
 from kfac_np.training.parts import choices
-from kfac_np.training.presets import complete, set_optimizer, variants
 from kfac_np.training.tables import assign
 
 
@@ -167,11 +164,17 @@ def test_the_seed_is_one_unless_said_otherwise() -> None:
         ({"model": {"sizes": "x"}}, "model.sizes: expected a list, each entry an integer"),
         (
             {"optimizer": "lbfgs"},
-            "optimizer.name: expected kfac, sgd, adam, kfac-fixed or kfc-pre, got 'lbfgs'",
+            (
+                "optimizer.name: expected kfac, sgd, adam, kfac-autoencoder, kfac-convolutional, "
+                "kfac-fixed or kfc-pre, got 'lbfgs'"
+            ),
         ),
         (
             {"optimizer": {"name": 3}},
-            "optimizer.name: expected kfac, sgd, adam, kfac-fixed or kfc-pre, got 3",
+            (
+                "optimizer.name: expected kfac, sgd, adam, kfac-autoencoder, kfac-convolutional, "
+                "kfac-fixed or kfc-pre, got 3"
+            ),
         ),
         ({"optimizer": {"rate": 1}}, "optimizer: unknown option 'rate', expected curvature"),
         ({"optimizer": {"damping": {"initial": -1}}}, "optimizer.damping: LevenbergMarquardt"),
@@ -213,7 +216,8 @@ def test_defaults_follow_data_model_and_optimiser() -> None:
     assert complete({"optimizer": {"name": "sgd", "rate": 5.0}})["optimizer"]["rate"] == 5.0
     assert complete({"batch": "growing"})["batch"] == "growing"
     once = complete({"optimizer": {"name": "kfac-fixed", "refresh": {"interval": 2}}})
-    assert once["optimizer"]["step_rule"] == variants()["kfac-fixed"]["step_rule"]
+    assert once["optimizer"]["name"] == "kfac-fixed"
+    assert once["optimizer"]["step_rule"]["kl_clip"] == practical(STAND_IN).step_rule.kl_clip
     assert complete(once) == once
     small = complete({"data": "digits", "model": "convnet", "optimizer": "adam"})
     assert small["model"] == {"name": "convnet", "channels": [16, 16, 32], "kernel": 3}
@@ -223,11 +227,40 @@ def test_defaults_follow_data_model_and_optimiser() -> None:
     assert complete(small) == small
 
 
-def test_variants_are_the_presets_of_the_library() -> None:
-    objective = Objective(Identity(), SquaredError())
-    for name, preset in (("kfac-fixed", practical), ("kfc-pre", kfc_pre)):
-        optimizer = from_table(table(optimizer=name)).optimizer
-        assert dataclasses.replace(optimizer, objective=objective) == preset(objective)
+PRESETS = {
+    "kfac": KFAC,
+    "kfac-autoencoder": autoencoder,
+    "kfac-convolutional": convolutional,
+    "kfac-fixed": practical,
+    "kfc-pre": kfc_pre,
+}
+
+
+@pytest.mark.parametrize("model", ["autoencoder", "mlp", "convnet", "resnet"])
+@pytest.mark.parametrize("data", ["curves", "digits", "fashion-mnist"])
+def test_optimisers_by_name_are_those_of_the_library(data: str, model: str) -> None:
+    assert list(PRESETS) == ["kfac", *variants()]
+    for name, preset in PRESETS.items():
+        config = from_table(table(data=data, model=model, optimizer=name))
+        assert config.optimizer == preset(STAND_IN)
+        written = to_table(config)
+        assert written["optimizer"]["name"] == name
+        assert from_table(written) == config
+
+
+def test_a_variant_with_other_settings_keeps_its_name_and_its_other_settings() -> None:
+    said = {"name": "kfac-autoencoder", "balance": {"first": 7}, "averaging": "none", "seed": 3}
+    config = from_table(table(optimizer=said))
+    assert config.optimizer == autoencoder(
+        STAND_IN, balance=Balance(first=7), averaging=None, seed=3
+    )
+    assert to_table(config)["optimizer"]["name"] == "kfac-autoencoder"
+    assert from_table(to_table(config)) == config
+
+
+def test_the_name_of_a_variant_is_no_setting_of_its_own() -> None:
+    with pytest.raises(ConfigError, match="configuration: unknown option 'variant'"):
+        from_table(table(variant="kfac-fixed"))
 
 
 def test_short_names_find_their_place() -> None:
@@ -240,11 +273,10 @@ def test_short_names_find_their_place() -> None:
     fixed = optimizer("kfac", rate=0.5, momentum=0.1)
     assert (fixed.step_rule.rate, fixed.step_rule.momentum) == (0.5, 0.1)
     assert type(fixed.gamma) is optimizers.CoupledGamma
+    balanced = optimizer("kfac-autoencoder", rate=0.5)
+    assert (balanced.step_rule.rate, balanced.balance) == (0.5, None)
     clipped = optimizer("kfac-fixed", rate=0.5).step_rule
-    assert (clipped.rate, clipped.kl_clip) == (
-        0.5,
-        variants()["kfac-fixed"]["step_rule"]["kl_clip"],
-    )
+    assert (clipped.rate, clipped.kl_clip) == (0.5, practical(STAND_IN).step_rule.kl_clip)
     assert optimizer("sgd", rate=0.5, momentum=0.1, l2=1e-3).l2 == 1e-3
     assert optimizer("adam", rate=0.5).rate == 0.5
     assert optimizer("kfac", l2=0.0).l2 == 0.0
@@ -258,7 +290,9 @@ def test_short_names_find_their_place() -> None:
     ("data", "optimizer", "size"),
     [
         ("curves", "kfac", 60_000),
+        ("curves", "kfac-autoencoder", 60_000),
         ("fashion-mnist", "kfac", 4000),
+        ("fashion-mnist", "kfac-autoencoder", 4000),
         ("digits", "kfac", 500),
         ("fashion-mnist", "kfac-fixed", 500),
         ("fashion-mnist", "adam", 100),
@@ -350,27 +384,32 @@ def test_without_tomli_w(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "balanced"),
+    ("more", "name"),
     [
-        ({}, True),
-        ({"batch": {"size": 500}}, True),
-        ({"batch": {"size": 100}}, False),
-        ({"batch": {"first": 100}}, False),
-        ({"batch": {"first": 800, "full_at": 9}}, True),
-        ({"data": "digits"}, False),
-        ({"model": "mlp"}, False),
-        ({"optimizer": {"name": "kfac", "balance": "none"}}, False),
-        (
-            {
-                "batch": {"size": 100},
-                "optimizer": {"name": "kfac", "balance": {"first": 7}},
-            },
-            True,
-        ),
-        ({"optimizer": {"name": "kfac", "step_rule": "fixed-rate", "gamma": "coupled"}}, False),
-        ({"optimizer": "kfac-fixed"}, False),
+        ({}, "kfac-autoencoder"),
+        ({"data": "curves"}, "kfac-autoencoder"),
+        ({"data": "idx:/x"}, "kfac-autoencoder"),
+        ({"batch": "growing"}, "kfac-autoencoder"),
+        ({"batch": {"size": 500}}, "kfac-autoencoder"),
+        ({"batch": {"first": 800, "full_at": 9}}, "kfac-autoencoder"),
+        ({"optimizer": {"damping": {"initial": 3.0}}}, "kfac-autoencoder"),
+        ({"batch": {"size": 100}}, "kfac"),
+        ({"batch": {"first": 100}}, "kfac"),
+        ({"data": "digits"}, "kfac"),
+        ({"model": "mlp"}, "kfac"),
+        ({"model": "convnet"}, "kfac-convolutional"),
+        ({"model": "resnet", "data": "digits"}, "kfac-convolutional"),
+        ({"optimizer": "kfac"}, "kfac"),
+        ({"batch": {"size": 100}, "optimizer": "kfac-autoencoder"}, "kfac-autoencoder"),
+        ({"optimizer": "adam"}, "adam"),
     ],
 )
-def test_layers_are_balanced_where_batches_are_large(more: dict[str, Any], balanced: bool) -> None:
+def test_defaults_choose_the_name_of_the_optimiser(more: dict[str, Any], name: str) -> None:
     config = from_table({"data": "fashion-mnist", "run": {"steps": 1}, **more})
-    assert (getattr(config.optimizer, "balance", None) is not None) == balanced
+    assert to_table(config)["optimizer"]["name"] == name
+    if name in PRESETS and "optimizer" not in more:
+        assert config.optimizer == PRESETS[name](STAND_IN)
+
+
+def test_settings_of_variants_follow_the_seed_of_the_run() -> None:
+    assert from_table(table(optimizer="kfc-pre", seed=5)).optimizer.seed == 5

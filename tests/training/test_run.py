@@ -14,7 +14,7 @@ import pytest
 from runs import KFAC, assert_same_run, experiment, table
 
 from kfac_np import trees
-from kfac_np.backend import threads
+from kfac_np.backend.numpy_kernels import threads
 from kfac_np.errors import CheckpointError, ConfigError, DivergenceError
 from kfac_np.training import checkpoint
 from kfac_np.training.config import from_table

@@ -10,7 +10,7 @@ from typing import Any, final
 
 from kfac_np import trees
 from kfac_np.backend import Array, on_host
-from kfac_np.backend.threads import side_by_side
+from kfac_np.backend.numpy_kernels.threads import side_by_side
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments, Units
 from kfac_np.curvature.blocks.by_kind import KFACBlock
 from kfac_np.curvature.ladder import Ladder, LadderEvent, factorise_each, require_damping

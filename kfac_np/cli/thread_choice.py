@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from kfac_np.backend import threads
+from kfac_np.backend.numpy_kernels import threads
 from kfac_np.doctor import machine
 from kfac_np.doctor.hardware import gemm_rates
 from kfac_np.training.config import Config

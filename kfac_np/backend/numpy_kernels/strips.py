@@ -1,12 +1,11 @@
-"""Products with patches on a processor, without unfolding them: strips of a kernel's last axis.
+"""Products with patches on a CPU, without unfolding them: strips of a kernel's last axis.
 
 A patch of a 5 × 5 kernel is five strips, one for each row of the kernel, and neighbouring locations
 above one another share four of them. Unfolding the last axis alone makes every strip once. The
 product with a kernel is then the sum of products of five views of the same strips, moved by a row
 each, and what was 25 copies of the input is 5.
 
-NumPy only; `kfac_np.backend.patches` says what each function computes and has a twin by the
-standard alone.
+NumPy only; `kfac_np.backend.unfolding.Unfolding` computes the same by the standard alone.
 """
 
 from __future__ import annotations
@@ -19,9 +18,11 @@ from typing import Any, final
 
 import numpy as np
 
-from kfac_np.backend import threads
+from kfac_np.backend.chunks import cut
+from kfac_np.backend.geometry import Geometry
+from kfac_np.backend.numpy_kernels import threads
 
-__all__ = ["Strips", "blocks_of_rows", "gradient", "product", "second_moment"]
+__all__ = ["Strips", "blocks_of_rows", "gradient", "overlap", "product", "second_moment"]
 
 HostArray = np.ndarray[Any, Any]
 
@@ -51,7 +52,8 @@ class Strips:
 
     Examples
     --------
-    >>> strips = Strips.of(np.arange(6.0).reshape(1, 3, 2, 1), (2, 2), (1, 1), (1, 1))
+    >>> geometry = Geometry((2, 2), (1, 1), (1, 1), ((0, 0), (0, 0)))
+    >>> strips = Strips.of(np.arange(6.0).reshape(1, 3, 2, 1), geometry)
     >>> strips.array[0, :, 0, :]
     array([[0., 1.],
            [2., 3.],
@@ -68,14 +70,9 @@ class Strips:
     steps: tuple[int, ...]
 
     @classmethod
-    def of(
-        cls,
-        x: HostArray,
-        kernel: tuple[int, ...],
-        stride: tuple[int, ...],
-        dilation: tuple[int, ...],
-    ) -> Strips:
+    def of(cls, x: HostArray, geometry: Geometry) -> Strips:
         """Strips of padded examples (n, *spatial, C)."""
+        kernel, stride, dilation = geometry.kernel, geometry.stride, geometry.dilation
         if len(kernel) == 1:  # the examples are an axis that the kernel does not move along
             x = x[None, ...]
             kernel, stride, dilation = (1, *kernel), (1, *stride), (1, *dilation)
@@ -119,9 +116,7 @@ class Strips:
 
 def product(
     x: HostArray,
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
+    geometry: Geometry,
     m: HostArray,
     bias: HostArray | None,
     y: HostArray,
@@ -133,25 +128,26 @@ def product(
     ----------
     x : shape (N, *spatial, C)
         Already padded.
-    kernel, stride, dilation : tuple of int
+    geometry : Geometry
     m : shape (taps · C, d_out)
     bias : shape (d_out,), or None
-    y : shape (N, T, d_out)
+    y : shape (N, *out, d_out)
     budget_bytes : int
         The most bytes of strips and products alive at once (one example at least).
 
     Examples
     --------
-    >>> x, y = np.arange(6.0).reshape(1, 3, 2, 1), np.empty((1, 2, 1))
-    >>> product(x, (2, 2), (1, 1), (1, 1), np.ones((4, 1)), np.ones(1), y, 1000)
-    >>> y[0, :, 0]
+    >>> x, y = np.arange(6.0).reshape(1, 3, 2, 1), np.empty((1, 2, 1, 1))
+    >>> geometry = Geometry((2, 2), (1, 1), (1, 1), ((0, 0), (0, 0)))
+    >>> product(x, geometry, np.ones((4, 1)), np.ones(1), y, 1000)
+    >>> y[0, :, 0, 0]
     array([ 7., 15.])
     """
     d_out = m.shape[1]
-    factors = np.ascontiguousarray(m).reshape(math.prod(kernel[:-1]), -1, d_out)
+    factors = np.ascontiguousarray(m).reshape(math.prod(geometry.kernel[:-1]), -1, d_out)
 
     def write(examples: slice) -> None:
-        strips = Strips.of(x[examples], kernel, stride, dilation)
+        strips = Strips.of(x[examples], geometry)
         split = strips.split(d_out)
         total, buffer = y[examples].reshape(len(strips.array), *split, d_out), None
         for i, view in enumerate(strips.views(split)):
@@ -163,14 +159,12 @@ def product(
         if bias is not None:
             total += bias
 
-    threads.each(write, _chunks(x, kernel, y, budget_bytes))
+    threads.each(write, _chunks(x, geometry, y, budget_bytes))
 
 
 def gradient(
     x: HostArray,
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
+    geometry: Geometry,
     g: HostArray,
     budget_bytes: int,
 ) -> HostArray:
@@ -180,8 +174,8 @@ def gradient(
     ----------
     x : shape (N, *spatial, C)
         Already padded.
-    kernel, stride, dilation : tuple of int
-    g : shape (N, T, d_out)
+    geometry : Geometry
+    g : shape (N, *out, d_out)
     budget_bytes : int
         The most bytes of strips and products alive at once (one example at least).
 
@@ -191,15 +185,17 @@ def gradient(
 
     Examples
     --------
-    >>> x, g = np.arange(6.0).reshape(1, 3, 2, 1), np.ones((1, 2, 1))
-    >>> gradient(x, (2, 2), (1, 1), (1, 1), g, 1000)
+    >>> x, g = np.arange(6.0).reshape(1, 3, 2, 1), np.ones((1, 2, 1, 1))
+    >>> gradient(x, Geometry((2, 2), (1, 1), (1, 1), ((0, 0), (0, 0))), g, 1000)
     array([[2., 4., 6., 8.]])
     """
     d_out = g.shape[-1]
-    total = np.zeros((math.prod(kernel[:-1]), d_out, kernel[-1] * x.shape[-1]), dtype=g.dtype)
+    total = np.zeros(
+        (math.prod(geometry.kernel[:-1]), d_out, geometry.kernel[-1] * x.shape[-1]), dtype=g.dtype
+    )
 
     def sums(examples: slice) -> HostArray:
-        strips = Strips.of(x[examples], kernel, stride, dilation)
+        strips = Strips.of(x[examples], geometry)
         split = strips.split(d_out)
         transposed = g[examples].reshape(len(strips.array), *split, d_out).swapaxes(-1, -2)
         axes, part = tuple(range(len(split))), np.empty_like(total)
@@ -207,18 +203,16 @@ def gradient(
             np.matmul(transposed, view).sum(axis=axes, out=part[i])
         return part
 
-    for part in threads.in_order(sums, _chunks(x, kernel, g, budget_bytes)):
+    for part in threads.in_order(sums, _chunks(x, geometry, g, budget_bytes)):
         total += part
     return total.swapaxes(0, 1).reshape(d_out, -1)
 
 
-def _chunks(
-    x: HostArray, kernel: tuple[int, ...], y: HostArray, budget_bytes: int
-) -> Iterator[slice]:
+def _chunks(x: HostArray, geometry: Geometry, y: HostArray, budget_bytes: int) -> Iterator[slice]:
     """Slices of examples whose strips, and twice whose outputs y, are within the budget."""
-    n, each = x.shape[0], kernel[-1] * math.prod(x.shape[1:]) + 2 * math.prod(y.shape[1:])
+    n, each = x.shape[0], geometry.kernel[-1] * math.prod(x.shape[1:]) + 2 * math.prod(y.shape[1:])
     step = max(1, min(budget_bytes, CACHE_BYTES) // max(1, each * x.itemsize))
-    return threads.cut(n, step)
+    return cut(n, step)
 
 
 def _along_last_axis(x: HostArray, out: int, taps: int, stride: int, dilation: int) -> HostArray:
@@ -234,12 +228,21 @@ def _along_last_axis(x: HostArray, out: int, taps: int, stride: int, dilation: i
     return np.ascontiguousarray(view.reshape(*split[:-2], taps * c))
 
 
+def overlap(geometry: Geometry, out: tuple[int, ...]) -> bool:
+    """Tell whether `second_moment` is defined, and saves anything: patches have rows in common.
+
+    Examples
+    --------
+    >>> geometry = Geometry((3, 3), (1, 1), (1, 1), ((0, 0), (0, 0)))
+    >>> overlap(geometry, (8, 8)), overlap(geometry, (2, 2))
+    (True, False)
+    """
+    taps, step = geometry.kernel[0], geometry.dilation[0]
+    return len(out) == 2 and geometry.stride[0] == 1 and taps > 1 and out[0] > (taps - 1) * step
+
+
 def second_moment(
-    x: HostArray,
-    kernel: tuple[int, ...],
-    stride: int,
-    dilation: tuple[int, ...],
-    budget_bytes: int,
+    x: HostArray, geometry: Geometry, budget_bytes: int
 ) -> tuple[HostArray, HostArray]:
     """Sum over examples and locations of a aᵀ, and of a, for patches a.
 
@@ -253,9 +256,8 @@ def second_moment(
     ----------
     x : shape (N, H, W, C)
         Already padded.
-    kernel, dilation : tuple of two int
-    stride : int
-        Along the last axis; it is 1 along the first one.
+    geometry : Geometry
+        Of two axes, with stride 1 along the first one (`overlap`).
     budget_bytes : int
         The most bytes of strips alive at once (one example at least).
 
@@ -267,12 +269,14 @@ def second_moment(
     Examples
     --------
     >>> x = np.arange(6.0).reshape(1, 3, 2, 1)
-    >>> moment, sums = second_moment(x, (2, 1), 1, (1, 1), 1000)
+    >>> geometry = Geometry((2, 1), (1, 1), (1, 1), ((0, 0), (0, 0)))
+    >>> moment, sums = second_moment(x, geometry, 1000)
     >>> moment, sums
     (array([[14., 26.],
            [26., 54.]]), array([ 6., 14.]))
     """
-    (taps, last), (step, spread), c = kernel, dilation, x.shape[-1]
+    (taps, last), (step, spread), c = geometry.kernel, geometry.dilation, x.shape[-1]
+    stride = geometry.stride[1]
     height, k = x.shape[1], last * c
     inner = height - (taps - 1) * step  # locations along the first axis
     width = (x.shape[2] - spread * (last - 1) - 1) // stride + 1
@@ -289,7 +293,7 @@ def second_moment(
         ]
         return found, np.ones(strips.shape[1], dtype=x.dtype) @ strips
 
-    for found, rows in threads.in_order(sums_over, _chunks(x, kernel, x, budget_bytes)):
+    for found, rows in threads.in_order(sums_over, _chunks(x, geometry, x, budget_bytes)):
         row_sums += rows
         for total, part in zip(products, found, strict=True):
             total += part

@@ -1,9 +1,9 @@
 """Work cut into pieces, on as many threads of Python as BLAS has.
 
-NumPy lets go of the interpreter's lock in products, copies and elementwise functions. Of products
-as small as those of `kfac_np.backend.strips` BLAS can only make use of one core; all cores are busy
-when each thread works on examples of its own. Meanwhile BLAS is held to one thread a product: its
-threads and these would wait for each other.
+NumPy lets go of the interpreter's lock in products, copies and elementwise functions. BLAS can
+only make use of one core for products as small as those of `kfac_np.backend.numpy_kernels.strips`;
+all cores are busy when each thread works on examples of its own. Meanwhile BLAS is held to one
+thread a product: its threads and these would wait for each other.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kfac_np.validation import require_integer
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
 
-__all__ = ["available", "count", "cut", "each", "in_order", "limited", "said", "side_by_side"]
+__all__ = ["available", "count", "each", "in_order", "limited", "said", "side_by_side"]
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -43,6 +43,8 @@ VARIABLES = (
 """What tells BLAS how many threads to use: the first that is set counts."""
 SMALL = 1e7
 """Operations that take less time than threads need to take turns."""
+PIECE_BYTES = 2**20
+"""Of what is only moved or added up: pieces that stay in the cache of a core."""
 _limit: contextvars.ContextVar[int | None] = contextvars.ContextVar("threads", default=None)
 
 
@@ -158,17 +160,6 @@ def in_order(function: Callable[[Part], Result], parts: Iterable[Part]) -> Itera
     if threads <= 1:
         return (function(part) for _, part in todo)
     return _in_order(function, todo, number, threads)
-
-
-def cut(n: int, step: int) -> Iterator[slice]:
-    """Cut 0..n-1 into slices of so many, the last one of what is left.
-
-    Examples
-    --------
-    >>> [(part.start, part.stop) for part in cut(5, 2)]
-    [(0, 2), (2, 4), (4, 5)]
-    """
-    return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
 
 def each(function: Callable[[Part], object], parts: Iterable[Part]) -> None:

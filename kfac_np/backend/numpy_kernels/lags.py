@@ -5,22 +5,22 @@ so of pairs of pixels that lie j - i apart. Taps that are equally far apart shar
 for some at the border: sums over single rows and columns there, and over all between them, make
 every entry. Of 5 × 5 taps that is 7 times fewer operations than unfolding and a symmetric product.
 
-NumPy only; `kfac_np.backend.patches` says what the function computes and has its twin by the
-standard alone.
+NumPy only; `kfac_np.backend.unfolding.Unfolding` computes the same by the standard alone.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any
 
 import numpy as np
 
-from kfac_np.backend import threads
-from kfac_np.backend.strips import SMALL_PRODUCT, blocks_of_rows
+from kfac_np.backend.chunks import cut
+from kfac_np.backend.geometry import Geometry
+from kfac_np.backend.numpy_kernels import threads
+from kfac_np.backend.numpy_kernels.strips import SMALL_PRODUCT, blocks_of_rows
 
-__all__ = ["FEWEST_CHANNELS", "second_moment"]
+__all__ = ["pays", "second_moment"]
 
 HostArray = np.ndarray[Any, Any]
 
@@ -28,15 +28,28 @@ CACHE_BYTES = 2**22
 """Of pixels that are multiplied together."""
 
 FEWEST_CHANNELS = 16
-"""Products of single pixels with fewer are slower than those of strips."""
-
+"""With fewer, products of pixels are slower than those of strips."""
 
 FEWEST_MULTIPLICATIONS = 5 * 10**6
-"""For a lag, from which on lags are shared out to threads: fewer are done before Python is."""
+"""Of a lag. With fewer, threads cost more than they save, and lags are computed in turn."""
+
+
+def pays(x: HostArray, geometry: Geometry, out: tuple[int, ...]) -> bool:
+    """Tell whether lags are faster than strips, for patches that `overlap` along the first axis.
+
+    Examples
+    --------
+    >>> geometry = Geometry((3, 3), (1, 1), (1, 1), ((0, 0), (0, 0)))
+    >>> [pays(np.empty((1, 10, 10, c)), geometry, (8, 8)) for c in (3, 32)]
+    [False, True]
+    """
+    step = geometry.dilation[1]
+    overlap = geometry.stride[1] == 1 and out[1] > (geometry.kernel[1] - 1) * step
+    return overlap and x.shape[-1] >= FEWEST_CHANNELS
 
 
 def second_moment(
-    x: HostArray, kernel: tuple[int, ...], dilation: tuple[int, ...], budget_bytes: int
+    x: HostArray, geometry: Geometry, budget_bytes: int
 ) -> tuple[HostArray, HostArray]:
     """Sum over examples and locations of a aᵀ, and of a, for patches a.
 
@@ -44,8 +57,8 @@ def second_moment(
     ----------
     x : shape (N, H, W, C)
         Already padded; more locations along each axis than the kernel's extent less one.
-    kernel, dilation : tuple of two int
-        The stride is 1.
+    geometry : Geometry
+        Of two axes, without strides.
     budget_bytes : int
         The most bytes of x looked at together (one example at least).
 
@@ -57,12 +70,14 @@ def second_moment(
     Examples
     --------
     >>> x = np.arange(9.0).reshape(1, 3, 3, 1)
-    >>> moment, sums = second_moment(x, (2, 1), (1, 1), 1000)
+    >>> geometry = Geometry((2, 1), (1, 1), (1, 1), ((0, 0), (0, 0)))
+    >>> moment, sums = second_moment(x, geometry, 1000)
     >>> moment, sums
     (array([[ 55., 100.],
            [100., 199.]]), array([15., 33.]))
     """
-    (high, wide), (down, across), (height, width, c) = kernel, dilation, x.shape[1:]
+    (high, wide), (down, across) = geometry.kernel, geometry.dilation
+    height, width, c = x.shape[1:]
     inner = height - (high - 1) * down, width - (wide - 1) * across
     rows = [blocks_of_rows(inner[0], down, high - 1 - i) for i in range(high)]
     columns = [blocks_of_rows(inner[1], across, wide - 1 - i) for i in range(wide)]
@@ -91,7 +106,7 @@ def second_moment(
         else:
             threads.each(add_lag, totals)
 
-    for examples in threads.cut(x.shape[0], step):
+    for examples in cut(x.shape[0], step):
         add(examples)
     moment = np.empty((high, wide, c, high, wide, c), dtype=x.dtype)
     for (i, j), total in totals.items():
@@ -106,7 +121,7 @@ def second_moment(
         for row in range(0, high * down, down)
         for column in range(0, wide * across, across)
     ]
-    d = math.prod(kernel) * c
+    d = geometry.taps * c
     return moment.reshape(d, d), np.concatenate(sums)
 
 

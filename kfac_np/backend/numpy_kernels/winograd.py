@@ -8,8 +8,7 @@ multiplications still, and square what rounding errors are multiplied with.)
 
 In single precision errors are 1.5 times those of unfolding and one matrix product.
 
-NumPy only; `kfac_np.backend.patches` says what the functions compute and has twins by the standard
-alone.
+NumPy only; `kfac_np.backend.unfolding.Unfolding` computes the same by the standard alone.
 
 References
 ----------
@@ -27,8 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from kfac_np.backend import threads
-from kfac_np.backend.strips import CACHE_BYTES
+from kfac_np.backend.chunks import cut
+from kfac_np.backend.geometry import Geometry
+from kfac_np.backend.numpy_kernels import threads
+from kfac_np.backend.numpy_kernels.strips import CACHE_BYTES
 
 __all__ = ["gradient", "pays", "product", "transforms"]
 
@@ -102,21 +103,17 @@ def _whole_axis(taps: int, width: int, out: int, dtype: Any) -> tuple[HostArray,
     return into[:, :width].astype(dtype), back[:out].astype(dtype)
 
 
-def pays(
-    x: HostArray,
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
-    d_out: int,
-) -> bool:
+def pays(x: HostArray, geometry: Geometry, d_out: int) -> bool:
     """Whether there are so many channels that the transforms are worth it.
 
     Examples
     --------
     >>> x = np.empty((1, 20, 20, 32))
-    >>> [pays(x[..., :c], (5, 5), (1, 1), (1, 1), 32) for c in (3, 32)]
+    >>> geometry = Geometry((5, 5), (1, 1), (1, 1), ((0, 0), (0, 0)))
+    >>> [pays(x[..., :c], geometry, 32) for c in (3, 32)]
     [False, True]
     """
+    kernel, stride, dilation = geometry.kernel, geometry.stride, geometry.dilation
     if len(kernel) == 1 or not 3 <= kernel[-1] <= 5 or set(stride) | {dilation[-1]} != {1}:
         return False
     if x.dtype not in (np.float32, np.float64):
@@ -133,8 +130,7 @@ def pays(
 
 def product(
     x: HostArray,
-    kernel: tuple[int, ...],
-    dilation: tuple[int, ...],
+    geometry: Geometry,
     m: HostArray,
     bias: HostArray | None,
     y: HostArray,
@@ -146,7 +142,8 @@ def product(
     ----------
     x : shape (N, *spatial, C)
         Already padded; two spatial axes or more.
-    kernel, dilation : tuple of int
+    geometry : Geometry
+        `pays` says of which kind.
     m : shape (taps · C, d_out)
     bias : shape (d_out,), or None
     y : shape (N, *out, d_out)
@@ -156,12 +153,13 @@ def product(
     Examples
     --------
     >>> x, y = np.arange(12.0).reshape(1, 2, 6, 1), np.empty((1, 2, 4, 1))
-    >>> product(x, (1, 3), (1, 1), np.ones((3, 1)), np.zeros(1), y, 1000)
+    >>> geometry = Geometry((1, 3), (1, 1), (1, 1), ((0, 0), (0, 0)))
+    >>> product(x, geometry, np.ones((3, 1)), np.zeros(1), y, 1000)
     >>> np.round(y[0, ..., 0], 9)
     array([[ 3.,  6.,  9., 12.],
            [21., 24., 27., 30.]])
     """
-    c, d_out, taps = x.shape[-1], m.shape[1], kernel[-1]
+    c, d_out, taps = x.shape[-1], m.shape[1], geometry.kernel[-1]
     into, back = _whole_axis(taps, x.shape[-2], y.shape[-2], x.dtype)
     g = transforms(taps)[1].astype(x.dtype)
     q = len(g)
@@ -172,7 +170,8 @@ def product(
         points = np.matmul(into, x[examples])
         products: Any = None
         buffer: Any = None
-        for factor, view in zip(factors, _views(points, kernel, dilation, q), strict=True):
+        views = _views(points, geometry.kernel, geometry.dilation, q)
+        for factor, view in zip(factors, views, strict=True):
             if products is None:
                 products = np.matmul(view, factor)
             else:
@@ -188,8 +187,7 @@ def product(
 
 def gradient(
     x: HostArray,
-    kernel: tuple[int, ...],
-    dilation: tuple[int, ...],
+    geometry: Geometry,
     g: HostArray,
     budget_bytes: int,
 ) -> HostArray:
@@ -199,7 +197,8 @@ def gradient(
     ----------
     x : shape (N, *spatial, C)
         Already padded; two spatial axes or more.
-    kernel, dilation : tuple of int
+    geometry : Geometry
+        `pays` says of which kind.
     g : shape (N, *out, d_out)
     budget_bytes : int
         The most bytes of transformed arrays alive at once (one example at least).
@@ -211,9 +210,11 @@ def gradient(
     Examples
     --------
     >>> x, g = np.arange(12.0).reshape(1, 2, 6, 1), np.ones((1, 2, 4, 1))
-    >>> np.round(gradient(x, (1, 3), (1, 1), g, 1000), 9)
+    >>> geometry = Geometry((1, 3), (1, 1), (1, 1), ((0, 0), (0, 0)))
+    >>> np.round(gradient(x, geometry, g, 1000), 9)
     array([[36., 44., 52.]])
     """
+    kernel, dilation = geometry.kernel, geometry.dilation
     c, d_out, taps = x.shape[-1], g.shape[-1], kernel[-1]
     into, back = _whole_axis(taps, x.shape[-2], g.shape[-2], x.dtype)
     kernels = transforms(taps)[1].astype(x.dtype)
@@ -265,4 +266,4 @@ def _chunks(x: HostArray, y: HostArray, into: HostArray, budget_bytes: int) -> I
         math.prod(x.shape[1:-2]) * x.shape[-1] + 3 * math.prod(y.shape[1:-2]) * y.shape[-1]
     )
     step = max(1, min(budget_bytes, CACHE_BYTES) // (points * x.itemsize))
-    return threads.cut(x.shape[0], step)
+    return cut(x.shape[0], step)
