@@ -15,8 +15,8 @@ from kfac_np.optimizers.kfac import KFAC
 from kfac_np.optimizers.kfac_state import KFACState
 from kfac_np.optimizers.moments import MovingAverage
 from kfac_np.optimizers.presets import (
-    autoencoder,
-    convolutional,
+    kfac_autoencoder,
+    kfac_convolutional,
     kfc_pre,
     practical,
     published,
@@ -66,8 +66,8 @@ __all__ = [
     "State",
     "StepReport",
     "StepRule",
-    "autoencoder",
-    "convolutional",
+    "kfac_autoencoder",
+    "kfac_convolutional",
     "kfc_pre",
     "practical",
     "published",

@@ -17,7 +17,7 @@ from kfac_np.optimizers.quadratic_model import QuadraticModel
 from kfac_np.optimizers.schedules import Refresh, Schedule
 from kfac_np.optimizers.step_rules import FixedRate
 
-__all__ = ["autoencoder", "convolutional", "kfc_pre", "practical", "published"]
+__all__ = ["kfac_autoencoder", "kfac_convolutional", "kfc_pre", "practical", "published"]
 
 
 def published(objective: Objective, **changes: Any) -> KFAC:
@@ -51,7 +51,7 @@ def published(objective: Objective, **changes: Any) -> KFAC:
     return replace(kfac, **changes)
 
 
-def autoencoder(objective: Objective, **changes: Any) -> KFAC:
+def kfac_autoencoder(objective: Objective, **changes: Any) -> KFAC:
     """K-FAC for autoencoders of images: balanced layers, and a model of fewer examples.
 
     `KFAC(objective)` with a `Balance`, and with a quadratic model that uses a quarter of the
@@ -69,7 +69,7 @@ def autoencoder(objective: Objective, **changes: Any) -> KFAC:
     --------
     >>> from kfac_np.layers import Dense
     >>> from kfac_np.losses import SigmoidCrossEntropy
-    >>> kfac = autoencoder(Objective(Dense(2, 2), SigmoidCrossEntropy()))
+    >>> kfac = kfac_autoencoder(Objective(Dense(2, 2), SigmoidCrossEntropy()))
     >>> kfac.balance is None, kfac.step_rule.least_examples
     (False, 125)
     """
@@ -77,7 +77,7 @@ def autoencoder(objective: Objective, **changes: Any) -> KFAC:
     return replace(kfac, **changes)
 
 
-def convolutional(objective: Objective, **changes: Any) -> KFAC:
+def kfac_convolutional(objective: Objective, **changes: Any) -> KFAC:
     """K-FAC for convolutional networks: statistics of fewer examples, factors renewed sooner.
 
     `KFAC(objective)` with statistics of a quarter of the mini-batch, since each of its locations
@@ -95,7 +95,7 @@ def convolutional(objective: Objective, **changes: Any) -> KFAC:
     >>> from kfac_np.layers import Conv, Flatten, Sequential
     >>> from kfac_np.losses import SoftmaxCrossEntropy
     >>> net = Sequential(Conv(1, 3, (3, 3)), Flatten())
-    >>> kfac = convolutional(Objective(net, SoftmaxCrossEntropy()))
+    >>> kfac = kfac_convolutional(Objective(net, SoftmaxCrossEntropy()))
     >>> kfac.statistics_fraction, kfac.refresh.interval
     (0.25, 5)
     """

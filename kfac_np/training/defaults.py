@@ -79,8 +79,8 @@ def variants() -> dict[str, Callable[[Objective], KFAC]]:
     ['kfac-autoencoder', 'kfac-convolutional', 'kfac-fixed', 'kfc-pre']
     """
     return {
-        "kfac-autoencoder": presets.autoencoder,
-        "kfac-convolutional": presets.convolutional,
+        "kfac-autoencoder": presets.kfac_autoencoder,
+        "kfac-convolutional": presets.kfac_convolutional,
         "kfac-fixed": presets.practical,
         "kfc-pre": presets.kfc_pre,
     }

@@ -12,7 +12,12 @@ import pytest
 from kfac_np import curvature, fisher, optimizers
 from kfac_np.data import ConstantBatch, GrowingBatch
 from kfac_np.errors import ConfigError
-from kfac_np.optimizers import KFAC, Balance, autoencoder, convolutional, kfc_pre, practical
+from kfac_np.optimizers import (
+    KFAC,
+    Balance,
+    kfc_pre,
+    practical,
+)
 from kfac_np.training.config import (
     RunSettings,
     from_table,
@@ -229,8 +234,8 @@ def test_defaults_follow_data_model_and_optimiser() -> None:
 
 PRESETS = {
     "kfac": KFAC,
-    "kfac-autoencoder": autoencoder,
-    "kfac-convolutional": convolutional,
+    "kfac-autoencoder": kfac_autoencoder,
+    "kfac-convolutional": kfac_convolutional,
     "kfac-fixed": practical,
     "kfc-pre": kfc_pre,
 }
@@ -251,7 +256,7 @@ def test_optimisers_by_name_are_those_of_the_library(data: str, model: str) -> N
 def test_a_variant_with_other_settings_keeps_its_name_and_its_other_settings() -> None:
     said = {"name": "kfac-autoencoder", "balance": {"first": 7}, "averaging": "none", "seed": 3}
     config = from_table(table(optimizer=said))
-    assert config.optimizer == autoencoder(
+    assert config.optimizer == kfac_autoencoder(
         STAND_IN, balance=Balance(first=7), averaging=None, seed=3
     )
     assert to_table(config)["optimizer"]["name"] == "kfac-autoencoder"
