@@ -15,6 +15,8 @@ from kfac_np.errors import ConfigError
 from kfac_np.optimizers import (
     KFAC,
     Balance,
+    kfac_autoencoder,
+    kfac_convolutional,
     kfc_pre,
     practical,
 )
