@@ -51,7 +51,7 @@ class LadderEvent:
         "kept the last basis" (of EKFAC), "left uncoupled" (from the next layer), "zero up to
         rounding" (of `reduce`: there is damping and no curvature); and of the optimiser "moments
         rejected" for statistics that were not finite, "moments out of proportion" for those that
-        count for less, "update rejected" and "update taken back".
+        count for less, "update shortened", "update rejected" and "update taken back".
     damping : float
         Damping added to the diagonal in the end; a multiple of it where damping is unit-free.
 

@@ -10,11 +10,12 @@ from typing import final
 from kfac_np.backend import Scalar, array_namespace, on_host, select
 from kfac_np.curvature import LadderEvent
 from kfac_np.objective import Evaluation
-from kfac_np.optimizers.base import Regularized
+from kfac_np.optimizers.base import Regularized, moved
 from kfac_np.optimizers.damping import DampingPolicy
 from kfac_np.optimizers.kfac_state import KFACState
 from kfac_np.optimizers.reports import StepReport
 from kfac_np.optimizers.step_rules import StepRule
+from kfac_np.trees import Tree
 from kfac_np.validation import require_integer, require_positive
 
 __all__ = ["Guard", "Outcome", "judged", "measured", "taken_back"]
@@ -28,7 +29,8 @@ class Guard:
     """Takes an update back, and has λ grow, if it raised the objective beyond the batches' noise.
 
     An update is judged twice. While λ settles, and whenever ρ is measured, the objective is
-    evaluated again on the batch of the step: if it rose, or is not finite, the parameters stay.
+    evaluated again on the batch of the step: if it rose, or is not finite, a quarter of the update
+    is tried, then a sixteenth; if none will do, the parameters stay.
     In every step the evaluation that the step begins with is held against the last one's, which
     costs nothing: the last update is undone if
 
@@ -38,7 +40,8 @@ class Guard:
     if h' is not finite. Where all steps have the same batch, as two evaluations of the same
     parameters tell, h' > h is enough.
 
-    With n updates taken back in a row λ becomes 4^n times as large, and all factors are renewed.
+    With n updates taken back in a row λ becomes 4^n times as large, and all factors are renewed;
+    where a quarter of an update was kept λ becomes 4 times as large, with a sixteenth 16 times.
 
     Parameters
     ----------
@@ -88,25 +91,42 @@ class Guard:
 @final
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Whether an update is kept, and what follows from it.
+    """An update, and what became of it.
 
     Attributes
     ----------
+    update, params : tree of Array
+        δ and θ + δ.
+    norm : Scalar
+        ‖δ‖.
     kept, rejected : Scalar
         Neither where ρ says nothing and h is not finite.
     decrease : Scalar or None
         M(δ) - M(0).
     rho : Scalar or None
-        Where it was measured; NaN where it says nothing, -∞ where h is not finite.
+        Where it was measured, of the update that was proposed; NaN where it says nothing, -∞ where
+        the objective rose.
     value : Scalar or None
         h after the step on its own batch, where it was measured.
+    shortened : float
+        What the update that was proposed has been multiplied by.
     """
 
+    update: Tree
+    params: Tree
+    norm: Scalar
     kept: Scalar
     rejected: Scalar
     decrease: Scalar | None
     rho: Scalar | None = None
     value: Scalar | None = None
+    shortened: float = 1.0
+
+    @classmethod
+    def of(cls, params: Tree, update: Tree, decrease: Scalar | None) -> Outcome:
+        """Before anything is measured: kept if it is finite."""
+        new, norm, finite = moved(params, update)
+        return cls(update, new, norm, finite, ~finite, decrease)
 
 
 def judged(
@@ -196,9 +216,14 @@ def measured(
     kept = kept & xp.isfinite(predicted)
     telling = ~((abs(predicted) <= _rounding(e, abs(h.value))) & finite)
     ratio = (value - h.value) / select(abs(predicted) > 0.0, predicted, 1.0)
-    bad = math.nan if guard is not None else -math.inf
-    rho = select(kept, select(telling, ratio, math.nan), bad)
-    return Outcome(kept, ~kept & telling, predicted, rho, select(kept, value, h.value))
+    return replace(
+        outcome,
+        kept=kept,
+        rejected=~kept & telling,
+        decrease=predicted,
+        rho=select(kept, select(telling, ratio, math.nan), -math.inf),
+        value=select(kept, value, h.value),
+    )
 
 
 def _rounding(e: Evaluation, size: Scalar) -> Scalar:

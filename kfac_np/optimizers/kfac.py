@@ -9,7 +9,16 @@ from functools import partial
 from typing import Any, ClassVar, final
 
 from kfac_np import trees
-from kfac_np.backend import Array, DeferredChecks, Rng, Scalar, array_namespace, scalar, select
+from kfac_np.backend import (
+    Array,
+    DeferredChecks,
+    Rng,
+    Scalar,
+    array_namespace,
+    on_host,
+    scalar,
+    select,
+)
 from kfac_np.curvature import BlockDiagonal, Curvature, Factors, KFACBlock, LadderEvent, Moments
 from kfac_np.curvature.base import Units
 from kfac_np.curvature.typical import curvature_norm, typical_eigenvalue
@@ -25,7 +34,6 @@ from kfac_np.optimizers.base import (
     check_params,
     keep_good,
     l2_term,
-    moved,
     require_finite_update,
 )
 from kfac_np.optimizers.damping import DampingPolicy, LevenbergMarquardt
@@ -57,6 +65,7 @@ from kfac_np.validation import (
 __all__ = ["KFAC"]
 
 _LEAST = 1e-10  # of a typical eigenvalue: what a λ of 0 is raised from
+_SHORTER = (1 / 4, 1 / 16)  # of an update that raised the objective: what is tried instead
 
 
 @final
@@ -229,18 +238,15 @@ class KFAC(Optimizer):
         model = self._model(now, metric, damping)  # M(δ), with the exact F
         proposal, choice = self._propose(now, metric, model)  # Δ = -F̂(γ)⁻¹ ∇h for the best γ
         update = choice.update(proposal.delta, model.previous)  # δ = αΔ + μδ₀
-        params, norm, finite = moved(state.params, update)
 
-        def value() -> Scalar:
+        def value(params: Tree) -> Scalar:
             loss = self.objective.mean_value(params, x, t, weights, noise.child(), checks)
             return loss + l2_term(params, self.l2) if self.l2 else loss
 
-        self._require_finite(now, choice, norm, finite)
-        outcome = Outcome(finite, ~finite, choice.decrease)
-        outcome = self._measure(now, model, update, outcome, value)
+        outcome = self._try(now, model, choice, update, value)  # θ + δ, and whether it is kept
         damping = self._next_damping(now, metric, model, outcome)  # by ρ
-        new = self._next(now, metric, model, proposal, update, params, outcome, damping)
-        report = self._report(now, model, proposal, choice, norm, outcome, events)
+        new = self._next(now, metric, model, proposal, outcome, damping)
+        report = self._report(now, model, proposal, choice, outcome, events)
         return keep_good(state, new, checks), report
 
     def _renew_moments(self, now: _Now) -> tuple[dict[str, Moments], Events]:
@@ -339,27 +345,47 @@ class KFAC(Optimizer):
         )
         return best(trials, choose, self.gamma, self.step_rule)
 
-    def _measure(
+    def _try(
         self,
         now: _Now,
         model: LocalModel,
+        choice: Choice,
         update: Tree,
-        outcome: Outcome,
-        value: Callable[[], Scalar],
+        value: Callable[[Tree], Scalar],
     ) -> Outcome:
-        """h again on the same batch, in some steps, and whether the update is kept."""
+        """θ + δ, in some steps with h again on the same batch; then θ + δ/4, ... if it rose."""
+        params = now.state.params
+        outcome = Outcome.of(params, update, choice.decrease)
+        if self.guard is None:
+            require_finite_choice(choice, now.k, now.checks)
+            require_finite_update(outcome.kept, outcome.norm, now.k, now.checks)
         settling = self.guard is not None and self.guard.measures(now.k, now.state.trouble)
         if not (settling or self.damping.measures(now.k)):
             return outcome
-        follows = self.damping.adapts or self.damping.measures(now.k)
-        decrease = partial(model.decrease, update) if follows else None
-        return measured(self.guard, self.step_rule, now.h, now.e, outcome, value(), decrease)
+
+        def measure(outcome: Outcome) -> Outcome:
+            follows = self.damping.adapts or self.damping.measures(now.k)
+            decrease = partial(model.decrease, outcome.update) if follows else None
+            h_after = value(outcome.params)
+            return measured(self.guard, self.step_rule, now.h, now.e, outcome, h_after, decrease)
+
+        outcome = measure(outcome)
+        if self.guard is None or not on_host(outcome.rejected)[0]:
+            return outcome
+        for part in _SHORTER:
+            shorter = measure(Outcome.of(params, trees.scale(part, update), None))
+            if on_host(shorter.kept)[0]:
+                return replace(shorter, rho=outcome.rho, shortened=part)
+        return outcome
 
     def _next_damping(
         self, now: _Now, metric: _Metric, model: LocalModel, outcome: Outcome
     ) -> Scalar:
-        """λ of the next step: as ρ has it, and more after an update that was rejected."""
+        """λ of the next step: as ρ has it, but more after an update that went too far."""
         damping = model.damping
+        if outcome.shortened < 1.0:
+            tries = 1 + _SHORTER.index(outcome.shortened)
+            return self._number(now, "rejected", self.damping.rejected(damping, tries))
         if outcome.rho is not None:
             eigenvalue = partial(self._eigenvalue, now, metric)
             noisy = now.state.noisy
@@ -376,14 +402,12 @@ class KFAC(Optimizer):
         metric: _Metric,
         model: LocalModel,
         proposal: Proposal,
-        update: Tree,
-        params: Tree,
         outcome: Outcome,
         damping: Scalar,
     ) -> KFACState:
         """The state after the step: where the update is not kept, with the parameters as before."""
         state, kept = now.state, outcome.kept
-        params = trees.select(kept, params, state.params)
+        params = trees.select(kept, outcome.params, state.params)
         average = self.averaging.update(state.average, params, now.k) if self.averaging else None
         multipliers = state.multipliers
         if (balance := self._balance) is not None and balance.due(now.k):
@@ -396,7 +420,7 @@ class KFAC(Optimizer):
             step=now.k,
             moments=metric.moments,
             factors=proposal.factors,
-            update=trees.select(kept, update, trees.zeros_like(update)),
+            update=trees.select(kept, outcome.update, trees.zeros_like(params)),
             damping=damping,
             gamma=proposal.gamma,
             gamma_ratio=proposal.gamma_ratio,
@@ -422,7 +446,6 @@ class KFAC(Optimizer):
         model: LocalModel,
         proposal: Proposal,
         choice: Choice,
-        norm: Scalar,
         outcome: Outcome,
         events: Events,
     ) -> StepReport:
@@ -431,23 +454,21 @@ class KFAC(Optimizer):
             rho = select(array_namespace(rho).isfinite(rho), rho, math.nan)
         numbers: dict[str, Scalar | float | None] = {
             **now.h.numbers,
-            "update_norm": select(outcome.kept, norm, 0.0),
+            "update_norm": select(outcome.kept, outcome.norm, 0.0),
             "damping": model.damping,
             "gamma": proposal.gamma,
-            "alpha": choice.alpha,
-            "mu": 0.0 if model.previous is None else choice.mu,
+            "alpha": outcome.shortened * choice.alpha,
+            "mu": 0.0 if model.previous is None else outcome.shortened * choice.mu,
             "model_decrease": outcome.decrease,
             "rho": rho,
         }
-        rejected = LadderEvent("all", "update", "update rejected", model.damping)
-        happened: list[Any] = [*events, *proposal.events, (outcome.rejected, rejected)]
+        happened: list[Any] = [*events, *proposal.events]
+        for condition, what in (
+            (outcome.rejected, "update rejected"),
+            (outcome.shortened < 1.0, "update shortened"),
+        ):
+            happened.append((condition, LadderEvent("all", "update", what, model.damping)))
         return StepReport(now.k, now.e.scale.examples, numbers, proposal.refreshed, happened)
-
-    def _require_finite(self, now: _Now, choice: Choice, norm: Scalar, finite: Scalar) -> None:
-        """Without a guard it is an error where a choice or an update is not finite."""
-        if self.guard is None:
-            require_finite_choice(choice, now.k, now.checks)
-            require_finite_update(finite, norm, now.k, now.checks)
 
     def _number(self, now: _Now, method: str, damping: Any) -> Scalar:
         """λ as a policy gave it; it is a `ConfigError` unless it is a number >= 0."""

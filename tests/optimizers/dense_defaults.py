@@ -14,6 +14,7 @@ import numpy as np
 from dense_net import LOSSES, HostArray, Net
 from dense_reference import (
     KroneckerFactored,
+    Minimum,
     Published,
     Record,
     Sampler,
@@ -198,6 +199,33 @@ class Defaults(Published):
             **{**nothing, "refreshed": False, **known},
         )
 
+    def best(
+        self, bend: HostArray, slope: HostArray, h: float, previous: Any, refreshed: bool
+    ) -> tuple[HostArray, Minimum]:
+        """The proposal that the model prefers: the first that beats the first, if that."""
+        found: list[Any] = []
+        for gamma in self.candidates() if refreshed else [self.gamma]:
+            inverse = self.inverted(gamma) if refreshed else self.inverse
+            proposal = -self.multipliers * (inverse @ slope)
+            minimum = shortened(minimised(bend, slope, proposal, previous), bend, slope, h)
+            if not found or minimum.decrease < found[-1].decrease:
+                (self.gamma, self.inverse), stop = (gamma, inverse), bool(found)
+                found = [proposal, minimum]
+                if stop:
+                    break
+        return found[0], found[1]
+
+    def tried(
+        self, whole: Minimum, h: float, parts: Any, model: Any, batch: Any
+    ) -> tuple[Minimum, float, float]:
+        """The first part of an update that does not raise h, h after it; the whole if none does."""
+        for part in parts:
+            found = whole.times(part, *model)
+            value = self.h(self.theta + found.delta, *batch)
+            if value <= h:
+                return found, value, part
+        return whole, math.inf, 1
+
     def step(self, x: HostArray, t: HostArray, w: HostArray | None = None) -> Record:
         self.k += 1
         w = np.ones(len(x)) if w is None else w
@@ -221,18 +249,8 @@ class Defaults(Published):
         n2 = max(math.ceil(len(x) / 4), min(self.model_examples, len(x)))
         keeps = n2 >= self.model_examples or not self.noisy
         bend = self.net.fisher(self.theta, x[:n2], t[:n2], w[:n2]) + np.diag(used / self.units**2)
-        best: Any = None
-        for gamma in self.candidates() if refreshed else [self.gamma]:
-            inverse = self.inverted(gamma) if refreshed else self.inverse
-            proposal = -self.multipliers * (inverse @ slope)
-            previous = self.delta0 if keeps else None
-            found = shortened(minimised(bend, slope, proposal, previous), bend, slope, h)
-            if best is None:
-                best = gamma, inverse, proposal, found
-            elif found.decrease < best[-1].decrease:
-                best = gamma, inverse, proposal, found
-                break
-        self.gamma, self.inverse, proposal, found = best
+        previous = self.delta0 if keeps else None
+        proposal, found = self.best(bend, slope, h, previous, refreshed)
         if refreshed:
             self.gamma_ratio = self.gamma / math.sqrt(used)
         if self.balanced_from is not None and self.k >= self.balanced_from and self.k % 5 == 0:
@@ -241,11 +259,16 @@ class Defaults(Published):
         rho, value = None, None
         kept = telling = True
         if self.k - self.trouble <= self.settling or self.k % 5 == 0:
-            value = self.h(self.theta + found.delta, x, t, w)
-            kept = value <= h
             telling = abs(found.decrease) > 10 * EPSILON * h
-            rho = (value - h) / found.decrease if telling and kept else None
-            self.damping = self.adapted(rho, typical)
+            parts = (1, 1 / 4, 1 / 16) if telling else (1,)
+            found, value, part = self.tried(found, h, parts, (bend, slope), (x, t, w))
+            kept = value <= h
+            rho = (value - h) / found.decrease if telling and kept and part == 1 else None
+            if kept and part < 1:
+                events.append("update shortened")
+                self.damping = used / part
+            else:
+                self.damping = self.adapted(rho, typical)
         self.rejected = telling and not kept
         if self.rejected:
             events.append("update rejected")

@@ -124,6 +124,12 @@ class Minimum:
     mu: float
     decrease: float
 
+    def times(self, part: float, bend: HostArray, slope: HostArray) -> Minimum:
+        """A part of it."""
+        delta = part * self.delta
+        decrease = float(0.5 * delta @ bend @ delta + slope @ delta)
+        return Minimum(delta, part * self.alpha, part * self.mu, decrease)
+
 
 def minimised(
     bend: HostArray, slope: HostArray, proposal: HostArray, previous: HostArray | None

@@ -137,11 +137,13 @@ RUNS = [
 ]
 INCOMMENSURATE = Case("incommensurate", Net((3, 4, 2), "relu", "squared"), spread=(1.0, 0.1, 1e3))
 BATCHES = Case("batches", Net((3, 3, 2), "tanh", "sigmoid"), weighted=True, batch=16)
+LARGE = Case("large_inputs_3", Net((3, 4, 2), "relu", "squared"), spread=(30.0, 30.0, 30.0))
 OUTLIER = Case("relu_softmax_outlier", Net((3, 5, 3), "relu", "softmax"), batch=16, outlier=12)
 DEFAULTS = [
     *(Run(case(name), None) for name in ("tanh_squared", "weighted_sigmoid", "no_bias_softmax")),
     Run(case("growing_softmax"), None),
     Run(INCOMMENSURATE, None),
+    Run(LARGE, None),
     Run(OUTLIER, None),
     Run(BATCHES, None, model_examples=7, guard=(0.5, 2)),
     Run(case("weighted_sigmoid"), None, model_examples=7),
@@ -210,6 +212,7 @@ def test_defaults_visit_every_branch() -> None:
     records = [r for run in DEFAULTS for r in run.reference()]
     assert {event for r in records for event in r.events} == {
         "update rejected",
+        "update shortened",
         "update taken back",
         "moments out of proportion",
     }
