@@ -96,9 +96,8 @@ def summary(lines: Lines, worst: int = 20) -> str:
     text += ["", "### cells in which the loss is no worse", ""]
     text += ["Median over seeds at most 1 % above the other's, or below a millionth of the first"]
     text += ["loss; in brackets: simply not above the other's."]
-    text += ["", "| | than adam's | than sklearn-adam's | than sklearn-lbfgs's |"]
-    text += ["|---|---:|---:|---:|"]
-    others = ("adam", "sklearn-adam", "sklearn-lbfgs")
+    others = ("adam", "adam-0.001", "adam-0.01", "sklearn-adam", "sklearn-lbfgs")
+    text += ["", f"| | {' | '.join(others)} |", f"|---|{'---:|' * len(others)}"]
     for name in (n for n in ("kfac", "ekfac") if n in names):
         for column, label in (("final", name), ("averaged", f"{name}, averaged iterate")):
             shares = [Comparison(lines, name, other, column).share() for other in others]

@@ -398,7 +398,7 @@ def test_the_summary_of_tables():
     lines += [line("kfac", 0.8, data="iris"), line("kfac", 1e-9, data="digits", failed="broken")]
     text = table_report.summary(lines)
     assert "| kfac | 5 | 1 | 1 | 7 |" in text
-    assert "| kfac | 33% (0%) of 3 | – | – |" in text
+    assert "| kfac | 33% (0%) of 3 | 33% (33%) of 3 | 33% (0%) of 3 | – | – |" in text
     assert "| wine | 100% (0%) of 1 |" in text
     worst = [row for row in text.splitlines() if row.startswith("| iris/raw/float64/all |")]
     assert worst == ["| iris/raw/float64/all | 2 | 0.8 | 0.1 | 8 |"]
