@@ -15,7 +15,7 @@ CUPY_TESTS ?= @tests/cuda_on_cpu/selection.txt
 PYTEST_JOBS ?= auto
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-cupy lint lint-rules lint-format lint-types lint-spelling format docs clean
+.PHONY: help demo test test-all coverage test-cupy lint lint-rules lint-format lint-types lint-spelling format docs clean
 .PHONY: bench bench-cuda bench-history
 
 help: ## list the targets
@@ -27,11 +27,17 @@ demo: $(VENV)/demo.stamp ## train the CURVES autoencoder with K-FAC, SGD and Ada
 	    --seconds $(DEMO_SECONDS) --out runs/demo $(DEMO_FLAGS)
 
 # Each test process gets one BLAS thread: the matrices are small and the processes many.
-test: export OPENBLAS_NUM_THREADS ?= 1
-test: export OMP_NUM_THREADS ?= 1
-test: export MKL_NUM_THREADS ?= 1
-test: $(VENV)/test.stamp ## all tests and doctests, with branch coverage
-	$(BIN)/python -m pytest --numprocesses $(PYTEST_JOBS) --maxprocesses 4 --cov $(PYTEST_FLAGS)
+test test-all coverage: export OPENBLAS_NUM_THREADS ?= 1
+test test-all coverage: export OMP_NUM_THREADS ?= 1
+test test-all coverage: export MKL_NUM_THREADS ?= 1
+test: $(VENV)/test.stamp ## tests and doctests: all cases on NumPy, each of them on the other backends
+	$(BIN)/python -m pytest --numprocesses $(PYTEST_JOBS) --maxprocesses 4 $(PYTEST_FLAGS)
+
+test-all: ## the same with every law on every case on every backend
+	$(MAKE) test PYTEST_FLAGS='--all $(PYTEST_FLAGS)'
+
+coverage: ## the same as test, with branch coverage: takes two or three times as long
+	$(MAKE) test PYTEST_FLAGS='--cov $(PYTEST_FLAGS)'
 
 # The real CuPy on a machine without a GPU: tests/cuda_on_cpu/README.md. Kernels are compiled once.
 test-cupy: export CUDA_ON_CPU_HOME ?= $(CURDIR)/$(VENV)/cuda-on-cpu

@@ -20,11 +20,11 @@ def test_layer_law(case: LayerCase, law: str, backend: Backend):
 
 
 @pytest.mark.parametrize("case", LAYERS, ids=str)
-def test_layers_of_the_library_have_hessian_products(case: LayerCase, backend: Backend):
+def test_layers_of_the_library_have_hessian_products(case: LayerCase):
     # A layer may refuse them, and the law then has nothing to say; ours don't.
     if not all(type(layer).__module__.startswith("kfac_np") for layer in parts(case.layer)):
         return
-    params, x = case.build(backend)
+    params, x = case.host()
     y, cache = case.layer.forward(params, x)
     case.layer.backward_jvp(params, cache, y, x, params, None)
 

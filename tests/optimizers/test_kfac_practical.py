@@ -174,6 +174,7 @@ VARIANTS = [
 ]
 
 
+@pytest.mark.alike("variant")  # test_optimizer_laws.py compares the paths of the backends
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_every_step(variant: Variant, backend: Backend) -> None:
     close = functools.partial(pytest.approx, rel=1e-7, abs=1e-7)

@@ -173,6 +173,7 @@ def assert_same_step(report: StepReport, state: Any, expected: Record) -> None:
     assert [event.rung for event in report.events] == list(expected.events)
 
 
+@pytest.mark.alike("run")  # test_optimizer_laws.py compares the paths of the backends
 @pytest.mark.parametrize("run", RUNS + DEFAULTS, ids=str)
 def test_every_step_as_published(run: Run, backend: Backend) -> None:
     optimizer = run.optimizer()
@@ -236,6 +237,7 @@ def test_all_refreshed_layers_are_named(backend: Backend) -> None:
     assert report.refreshed == ("0", "2", "4")
 
 
+@pytest.mark.alike("name")
 @pytest.mark.parametrize("name", ["tanh_squared", "relu_softmax", "weighted_sigmoid"])
 def test_default_targets_are_the_documented_stream(name: str, backend: Backend) -> None:
     """`MonteCarlo(1)` on the first ⌈N/8⌉ examples, from Rng(seed).child("targets", k)."""

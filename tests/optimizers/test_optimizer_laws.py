@@ -209,12 +209,9 @@ def test_same_path_on_every_backend(name: str, other: str) -> None:
         assert report.events == r.events
 
 
-@pytest.mark.parametrize("other", AVAILABLE)
-def test_single_precision_stays_single(make: Make, other: str) -> None:
+def test_single_precision_stays_single(make: Make, backend: Backend) -> None:
     """No array becomes double behind the user's back, and none leaves its device."""
-    like = MAKERS[other]()
-    single = get_backend(other, "float32", like.device if other == "array_api_strict" else None)
-    c = CASE
+    single, c = dataclasses.replace(backend, dtype=backend.xp.float32), CASE
     optimizer = make(c.objective)
     states, reports = run(optimizer, c, single, 8)
     for state in states:
