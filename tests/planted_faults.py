@@ -344,8 +344,8 @@ FAULTS = [
     Fault(
         "optimizers",
         "momentum: the proposal kept in place of the update",
-        "update=trees.select(kept, update, trees.zeros_like(update))",
-        "update=trees.select(kept, proposal.delta, trees.zeros_like(update))",
+        "update=trees.select(kept, outcome.update, trees",
+        "update=trees.select(kept, proposal.delta, trees",
     ),
     Fault(
         "optimizers",
