@@ -145,7 +145,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="tables.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="a tenth of the grid")
+    parser.add_argument(
+        "--quick", action="store_true", help="every other cell, one seed each: a tenth of the runs"
+    )
     parser.add_argument(
         "--only",
         action="append",

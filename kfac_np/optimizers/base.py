@@ -249,7 +249,8 @@ class Regularized:
             what = "objective is inf" if overflows else f"loss is {loss:g}"
             return DivergenceError(
                 f"step {step}: the {what} and the gradient's norm {float(self.gradient_norm):g}; "
-                "the parameters are unchanged. Use a smaller learning rate or more damping"
+                "the parameters are unchanged. Use a smaller learning rate or more damping, or "
+                "scale the data"
             )
 
         total = self.value + self.gradient_norm

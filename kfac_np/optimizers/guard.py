@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -13,6 +12,7 @@ from kfac_np.objective import Evaluation
 from kfac_np.optimizers.base import Regularized, moved
 from kfac_np.optimizers.damping import DampingPolicy
 from kfac_np.optimizers.kfac_state import KFACState
+from kfac_np.optimizers.quadratic_model import LocalModel
 from kfac_np.optimizers.reports import StepReport
 from kfac_np.optimizers.step_rules import StepRule
 from kfac_np.trees import Tree
@@ -40,8 +40,13 @@ class Guard:
     if h' is not finite. Where all steps have the same batch, as two evaluations of the same
     parameters tell, h' > h is enough.
 
-    With n updates taken back in a row λ becomes 4^n times as large, and all factors are renewed;
-    where a quarter of an update was kept λ becomes 4 times as large, with a sixteenth 16 times.
+    The n-th update in a row that is taken back multiplies λ by 4^n, and all factors are renewed.
+    With a quarter of an update λ becomes 4 times as large, with a sixteenth 16 times, where λ is
+    adapted. A λ that is given (`ConstantDamping`) is multiplied after updates taken back only, and
+    by half as much from step to step after that.
+
+    Between measurements an update that does harm is known as such one step later: the parameters
+    after the last step of all are judged by nobody.
 
     Parameters
     ----------
@@ -195,26 +200,34 @@ def measured(
     e: Evaluation,
     outcome: Outcome,
     value: Scalar,
-    decrease: Callable[[], Scalar] | None,
+    model: LocalModel,
+    *,
+    follows: bool,
+    noisy: bool,
 ) -> Outcome:
     """What becomes of an update after which h is `value` on the step's own batch.
 
-    Where `decrease`, M(δ) - M(0), is given, ρ is the change of h over it. What is lost in the
-    rounding of h tells nothing, of the model or of λ.
+    Where λ `follows`, ρ is the change of h over M(δ) - M(0). What is lost in the rounding of h
+    tells nothing, of the model or of λ. A rate that is given may raise h by the noise of a batch,
+    where batches are `noisy`.
     """
     xp = array_namespace(value)
     finite = xp.isfinite(value)
     kept = outcome.kept & finite
-    if guard is not None and rule.compares:
-        kept = kept & (value <= h.value)
-    elif guard is not None:
-        kept = kept & (value - h.value <= guard.errors * e.standard_error)
-    if decrease is None:
+    if guard is not None:
+        rise = guard.errors * e.standard_error if noisy and not rule.compares else 0.0
+        kept = kept & (value - h.value <= rise)
+    if not follows:
         value = select(kept, value, h.value)
         return replace(outcome, kept=kept, rejected=~kept, value=value)
-    predicted = decrease() if outcome.decrease is None else outcome.decrease
+    predicted = outcome.decrease
+    if predicted is None:
+        predicted = model.decrease(outcome.update)
     kept = kept & xp.isfinite(predicted)
     telling = ~((abs(predicted) <= _rounding(e, abs(h.value))) & finite)
+    if guard is not None and rule.compares:
+        # What promises something and does nothing is no step, unless λ leaves of it the gradient's.
+        kept = kept & ((value < h.value) | ~telling | (model.damping > model.gradient_damping))
     ratio = (value - h.value) / select(abs(predicted) > 0.0, predicted, 1.0)
     return replace(
         outcome,

@@ -333,7 +333,9 @@ class KFAC(Optimizer):
             norm = partial(curvature_norm, curvature, metric.moments)
             choice = self.step_rule.choose(now.k, model, delta, norm)
             require_instance(f"KFAC step_rule: what it chose in step {now.k}", choice, Choice)
-            return choice
+            if choice.decrease is None:
+                return choice
+            return replace(choice, decrease=scalar(choice.decrease, h.value))
 
         renewed = {path: metric.moments[path] for path in metric.due}
         if metric.units:
@@ -365,17 +367,29 @@ class KFAC(Optimizer):
 
         def measure(outcome: Outcome) -> Outcome:
             follows = self.damping.adapts or self.damping.measures(now.k)
-            decrease = partial(model.decrease, outcome.update) if follows else None
-            h_after = value(outcome.params)
-            return measured(self.guard, self.step_rule, now.h, now.e, outcome, h_after, decrease)
+            return measured(
+                self.guard,
+                self.step_rule,
+                now.h,
+                now.e,
+                outcome,
+                value(outcome.params),
+                model,
+                follows=follows,
+                noisy=now.state.noisy,
+            )
 
         outcome = measure(outcome)
         if self.guard is None or not on_host(outcome.rejected)[0]:
             return outcome
         for part in _SHORTER:
-            shorter = measure(Outcome.of(params, trees.scale(part, update), None))
-            if on_host(shorter.kept)[0]:
-                return replace(shorter, rho=outcome.rho, shortened=part)
+            shorter = trees.scale(part, update)
+            promised = None if choice.decrease is None else model.decrease(shorter)
+            trial = measure(Outcome.of(params, shorter, promised))
+            assert trial.value is not None
+            moves = abs(trial.value - now.h.value) > 0.0
+            if on_host(trial.kept & moves)[0]:
+                return replace(trial, rho=outcome.rho, shortened=part)
         return outcome
 
     def _next_damping(

@@ -97,6 +97,14 @@ class LocalModel:
         quadratic, linear = self.forms([update])
         return 0.5 * quadratic[0][0] + linear[0]
 
+    @property
+    def gradient_damping(self) -> Scalar:
+        """λ with which a step along u² ∘ ∇h alone promises half of `bound`: ‖u ∘ ∇h‖² / bound."""
+        assert self.bound is not None
+        square = scalar(trees.squared_norm(in_units(self.gradient, self.units)))
+        positive = self.bound > 0.0
+        return select(positive, square / select(positive, self.bound, 1.0), 0.0)
+
     def of_each_layer(
         self, v: Tree, fisher: FisherType, rng: Rng
     ) -> dict[str, tuple[Scalar, Scalar]]:

@@ -216,13 +216,13 @@ class Defaults(Published):
         return found[0], found[1]
 
     def tried(
-        self, whole: Minimum, h: float, parts: Any, model: Any, batch: Any
+        self, whole: Minimum, h: float, parts: Any, still: bool, model: Any, batch: Any
     ) -> tuple[Minimum, float, float]:
-        """The first part of an update that does not raise h, h after it; the whole if none does."""
+        """The first part of an update that lowers h, h after it; the whole if none does."""
         for part in parts:
             found = whole.times(part, *model)
             value = self.h(self.theta + found.delta, *batch)
-            if value <= h:
+            if value < h or (value == h and part == 1 and still):
                 return found, value, part
         return whole, math.inf, 1
 
@@ -261,7 +261,8 @@ class Defaults(Published):
         if self.k - self.trouble <= self.settling or self.k % 5 == 0:
             telling = abs(found.decrease) > 10 * EPSILON * h
             parts = (1, 1 / 4, 1 / 16) if telling else (1,)
-            found, value, part = self.tried(found, h, parts, (bend, slope), (x, t, w))
+            still = not telling or used > float(((self.units * slope) ** 2).sum()) / h
+            found, value, part = self.tried(found, h, parts, still, (bend, slope), (x, t, w))
             kept = value <= h
             rho = (value - h) / found.decrease if telling and kept and part == 1 else None
             if kept and part < 1:

@@ -70,7 +70,7 @@ OPTIMIZERS: dict[str, Make] = {
     "kfac_in_trouble": lambda o: KFAC(
         o,
         damping=LevenbergMarquardt(1e-9, floor=0.0),
-        step_rule=QuadraticModel(bounded=False, least_examples=1),
+        step_rule=QuadraticModel(fraction=0.01, least_examples=1),
         guard=Guard(settling=3),
     ),
     "practical": lambda o: practical(o, Exponential(0.1, decay=0.9), kl_clip=1e-3),
