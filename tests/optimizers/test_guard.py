@@ -18,7 +18,14 @@ from dense_net import HostArray
 from optimizer_cases import Case, case, flat
 
 from kfac_np.backend import Backend, Rng, get_backend
-from kfac_np.curvature import EKFAC, BlockTridiagonal
+from kfac_np.curvature import (
+    EKFAC,
+    BlockDiagonal,
+    BlockTridiagonal,
+    Curvature,
+    DiagonalBlock,
+    FullMatrix,
+)
 from kfac_np.errors import ConfigError
 from kfac_np.fisher import Exact
 from kfac_np.layers import Dense, Layer, ReLU, Sequential, Tanh
@@ -117,6 +124,38 @@ def test_the_objective_never_rises(data: str, name: str) -> None:
     rise = max(b - a - 10 * EPSILON * abs(a) for a, b in itertools.pairwise(accepted))
     assert rise <= 0.0
     assert accepted[-1] < (accepted[0] - 1.0 if name == "fixed" else ENDS[data])
+
+
+@pytest.mark.parametrize(
+    "curvature",
+    [EKFAC(), BlockDiagonal(DiagonalBlock()), FullMatrix()],
+    ids=lambda c: type(c).__name__,
+)
+def test_a_network_sure_of_wrong_answers_moves_on(curvature: Curvature) -> None:
+    """F̂ and with it λ are 0 up to underflow; nothing that a step promises then comes true."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 90)
+    x = 1e3 * (rng.standard_normal((3, 4))[labels] + 0.1 * rng.standard_normal((90, 4)))
+    objective = Objective(Sequential(Dense(4, 8), ReLU(), Dense(8, 3)), SoftmaxCrossEntropy())
+    kfac = KFAC(objective, curvature=curvature)
+    state = kfac.init(objective.network.init(Rng(1), NUMPY))
+    first = objective.value(state.params, x, labels)
+    assert first > 100.0
+    for _ in range(80):
+        state, _ = kfac.step(state, x, labels)
+    assert objective.value(state.params, x, labels) < 0.05 * first
+
+
+def test_a_given_rate_is_held_to_a_batch_that_stays() -> None:
+    """Once two evaluations have told that there is no noise, h never rises."""
+    c = case("tanh_squared")
+    kfac = practical(c.objective, 6.0, kl_clip=None)
+    state, losses = kfac.init(c.params(NUMPY)), []
+    for _ in range(25):
+        state, report = kfac.step(state, *c.batch_on(NUMPY, 1))
+        losses.append(report.objective)
+    assert losses[-1] < losses[2]
+    assert all(b <= a * (1 + 1e-12) for a, b in itertools.pairwise(losses[2:]))
 
 
 def trouble(**settings: Any) -> Callable[[Objective], KFAC]:
