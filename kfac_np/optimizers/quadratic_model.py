@@ -79,6 +79,8 @@ class LocalModel:
         for i in range(len(vectors)):
             for j in range(i + 1):
                 form = scalar(fisher[i, j])
+                if i == j:  # F is positive semidefinite: what is below 0 is rounding
+                    form = select(form > 0.0, form, 0.0)
                 form = form + self.damping * scalar(trees.inner(relative[i], relative[j]))
                 if self.l2:
                     form = form + self.l2 * scalar(trees.inner(vectors[i], vectors[j]))
@@ -211,7 +213,7 @@ def _within(bound: Scalar, choice: Choice) -> Choice:
     too_much = promised > bound
     # δ minimises the model along its own ray: M(sδ) - M(0) = (2s - s²) (M(δ) - M(0)).
     part = select(too_much, bound, 0.0) / select(too_much, promised, 1.0)
-    s = select(too_much, 1.0 - array_namespace(part).sqrt(1.0 - part), 1.0)
+    s = select(too_much, part / (1.0 + array_namespace(part).sqrt(1.0 - part)), 1.0)
     decrease = select(too_much, -bound, choice.decrease)
     return Choice(s * choice.alpha, s * choice.mu, decrease)
 

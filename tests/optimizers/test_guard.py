@@ -126,24 +126,29 @@ def test_the_objective_never_rises(data: str, name: str) -> None:
     assert accepted[-1] < (accepted[0] - 1.0 if name == "fixed" else ENDS[data])
 
 
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(
     "curvature",
     [EKFAC(), BlockDiagonal(DiagonalBlock()), FullMatrix()],
     ids=lambda c: type(c).__name__,
 )
-def test_a_network_sure_of_wrong_answers_moves_on(curvature: Curvature) -> None:
-    """F̂ and with it λ are 0 up to underflow; nothing that a step promises then comes true."""
+def test_a_network_sure_of_wrong_answers_moves_on(curvature: Curvature, seed: int) -> None:
+    """F̂ and with it λ are 0 but for underflow, and nothing that a step promises comes true.
+
+    With seed 0 the proposal is so long that its quadratic form is negative by rounding.
+    """
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 90)
-    x = 1e3 * (rng.standard_normal((3, 4))[labels] + 0.1 * rng.standard_normal((90, 4)))
-    objective = Objective(Sequential(Dense(4, 8), ReLU(), Dense(8, 3)), SoftmaxCrossEntropy())
+    units = np.asarray([13, 2.3, 2.4, 19, 100, 2.3, 2, 0.36, 1.6, 5, 0.96, 2.6, 750])
+    centres = 1 + 0.15 * rng.standard_normal((3, 13))
+    x = units * (centres[labels] + 0.15 * rng.standard_normal((90, 13)))
+    objective = Objective(Sequential(Dense(13, 16), ReLU(), Dense(16, 3)), SoftmaxCrossEntropy())
     kfac = KFAC(objective, curvature=curvature)
-    state = kfac.init(objective.network.init(Rng(1), NUMPY))
+    state = kfac.init(objective.network.init(Rng(seed), NUMPY))
     first = objective.value(state.params, x, labels)
-    assert first > 100.0
     for _ in range(80):
         state, _ = kfac.step(state, x, labels)
-    assert objective.value(state.params, x, labels) < 0.05 * first
+    assert objective.value(state.params, x, labels) < 0.1 * first
 
 
 def test_a_given_rate_is_held_to_a_batch_that_stays() -> None:
