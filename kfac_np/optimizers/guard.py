@@ -105,7 +105,7 @@ class Outcome:
     norm : Scalar
         ‖δ‖.
     kept, rejected : Scalar
-        Neither where ρ says nothing and h is not finite.
+        An update that changes h by rounding only may be neither: the parameters stay, λ as well.
     decrease : Scalar or None
         M(δ) - M(0).
     rho : Scalar or None
@@ -151,14 +151,16 @@ def judged(
     if state.measured is not None:
         size = abs(h.value) + abs(state.measured)
         same = abs(h.value - state.measured) <= _rounding(e, size)
-    harm: list[Scalar | bool] = [False, False]
+    if_same: Scalar | bool = False  # whether to undo it, should batches not differ; and if they do
+    if_noisy: Scalar | bool = False
     if state.objective is not None:
         errors = (math.inf if state.error is None else state.error, e.standard_error)
         before = state.objective + _rounding(e, abs(state.objective))
-        harm = [guard.undoes(h.value, before, errors, noisy=noisy) for noisy in (False, True)]
-    rejected, alike, *harmful = on_host(state.rejected, same, *harm)
-    state = replace(state, noisy=not alike)
-    if harmful[state.noisy] and not rejected:
+        if_same = guard.undoes(h.value, before, errors, noisy=False)
+        if_noisy = guard.undoes(h.value, before, errors, noisy=True)
+    rejected, same, if_same, if_noisy = on_host(state.rejected, same, if_same, if_noisy)
+    state = replace(state, noisy=not same)
+    if (if_same if same else if_noisy) and not rejected:
         return state, True
     if not rejected:
         return replace(state, rejections=0, raised=max(1.0, state.raised / 2.0)), False
