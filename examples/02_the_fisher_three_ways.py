@@ -137,8 +137,8 @@ assert np.isclose(quadratic, v @ F @ v)
 # 3. By sampling
 #
 # C backward passes are cheap for 3 classes and dear for 784 pixels. Instead of all targets, draw
-# K from the model and carry back ∂ℓ(z, t̃)/∂z / √K. One draw an example is right on average, which
-# for K-FAC is enough: it averages over the examples and over the steps. The error falls like 1/√K.
+# K from the model and backpropagate ∂ℓ(z, t̃)/∂z / √K. One draw an example is right on average; for
+# K-FAC that is enough: it averages over the examples and over the steps. The error falls like 1/√K.
 
 print("3. by sampling: relative error of F, mean of 20 repetitions")
 print("       K    error   error · √K")

@@ -246,7 +246,7 @@ def purity(s: _Subject) -> None:
 
 
 def chunks(s: _Subject) -> None:
-    """One vector carried back at a time gives the moments of all at once."""
+    """Backpropagating one vector at a time gives the moments of all at once."""
     require_close(
         "moments of single columns",
         s.estimate(s.e, Exact(budget_bytes=1)),

@@ -68,7 +68,7 @@ class EKFAC(Curvature):
     inputs have fewer directions than the inputs, and it is no fault of the estimate: any choice has
     the properties above.
 
-    The first estimate carries vectors back twice: for A and G, and for S in their eigenbasis. An
+    The first estimate backpropagates twice: for A and G, and for S in their eigenbasis. An
     estimate costs two products with U more than that of K-FAC, and with T > 1 a derivative for
     each example.
 
