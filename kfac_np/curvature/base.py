@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 from kfac_np import trees
 from kfac_np.backend import (
@@ -24,7 +25,7 @@ from kfac_np.statistics import AffineStatistics, Scale, Statistics
 from kfac_np.trees import Tree
 from kfac_np.validation import require_instance
 
-__all__ = ["Block", "Curvature", "Factors", "Moments", "Units"]
+__all__ = ["Block", "Curvature", "Factors", "Moments", "SecondPass", "Units"]
 
 Moments = dict[str, Array]
 """Named second moments of one parameter: means, which may be averaged over batches or devices."""
@@ -152,6 +153,24 @@ class Block(ABC):
         return {}
 
 
+@final
+@dataclass(frozen=True)
+class SecondPass:
+    """What a curvature measures in a second pass over a data set.
+
+    Attributes
+    ----------
+    estimate : callable
+        (evaluation, Fisher type, Rng) → moments of vectors on a batch, as those of
+        `Curvature.parts`.
+    joined : callable
+        (moments of the first pass, means of `estimate` over all batches) → moments.
+    """
+
+    estimate: Callable[[Evaluation, FisherType, Rng], dict[str, Moments]]
+    joined: Callable[[dict[str, Moments], dict[str, Moments]], dict[str, Moments]]
+
+
 class Curvature(ABC):
     """An approximation of a network's Fisher matrix, acting on trees of parameters.
 
@@ -178,7 +197,7 @@ class Curvature(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        quiet_methods(cls, "estimate", "mix", "matrix", "block_traces")
+        quiet_methods(cls, "estimate", "parts", "mix", "matrix", "block_traces")
         quiet_methods(cls, "factorise", "solve", "solve_mean")
 
     @quiet
@@ -206,6 +225,18 @@ class Curvature(ABC):
         -------
         dict
             Path of a parameter ("0", "2.1") to its named moments.
+        """
+        return joined(*self.parts(e, fisher, rng))
+
+    @quiet
+    def parts(
+        self, e: Evaluation, fisher: FisherType, rng: Rng
+    ) -> tuple[dict[str, Moments], dict[str, Moments]]:
+        """Moments on a batch, apart: those of inputs, and those of vectors.
+
+        A moment of inputs is a mean over rows by the weights of their examples, divided by the sum
+        of these. A moment of vectors is divided by M. Over several batches either is averaged by
+        what it was divided by.
         """
         return accumulate(e, fisher, rng, self.input_moments, self.moments)
 
@@ -253,6 +284,25 @@ class Curvature(ABC):
             }
 
         return {path: blend(path, m) for path, m in new.items()}
+
+    # -------------------------------------------------------------------- whole data sets
+
+    @property
+    def additive(self) -> bool:
+        """Whether moments of two data sets, averaged, are those of both together."""
+        return True
+
+    def second_pass(self, moments: dict[str, Moments], like: Array) -> SecondPass | None:
+        """What is measured once `parts` of all batches are known; None if nothing is.
+
+        Parameters
+        ----------
+        moments : dict
+            Means of `parts` over all batches, in double precision.
+        like : Array
+            A parameter, for the precision of statistics.
+        """
+        return None
 
     @property
     def unit_free(self) -> bool:
@@ -393,7 +443,7 @@ def accumulate(
     rng: Rng,
     once: Callable[[Tree, Scale], dict[str, Moments]],
     each: Callable[[Tree, Scale], dict[str, Moments]],
-) -> dict[str, Moments]:
+) -> tuple[dict[str, Moments], dict[str, Moments]]:
     """What `once` makes of the first chunk's statistics, and the sum of what `each` makes of all.
 
     Examples
@@ -407,7 +457,7 @@ def accumulate(
     >>> e = Objective(Identity(), SquaredError()).evaluate((), z, z)
     >>> counting = lambda statistics, scale: {"": {"chunks": np.ones(1)}}
     >>> accumulate(e, Exact(budget_bytes=1), Rng(0), lambda *_: {}, counting)
-    {'': {'chunks': array([3.])}}
+    ({}, {'': {'chunks': array([3.])}})
     """
     require_instance("estimate: e", e, Evaluation)
     require_instance("estimate: fisher", fisher, FisherType)
@@ -419,4 +469,16 @@ def accumulate(
             total = each(statistics, e.scale)
         else:
             total = trees.axpy(1.0, each(statistics, e.scale), total)
-    return {path: {**first.get(path, {}), **m} for path, m in total.items()}
+    return first, total
+
+
+def joined(first: Mapping[str, Moments], second: Mapping[str, Moments]) -> dict[str, Moments]:
+    """All moments of each parameter of either.
+
+    Examples
+    --------
+    >>> joined({"0": {"A": 1}, "1": {}}, {"0": {"G": 2}})
+    {'0': {'A': 1, 'G': 2}, '1': {}}
+    """
+    paths = dict.fromkeys((*first, *second))
+    return {path: {**first.get(path, {}), **second.get(path, {})} for path in paths}

@@ -8,8 +8,16 @@ from functools import cached_property, partial
 from typing import final
 
 from kfac_np import trees
-from kfac_np.backend import Rng, Scalar, array_namespace, clip
-from kfac_np.curvature.base import Block, Curvature, Factors, Moments, accumulate
+from kfac_np.backend import Array, Rng, Scalar, array_namespace, clip
+from kfac_np.curvature.base import (
+    Block,
+    Curvature,
+    Factors,
+    Moments,
+    SecondPass,
+    accumulate,
+    joined,
+)
 from kfac_np.curvature.blocks.by_kind import ByKind, block_of_each_kind
 from kfac_np.curvature.blocks.diagonal import require_vectors
 from kfac_np.curvature.blocks.kronecker import KroneckerBlock
@@ -164,9 +172,9 @@ class EKFAC(Curvature):
             bases = next_bases(_with_factors(old), self.basis_interval, unit_free=self.unit_free)
 
             def all_moments(statistics: Tree, scale: Scale) -> dict[str, Moments]:
-                return _joined(self.moments(statistics, scale), _squares(bases, statistics, scale))
+                return joined(self.moments(statistics, scale), _squares(bases, statistics, scale))
 
-            found = accumulate(e, fisher, rng, self.input_moments, all_moments)
+            found = joined(*accumulate(e, fisher, rng, self.input_moments, all_moments))
         else:
             rng = rng.spawn()  # of which both passes take the same vectors
             plain = super().estimate(e, fisher, rng.child())
@@ -175,10 +183,23 @@ class EKFAC(Curvature):
                 for path, m in _with_factors(plain).items()
             }
             again = partial(_squares, bases)
-            found = _joined(plain, accumulate(e, fisher, rng.child(), lambda *_: {}, again))
-        return {
-            path: _with_basis(m, bases[path]) if path in bases else m for path, m in found.items()
+            found = joined(plain, accumulate(e, fisher, rng.child(), _nothing, again)[1])
+        return _in_bases(found, bases)
+
+    @property
+    def additive(self) -> bool:
+        return False
+
+    def second_pass(self, moments: dict[str, Moments], like: Array) -> SecondPass:
+        bases = {
+            path: _in_precision(first_basis(path, m, unit_free=self.unit_free), like)
+            for path, m in _with_factors(moments).items()
         }
+
+        def estimate(e: Evaluation, fisher: FisherType, rng: Rng) -> dict[str, Moments]:
+            return accumulate(e, fisher, rng, _nothing, partial(_squares, bases))[1]
+
+        return SecondPass(estimate, lambda first, s: _in_bases(joined(first, s), bases))
 
     def input_moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
         for path, s in trees.items(statistics):
@@ -287,8 +308,18 @@ def _with_factors(moments: Mapping[str, Moments]) -> dict[str, Moments]:
     return {path: m for path, m in moments.items() if "G" in m}
 
 
-def _joined(first: Mapping[str, Moments], second: Mapping[str, Moments]) -> dict[str, Moments]:
-    return {path: {**m, **second.get(path, {})} for path, m in first.items()}
+def _nothing(statistics: Tree, scale: Scale) -> dict[str, Moments]:
+    return {}
+
+
+def _in_precision(basis: Moments, like: Array) -> Moments:
+    """Statistics are rotated in their own precision, however exactly the basis is known."""
+    xp = array_namespace(like)
+    return {name: xp.astype(x, like.dtype) if name[0] == "U" else x for name, x in basis.items()}
+
+
+def _in_bases(found: dict[str, Moments], bases: Mapping[str, Moments]) -> dict[str, Moments]:
+    return {path: _with_basis(m, bases[path]) if path in bases else m for path, m in found.items()}
 
 
 def _with_basis(m: Moments, basis: Moments) -> Moments:

@@ -134,16 +134,12 @@ class BlockTridiagonal(Curvature):
 
     # ------------------------------------------------------------------------------- moments
 
-    def estimate(
-        self,
-        e: Evaluation,
-        fisher: FisherType,
-        rng: Rng,
-        old: dict[str, Moments] | None = None,
-    ) -> dict[str, Moments]:
+    def parts(
+        self, e: Evaluation, fisher: FisherType, rng: Rng
+    ) -> tuple[dict[str, Moments], dict[str, Moments]]:
         """Moments on a batch, as of every curvature; here the chains are found, too."""
         resolved = self._with_chains(e.objective.network, e.params)
-        return super(BlockTridiagonal, resolved).estimate(e, fisher, rng)
+        return super(BlockTridiagonal, resolved).parts(e, fisher, rng)
 
     def _with_chains(self, network: Layer, params: Tree) -> BlockTridiagonal:
         if self.chains is not None:
