@@ -12,20 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import kfac_np
-from kfac_np.layers import (
-    Conv,
-    ConvTranspose,
-    Dense,
-    LayerNorm,
-    MultiHeadAttention,
-    Recurrent,
-    Sequential,
-    Tanh,
-)
 
 ROOT = Path(__file__).parent.parent
 ADDING = ROOT / "docs" / "adding.md"
@@ -107,85 +96,7 @@ def test_the_page_on_convolutions_is_true():
 
 
 def test_the_page_of_recipes_is_true():
-    # By definition a transposed convolution is the adjoint of the one with the same weights.
-    names, random = run(RECIPES), np.random.default_rng(0)
-    x, g = random.standard_normal((2, 7, 6, 4)), random.standard_normal((2, 3, 3, 6))
-    for groups in (1, 2):
-        weight, nothing = random.standard_normal((6, 4 // groups, 3, 2)), np.zeros(6)
-        there = Conv(4, 6, (3, 2), stride=2, groups=groups)
-        back = ConvTranspose(6, 4, (3, 2), stride=2, groups=groups)
-        y, _ = there.forward(names["convolution"](weight, nothing, groups), x)
-        z, _ = back.forward(names["transposed_convolution"](weight, np.zeros(4), groups), g)
-        assert y.shape == g.shape
-        assert np.sum(y * g) == pytest.approx(np.sum(x * z))
-
-
-def in_torch(name: str) -> tuple[Any, Any, Any]:
-    """A module of PyTorch, this library's layer, and parameters made of the module's."""
-    import torch
-
-    nn, p = torch.nn, run(RECIPES)
-    module, layer, function = {
-        "grouped convolution": (
-            nn.Conv2d(4, 6, (3, 2), stride=2, padding=1, groups=2),
-            Conv(4, 6, (3, 2), stride=2, padding=1, groups=2),
-            lambda w: p["convolution"](w["weight"], w["bias"], 2),
-        ),
-        "transposed convolution": (
-            nn.ConvTranspose2d(4, 6, (3, 2), stride=2, padding=1, groups=2, output_padding=1),
-            ConvTranspose(4, 6, (3, 2), stride=2, padding=1, groups=2, output_padding=1),
-            lambda w: p["transposed_convolution"](w["weight"], w["bias"], 2),
-        ),
-        "attention": (
-            nn.MultiheadAttention(4, 2, batch_first=True),
-            MultiHeadAttention(4, 2),
-            lambda w: p["attention"](*w.values()),
-        ),
-        "recurrent": (
-            nn.RNN(4, 3, batch_first=True),
-            Recurrent(Sequential(Dense(7, 3), Tanh()), 3),
-            lambda w: (
-                np.concatenate(
-                    [
-                        w["weight_ih_l0"],
-                        w["weight_hh_l0"],
-                        (w["bias_ih_l0"] + w["bias_hh_l0"])[:, None],
-                    ],
-                    axis=1,
-                ),
-                (),
-            ),
-        ),
-        "norm": (nn.LayerNorm(4), LayerNorm(4), lambda w: np.stack([w["weight"], w["bias"]])),
-    }[name]
-    torch.manual_seed(0)
-    module = module.double()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn_like(parameter))
-    return module, layer, function({k: v.numpy() for k, v in module.state_dict().items()})
-
-
-@pytest.mark.parametrize(
-    ("name", "shape"),
-    [
-        ("grouped convolution", (2, 7, 6, 4)),
-        ("transposed convolution", (2, 7, 6, 4)),
-        ("attention", (2, 5, 4)),
-        ("recurrent", (2, 5, 4)),
-        ("norm", (2, 5, 4)),
-    ],
-)
-def test_weights_of_pytorch_give_its_outputs(name: str, shape: tuple[int, ...]):
-    torch = pytest.importorskip("torch")
-    module, layer, params = in_torch(name)
-    x = np.random.default_rng(0).standard_normal(shape)
-    images = len(shape) == 4
-    given = torch.asarray(np.moveaxis(x, -1, 1) if images else x)
-    found = module(given, given, given) if name == "attention" else module(given)
-    found = (found[0] if isinstance(found, tuple) else found).detach().numpy()
-    expected = np.moveaxis(found, 1, -1) if images else found
-    np.testing.assert_allclose(layer.forward(params, x)[0], expected, atol=1e-12)
+    assert {"fit", "best", "posterior", "back"} <= set(run(RECIPES))
 
 
 @pytest.mark.parametrize(
