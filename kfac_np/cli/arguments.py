@@ -15,7 +15,7 @@ from kfac_np.training.defaults import complete, set_optimizer, variants
 from kfac_np.training.tables import assign, merge, parse_assignment
 from kfac_np.validation import did_you_mean, listed
 
-__all__ = ["make_parser", "table_from"]
+__all__ = ["add_run", "make_parser", "table_from"]
 
 _SETTINGS = """\
 Every setting is reachable: in TOML (--config), or as --set PATH=VALUE, for example
@@ -171,6 +171,10 @@ def make_parser() -> argparse.ArgumentParser:
     factors.add_argument("--out", type=_path, metavar="FILE", help="default RUN_DIR/factors.png")
     factors.set_defaults(command="factors")
 
+    fit = add("fit", "fit a curvature to a run's training data, into RUN_DIR/curvature.npz", _CODES)
+    add_run(fit)
+    fit.set_defaults(command="fit")
+
     summary = "draw the K-FAC papers' figures (docs/figures.md) and their numbers"
     drawing = add("figures", summary, _CODES)
     drawing.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(figures())}, or all")
@@ -186,6 +190,29 @@ def make_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="for a bug report")
     doctor.set_defaults(command="doctor")
     return parser
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a command that begins with a run and a curvature fitted to its data.
+
+    Examples
+    --------
+    >>> make_parser().parse_args(["fit", "runs/train", "--curvature", "ekfac"]).curvature
+    'ekfac'
+    """
+    add = parser.add_argument
+    add("directory", type=_path, metavar="RUN_DIR")
+    add(
+        "--curvature",
+        choices=("kfac", "ekfac", "diagonal", "block-tridiagonal", "full"),
+        help="default: what RUN_DIR/curvature.npz is, or else kfac",
+    )
+    add(
+        "--fisher",
+        choices=("exact", "monte-carlo", "empirical"),
+        help="default: likewise, or else exact, for more than 100 outputs monte-carlo",
+    )
+    add("--batch-size", type=_count, metavar="N", help="examples at a time (default: by memory)")
 
 
 def table_from(flags: argparse.Namespace) -> dict[str, Any]:
@@ -309,6 +336,12 @@ def _path(text: str) -> str:
     if not text or "\0" in text:  # a shell variable that is not set, say
         raise argparse.ArgumentTypeError(f"expected a path, got {text!r}")
     return text
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
+    return int(text)
 
 
 def _seconds(text: str) -> float:

@@ -8,10 +8,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, final
 
 from kfac_np.errors import ConfigError
 from kfac_np.training import checkpoint
@@ -20,7 +21,15 @@ from kfac_np.training.lock import locked
 from kfac_np.training.loop import Step
 from kfac_np.training.run import CHECKPOINTS, Observer
 
-__all__ = ["announce_restart", "interruptible", "observing", "require_extras"]
+__all__ = [
+    "Shown",
+    "announce_restart",
+    "interruptible",
+    "observing",
+    "require_extras",
+]
+
+T = TypeVar("T")
 
 _SECONDS_BETWEEN_LINES = 2.0
 
@@ -158,6 +167,39 @@ def _losses(record: Mapping[str, Any]) -> str:
     if "averaged" in record:
         text += f" (averaged {record['averaged']['loss']:.5g})"
     return text
+
+
+@final
+@dataclass(frozen=True)
+class Shown(Generic[T]):
+    """A sequence that shows on standard error how far somebody is who goes through it.
+
+    Parameters
+    ----------
+    label : str
+    items : sequence
+
+    Examples
+    --------
+    >>> list(Shown("fitting", [1, 2])), list(Shown("fitting", []))
+    ([1, 2], [])
+    """
+
+    label: str
+    items: Sequence[T]
+
+    def __iter__(self) -> Iterator[T]:
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            yield from tqdm(self.items, self.label, file=sys.stderr)
+            return
+        last = time.monotonic()
+        for number, item in enumerate(self.items):
+            if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
+                print(f"{self.label:12} {number} of {len(self.items)}", file=sys.stderr, flush=True)
+            yield item
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from kfac_np.losses import SigmoidCrossEntropy
 from kfac_np.objective import Objective
 from kfac_np.trees import Tree
 
-__all__ = ["Metrics", "Task", "evaluate", "reconstruct"]
+__all__ = ["Metrics", "Task", "chunk_size", "evaluate", "reconstruct"]
 
 _LARGEST_CHUNK, _NUMBERS_AT_ONCE = 1000, 2**24
 
@@ -103,7 +103,7 @@ def evaluate(
             f"evaluation: expected as many targets as inputs, got {t.shape[0]} and {n}"
         )
     if chunk is None:
-        chunk = _chunk_size(objective.network, x.shape[1:])
+        chunk = chunk_size(objective.network, x.shape[1:])
     for rows in _chunks(n, chunk):
         target = t[rows, ...]
         z = _outputs(objective, params, x[rows, ...])
@@ -151,7 +151,15 @@ def _outputs(objective: Objective, params: Tree, x: Array) -> Array:
     return objective.network.evaluation(params, x)[1]
 
 
-def _chunk_size(network: Layer, shape: tuple[int, ...]) -> int:
+def chunk_size(network: Layer, shape: tuple[int, ...]) -> int:
+    """Examples at a time, so that the outputs of all layers together are 2²⁴ numbers; 1000 at most.
+
+    Examples
+    --------
+    >>> from kfac_np.layers import Dense
+    >>> chunk_size(Dense(4, 2), (4,)), chunk_size(Dense(4, 2**20), (4,))
+    (1000, 16)
+    """
     return max(1, min(_LARGEST_CHUNK, _NUMBERS_AT_ONCE // max(1, network.backward_size(shape))))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from typing import final
 
@@ -132,6 +132,12 @@ class EKFAC(Curvature):
         require_instance("EKFAC elementwise", self.elementwise, Block)
         require_integer("EKFAC basis_interval", self.basis_interval)
         require_flag("EKFAC unit_free", self.unit_free)
+
+    def __repr__(self) -> str:
+        # Without the address of a function: a saved fit is recognised by it in another process.
+        shown = {f.name: repr(getattr(self, f.name)) for f in fields(self)}
+        shown["sharing"] = getattr(self.sharing, "__name__", shown["sharing"])
+        return f"EKFAC({', '.join(f'{name}={value}' for name, value in shown.items())})"
 
     @cached_property
     def _block(self) -> ByKind:

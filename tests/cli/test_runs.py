@@ -1,0 +1,64 @@
+"""Commands that begin with a trained run: what they find in its directory, and leave there."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kfac_np.cli import main
+from kfac_np.cli.runs import CURVATURES, TrainedRun, fitted
+from kfac_np.training.records import read_evaluations
+
+TRAIN = ["train", "--data", "digits", "--n-train", "120", "--n-test", "40", "--sizes", "6"]
+
+
+def trained(directory: Path, *words: str) -> Path:
+    assert main([*TRAIN, "--model", "mlp", "--steps", "5", *words, "--out", str(directory)]) == 0
+    return directory
+
+
+def test_a_run_is_read_as_it_was_left(tmp_path: Path) -> None:
+    """The better of current and averaged parameters, and all of the data."""
+    run = TrainedRun.read(trained(tmp_path / "run"))
+    last = read_evaluations(tmp_path / "run" / "evaluations.jsonl")[-1]
+    assert run.step == last["step"] == 5
+    assert run.parameters == min(("current", "averaged"), key=lambda name: last[name]["loss"])
+    assert run.experiment.evaluate(run.params).loss == last[run.parameters]["loss"]
+    batches = run.batches(50)
+    assert [len(x) for x, _ in batches] == [50, 50, 20]
+    for whole, parts in zip(run.training, zip(*batches, strict=True), strict=True):
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_a_fit_is_kept_until_it_is_outdated(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    directory = str(trained(tmp_path / "run"))
+    file = tmp_path / "run" / "curvature.npz"
+    contents = []
+    for words, expected in [
+        ([], "kfac, exact"),
+        (["--curvature", "ekfac", "--fisher", "empirical"], "ekfac, empirical"),
+        (["--batch-size", "7"], "ekfac, empirical"),  # what is there
+        (["--fisher", "exact"], "ekfac, exact"),
+    ]:
+        capsys.readouterr()
+        assert main(["fit", directory, *words]) == 0
+        assert capsys.readouterr().out.startswith(f"{expected} Fisher, 120 training examples")
+        contents.append(file.read_bytes())
+    assert [a == b for a, b in itertools.pairwise(contents)] == [False, True, False]
+    run = TrainedRun.read(directory)
+    assert fitted(run).curvature == CURVATURES["ekfac"]
+    assert main(["train", "--resume", directory, "--steps", "6"]) == 0
+    assert fitted(TrainedRun.read(directory)).curvature == CURVATURES["kfac"]
+
+
+def test_what_is_no_fit_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = trained(tmp_path / "run")
+    (directory / "curvature.npz").write_bytes(b"mine")
+    assert main(["fit", str(directory)]) == 2
+    assert "curvature.npz: not a checkpoint, or a damaged one" in capsys.readouterr().err
+    assert (directory / "curvature.npz").read_bytes() == b"mine"
+    assert main(["fit", str(tmp_path)]) == 2
+    assert "expected a run directory, found no config.toml in it" in capsys.readouterr().err
