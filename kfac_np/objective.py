@@ -155,10 +155,14 @@ class Objective:
         """
         if not self.network.couples_examples:
             return self
+        self.require_inputs(params, x)
+        return Objective(self.network.evaluation(params, x)[0], self.loss)
+
+    def require_inputs(self, params: Tree, x: Array) -> None:
+        """Raise `InputError` unless the network takes these inputs with these parameters."""
         checks = DeferredChecks()
         self._check_inputs(params, x, None, checks)
         checks.wait()
-        return Objective(self.network.evaluation(params, x)[0], self.loss)
 
     def _forward(
         self,

@@ -1,4 +1,4 @@
-"""The files in tests/data/reference, as networks of this library.
+"""The files in tests/data/reference and tests/data/applications, as networks of this library.
 
 Images are (N, C, H, W) in the files and (N, H, W, C) here, where a kernel's columns run over taps,
 then channels: they are permuted when a file is read, as are the columns of what follows `flatten`.
@@ -37,6 +37,7 @@ from kfac_np.objective import Evaluation, Objective
 from kfac_np.trees import Tree
 
 FOLDER = Path(__file__).parent / "data" / "reference"
+APPLICATIONS = FOLDER.with_name("applications")
 LOSSES = {"mse": SquaredError(), "bce": SigmoidCrossEntropy(), "ce": SoftmaxCrossEntropy()}
 PLAIN = {
     "tanh": Tanh,
@@ -49,16 +50,16 @@ PLAIN = {
 POOLS = {"avgpool": AveragePool, "maxpool": MaxPool}
 
 
-def names(*prefixes: str) -> list[str]:
+def names(*prefixes: str, folder: Path = FOLDER) -> list[str]:
     """Files whose names begin so."""
-    return sorted(p.stem for p in FOLDER.glob("*.npz") if p.stem.startswith(prefixes))
+    return sorted(p.stem for p in folder.glob("*.npz") if p.stem.startswith(prefixes))
 
 
 class Reference:
     """One file: arrays by name, and its specification."""
 
-    def __init__(self, name: str) -> None:
-        with np.load(FOLDER / f"{name}.npz") as file:
+    def __init__(self, name: str, folder: Path = FOLDER) -> None:
+        with np.load(folder / f"{name}.npz") as file:
             self.arrays: Mapping[str, Any] = {key: file[key] for key in file.files}
         self.spec = json.loads(str(self.arrays["spec"]))
         self.layers = [_layer(op) for op in self.spec["layers"]]
@@ -144,20 +145,28 @@ class Reference:
     @property
     def inputs(self) -> Any:
         """x, channels last."""
-        return np.moveaxis(self["x"], 1, -1) if self.images else self["x"]
+        return self.channels_last("x" if "x" in self else "x1")
+
+    def channels_last(self, name: str) -> Any:
+        """Inputs of that name in this library's layout."""
+        return np.moveaxis(self[name], 1, -1) if self.images else self[name]
+
+    @property
+    def objective(self) -> Objective:
+        """The network and its loss."""
+        return Objective(Sequential(*self.layers), LOSSES[self.spec["loss"]])
 
     def evaluate(self, backend: Backend, targets: str = "y") -> Evaluation:
-        objective = Objective(Sequential(*self.layers), LOSSES[self.spec["loss"]])
         params = to_backend(backend, self.joint("W", "b"))
-        return objective.evaluate(
+        return self.objective.evaluate(
             params, backend.asarray(self.inputs), backend.asarray(self[targets])
         )
 
 
 @functools.cache
-def load(name: str) -> Reference:
+def load(name: str, folder: Path = FOLDER) -> Reference:
     """Read a file once."""
-    return Reference(name)
+    return Reference(name, folder)
 
 
 def _layer(op: Mapping[str, Any]) -> Layer:

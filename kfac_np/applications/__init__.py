@@ -3,7 +3,21 @@
 All of them begin with a curvature that is fitted to a data set once, by `fit_curvature`.
 """
 
+from kfac_np.applications.biases import separate_biases
 from kfac_np.applications.fit import fit_curvature
 from kfac_np.applications.fitted import FittedCurvature, merge
+from kfac_np.applications.laplace import Laplace
+from kfac_np.applications.laplace_precision import Precision
+from kfac_np.applications.laplace_predictive import Prediction
+from kfac_np.applications.sandwich import Sandwich
 
-__all__ = ["FittedCurvature", "fit_curvature", "merge"]
+__all__ = [
+    "FittedCurvature",
+    "Laplace",
+    "Precision",
+    "Prediction",
+    "Sandwich",
+    "fit_curvature",
+    "merge",
+    "separate_biases",
+]

@@ -144,6 +144,7 @@ def fit_curvature(
         weight=before.weight,
         examples=before.examples,
         loss=before.loss,
+        outputs=before.outputs,
     )
     file.remove()
     return require_sound(fit, "fit_curvature")
@@ -159,6 +160,7 @@ class _Sums:
     examples: int = 0
     weight: float = 0.0  # Σ w over the terms
     loss: float = 0.0
+    outputs: int = 0  # of a term
     of_inputs: dict[str, Moments] | None = None
     of_vectors: dict[str, Moments] | None = None
 
@@ -183,6 +185,7 @@ class _Sums:
         self.examples += e.scale.examples
         self.weight += weight
         self.loss += terms * e.value
+        self.outputs = e.outputs.shape[-1]
 
 
 @final

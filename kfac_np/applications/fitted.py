@@ -10,10 +10,11 @@ from functools import cached_property
 from typing import Any, final
 
 from kfac_np import trees
-from kfac_np.backend import Array, Backend, all_finite
+from kfac_np.backend import Array, Backend, Rng, all_finite
 from kfac_np.curvature import BlockDiagonal, Curvature
 from kfac_np.curvature.base import Moments
 from kfac_np.errors import CheckpointError, CurvatureError, InputError, ShapeError
+from kfac_np.layers import Layer
 from kfac_np.matrices import TreeMatrix
 from kfac_np.training import checkpoint
 from kfac_np.trees import Tree
@@ -22,7 +23,7 @@ from kfac_np.validation import listed, require_instance
 __all__ = ["FittedCurvature", "merge"]
 
 _KIND = "fitted curvature"
-_PLAIN = ("fisher", "paths", "input_names", "terms", "weight", "examples", "loss")
+_PLAIN = ("fisher", "paths", "input_names", "terms", "weight", "examples", "loss", "outputs")
 
 
 @final
@@ -56,6 +57,8 @@ class FittedCurvature:
         N.
     loss : float
         Σ_n w_n ℓ_n at θ, the sum over the terms (not the mean).
+    outputs : int
+        C, of each term.
 
     Examples
     --------
@@ -82,6 +85,7 @@ class FittedCurvature:
     weight: float
     examples: int
     loss: float
+    outputs: int
 
     def __repr__(self) -> str:
         return (
@@ -124,6 +128,16 @@ class FittedCurvature:
         found = {path: tuple(p.shape) for path, p in operand.items()}
         if found != expected:
             raise ShapeError(f"operand: expected shapes {expected}, got {found}")
+
+    def require_network(self, network: Layer, what: str) -> None:
+        """Raise `InputError` unless the fit is of this network, as far as shapes tell."""
+        own = network.init(Rng(0), Backend.of(trees.leaves(self.params)[0]))
+        expected, found = (_shapes(dict(trees.items(tree))) for tree in (own, self.params))
+        if expected != found:
+            raise InputError(
+                f"{what}: expected one of {network!r}, with parameters {expected}, got one with "
+                f"parameters {found}"
+            )
 
     def select(self, paths: Iterable[str]) -> FittedCurvature:
         """The curvature of some parameters only, those of the last layer for example.
