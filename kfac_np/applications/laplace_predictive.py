@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Literal, final
 
 from kfac_np.backend import (
     Array,
@@ -25,6 +25,8 @@ __all__ = ["Link", "Prediction", "Validation", "predicted", "require_predictable
 
 Link = Literal["probit", "bridge", "monte-carlo", "map"]
 """How probabilities are averaged over a Gaussian of logits."""
+
+_NUMBERS_AT_ONCE = 2**20
 
 
 @final
@@ -210,9 +212,9 @@ def _monte_carlo(
     xp = array_namespace(f)
     values, u = xp.linalg.eigh(v)
     root = u * xp.sqrt(xp.where(values > 0.0, values, 0.0 * values))[..., None, :]
-    backend = Backend.of(f)
-    total: Any = 0.0
-    for _ in range(samples):
-        z = rng.normal(f.shape, backend)
-        total = total + activation(f + (root @ z[..., None])[..., 0])
+    backend, total = Backend.of(f), xp.zeros_like(f)
+    at_once = max(1, _NUMBERS_AT_ONCE // math.prod(f.shape))
+    for start in range(0, samples, at_once):
+        z = rng.normal((min(at_once, samples - start), *f.shape), backend)
+        total = total + xp.sum(activation(f + (root @ z[..., None])[..., 0]), axis=0)
     return total / samples
