@@ -201,6 +201,10 @@ class FittedCurvature:
                 f"{path}: expected moments of {curvature!r}, got those of "
                 f"{metadata.get('curvature')}; give that one as `curvature`"
             )
+        if missing := [name for name in _PLAIN if name not in metadata]:
+            raise CheckpointError(
+                f"{path}: expected {listed(missing)} in it; it is of another version, fit again"
+            )
         fit = cls(curvature=curvature, **tree, **{name: metadata[name] for name in _PLAIN})
         return require_sound(fit, f"{path}")
 

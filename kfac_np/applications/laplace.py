@@ -321,7 +321,12 @@ class Laplace:
     # ------------------------------------------------------------------------------ predictions
 
     def predict(
-        self, x: Array, link: Link = "probit", samples: int = 1000, rng: Rng | int = 0
+        self,
+        x: Array,
+        link: Link = "probit",
+        samples: int = 1000,
+        rng: Rng | int = 0,
+        diagonal: bool = False,
     ) -> Prediction:
         """p(t | x, data), linearised: mean, variance (with noise), probabilities.
 
@@ -335,6 +340,8 @@ class Laplace:
             the mean over draws of logits; or at f itself, with no uncertainty at all.
         samples, rng
             For "monte-carlo".
+        diagonal : bool
+            Variances of the outputs only, for networks with many.
 
         Raises
         ------
@@ -346,8 +353,8 @@ class Laplace:
         MacKay 1992 (probit); Hobbhahn, Kristiadi & Hennig 2022, arXiv:2003.01227 (bridge).
         """
         require_integer("predict samples", samples)
-        f, covariance = self.outputs(x)
-        return predicted(self.objective.loss, self.noise, f, covariance, link, samples, rng)
+        f, spread = self.outputs(x, diagonal)
+        return predicted(self.objective.loss, self.noise, f, spread, link, samples, rng)
 
     @quiet
     def outputs(self, x: Array, diagonal: bool = False) -> tuple[Array, Array]:

@@ -113,6 +113,14 @@ class Precision:
     ----------
     parts : tuple of Part
     h : float
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> C = BlockDiagonalMatrix({"0": DiagonalMatrix(np.asarray([1.0, 3.0]))})
+    >>> P = Precision.of(C, {"0": np.zeros(2)}, h=2.0, prior={"0": 4.0})
+    >>> P.solve({"0": np.asarray([6.0, 10.0])})
+    {'0': array([1., 1.])}
     """
 
     parts: tuple[Part, ...]

@@ -40,8 +40,10 @@ class Prediction:
         Of the targets: f for regression, for classes their probabilities.
     outputs : Array, shape (N, [S,] C)
         f, the network's outputs at θ: the mean of the Gaussian over outputs.
-    output_covariance : Array, shape (N, [S,] C, C)
-        J P⁻¹ Jᵀ, the covariance of that Gaussian: what is not known of f. Noise is not in it.
+    output_variance : Array, shape (N, [S,] C)
+        The diagonal of J P⁻¹ Jᵀ: what is not known of f. Noise is not in it.
+    output_covariance : Array, shape (N, [S,] C, C), or None
+        J P⁻¹ Jᵀ itself; None where only the diagonal was asked for.
     loss : Loss
     noise : float
         σ; 1 for classes, which have no such.
@@ -49,14 +51,15 @@ class Prediction:
     Examples
     --------
     >>> import numpy as np
-    >>> f, unsure = np.zeros((1, 1)), np.full((1, 1, 1), 3.0)
-    >>> Prediction(f, f, unsure, SquaredError(), noise=1.0).variance
+    >>> f, unsure = np.zeros((1, 1)), np.full((1, 1), 3.0)
+    >>> Prediction(f, f, unsure, None, SquaredError(), noise=1.0).variance
     array([[4.]])
     """
 
     mean: Array
     outputs: Array
-    output_covariance: Array
+    output_variance: Array
+    output_covariance: Array | None
     loss: Loss
     noise: float
 
@@ -68,6 +71,8 @@ class Prediction:
                 f"covariance: expected SquaredError, got {self.loss!r}; see output_covariance"
             )
         like = self.output_covariance
+        if like is None:
+            raise CurvatureError("covariance: expected predict(x) without diagonal=True")
         xp = array_namespace(like)
         eye = xp.eye(like.shape[-1], dtype=like.dtype, device=like.device)
         return like + self.noise * self.noise * eye
@@ -77,8 +82,7 @@ class Prediction:
         """Of the targets, shape (N, [S,] C): for classes p (1 - p)."""
         if not isinstance(self.loss, SquaredError):
             return self.mean * (1.0 - self.mean)
-        xp = array_namespace(self.output_covariance)
-        return xp.linalg.diagonal(self.output_covariance) + self.noise * self.noise
+        return self.output_variance + self.noise * self.noise
 
     @quiet
     def nll(self, t: Array) -> float:
@@ -167,27 +171,29 @@ def require_predictable(loss: Loss) -> None:
 
 @quiet
 def predicted(
-    loss: Loss, noise: float, f: Array, covariance: Array, link: Link, samples: int, rng: Rng | int
+    loss: Loss, noise: float, f: Array, spread: Array, link: Link, samples: int, rng: Rng | int
 ) -> Prediction:
-    """The prediction from outputs and their covariance; arguments as of `Laplace.predict`."""
+    """The prediction from outputs and their covariance or variances; as `Laplace.predict`."""
     require_one_of("predict link", link, ("probit", "bridge", "monte-carlo", "map"))
-    classes = isinstance(loss, SoftmaxCrossEntropy)
+    classes, diagonal = isinstance(loss, SoftmaxCrossEntropy), spread.ndim == f.ndim
+    variance = spread if diagonal else array_namespace(f).linalg.diagonal(spread)
     if isinstance(loss, SquaredError):
         mean = f
     elif link == "map":
         mean = _activation(classes)(f)
     elif link == "probit":
-        variance = array_namespace(f).linalg.diagonal(covariance)
         mean = _activation(classes)(f / (1.0 + math.pi / 8.0 * variance) ** 0.5)
+    elif diagonal:
+        raise CurvatureError(f"predict link {link!r}: expected it without diagonal=True")
     elif link == "bridge":
         if not classes:
             raise CurvatureError(
                 f"predict link 'bridge': expected SoftmaxCrossEntropy, got {loss!r}; use 'probit'"
             )
-        mean = _bridge(f, covariance)
+        mean = _bridge(f, spread)
     else:
-        mean = _monte_carlo(f, covariance, _activation(classes), samples, Rng.of(rng))
-    return Prediction(mean, f, covariance, loss, noise)
+        mean = _monte_carlo(f, spread, _activation(classes), samples, Rng.of(rng))
+    return Prediction(mean, f, variance, None if diagonal else spread, loss, noise)
 
 
 def _activation(classes: bool) -> Callable[[Array], Array]:

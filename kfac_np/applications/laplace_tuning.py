@@ -223,7 +223,7 @@ def lowest(function: Callable[[float], float], low: float, high: float, grid: in
 
     Examples
     --------
-    >>> round(lowest(lambda x: (x - 0.3) ** 2, -4.0, 4.0, 9), 4)
+    >>> round(lowest(lambda x: (x - 0.3) ** 2, -4.0, 4.0, 9), 3)
     0.3
     """
     width = (high - low) / (grid - 1)
@@ -234,7 +234,7 @@ def lowest(function: Callable[[float], float], low: float, high: float, grid: in
     ratio = 0.5 * (math.sqrt(5.0) - 1.0)
     c, d = b - ratio * (b - a), a + ratio * (b - a)
     fc, fd = function(c), function(d)
-    while b - a > 1e-4:
+    while b - a > 1e-3:
         if fc <= fd:
             b, d, fd = d, c, fc
             c = b - ratio * (b - a)

@@ -1,4 +1,4 @@
-"""The command line ``kfac-np``: train, compare, describe, factors, fit, figures, doctor.
+"""The command line ``kfac-np``: training, what is made of a trained run, figures, this machine.
 
 Exit codes: 0 success; 1 the run failed (it diverged, the disk is full, ...); 2 bad usage,
 configuration, data or checkpoint; 130 interrupted, 143 terminated, 129 hung up (the run has saved a
@@ -96,6 +96,10 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
         from kfac_np.cli.fitting import fit
 
         return fit
+    if name == "uncertainty":
+        from kfac_np.cli.uncertainty import uncertainty
+
+        return uncertainty
     from kfac_np.cli import commands
 
     return {"train": commands.train, "describe": commands.describe, "factors": commands.factors}[

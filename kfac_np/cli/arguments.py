@@ -175,6 +175,29 @@ def make_parser() -> argparse.ArgumentParser:
     add_run(fit)
     fit.set_defaults(command="fit")
 
+    summary = (
+        "tell how far a run's predictions hold: a posterior of its parameters, tuned and drawn"
+    )
+    posterior = add("uncertainty", summary, _CODES)
+    add_run(posterior)
+    posterior.add_argument(
+        "--prior", type=_positive, metavar="X", help="prior precision (default: tuned)"
+    )
+    posterior.add_argument(
+        "--tune",
+        choices=("validation", "evidence"),
+        help="the prior precision on half of the test set, which is then not reported on (default "
+        "for up to 100 outputs), or by marginal likelihood",
+    )
+    posterior.add_argument("--last-layer", action="store_true", help="a posterior of this one only")
+    posterior.add_argument(
+        "--examples",
+        type=_count,
+        metavar="N",
+        help="test examples (default: all, of networks with more than 100 outputs 200)",
+    )
+    posterior.set_defaults(command="uncertainty")
+
     summary = "draw the K-FAC papers' figures (docs/figures.md) and their numbers"
     drawing = add("figures", summary, _CODES)
     drawing.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(figures())}, or all")
@@ -342,6 +365,16 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
     return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0.0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number > 0, got {text!r}")
+    return number
 
 
 def _seconds(text: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from kfac_np.cli import main
 from kfac_np.cli.runs import CURVATURES, TrainedRun, fitted
+from kfac_np.figures.calibration import Reliability, coverage
 from kfac_np.training.records import read_evaluations
 
 TRAIN = ["train", "--data", "digits", "--n-train", "120", "--n-test", "40", "--sizes", "6"]
@@ -62,3 +64,57 @@ def test_what_is_no_fit_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (directory / "curvature.npz").read_bytes() == b"mine"
     assert main(["fit", str(tmp_path)]) == 2
     assert "expected a run directory, found no config.toml in it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("training", "words", "columns"),
+    [
+        (["--model", "mlp"], [], ["nll", "accuracy", "calibration_error"]),
+        (["--model", "mlp"], ["--prior", "2", "--last-layer"], None),
+        (["--model", "autoencoder"], ["--tune", "evidence"], ["nll", "calibration_error"]),
+        (
+            ["--model", "autoencoder", "--set", "model.loss=squared-error"],
+            ["--curvature", "ekfac", "--examples", "30"],
+            ["nll", "coverage_error"],
+        ),
+    ],
+    ids=["classes", "last layer", "pixels", "regression"],
+)
+def test_uncertainty(
+    training: list[str],
+    words: list[str],
+    columns: list[str] | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    directory = trained(tmp_path / "run", *training)
+    assert main(["uncertainty", str(directory), *words]) == 0
+    printed = capsys.readouterr().out
+    summary = json.loads((directory / "uncertainty.json").read_text())
+    assert summary["network"].keys() == summary["posterior"].keys()
+    if columns is not None:
+        assert list(summary["posterior"]) == columns
+    assert f"{summary['posterior']['nll' if columns is None else columns[0]]:.4g}" in printed
+    assert (directory / "uncertainty.png").read_bytes().startswith(b"\x89PNG")
+    # Of half the test set where the other half is tuned on, of all of it elsewhere.
+    tuned_on_half = "--prior" not in words and "evidence" not in words
+    whole = int(words[words.index("--examples") + 1]) if "--examples" in words else 40
+    assert summary["test_examples"] == (whole // 2 if tuned_on_half else whole)
+    run = TrainedRun.read(directory)
+    if columns == ["nll", "accuracy", "calibration_error"]:
+        x, t = (a[20:] for a in run.test)
+        assert summary["network"]["nll"] == pytest.approx(run.objective.value(run.params, x, t))
+    if "--last-layer" in words:
+        assert (summary["layers"], summary["prior_precision"]) == (["2"], 2.0)
+
+
+def test_coverage_of_what_is_drawn_from_the_bands() -> None:
+    """And of bands that are twice as wide as they should be."""
+    z = np.random.default_rng(0).standard_normal(100_000)
+    levels, shares = coverage(3.0 * z, np.full(z.shape, 3.0))
+    np.testing.assert_allclose(shares, levels, atol=0.005)
+    assert (coverage(z, np.full(z.shape, 2.0))[1] > levels).all()
+    p = np.random.default_rng(1).random(100_000)
+    came_true = np.random.default_rng(2).random(p.shape) < p
+    assert Reliability.of(p, came_true).error < 0.01
+    assert Reliability.of(p, came_true < 0).error == pytest.approx(0.5, abs=0.01)
