@@ -15,11 +15,13 @@ import array_api_compat
 from kfac_np.backend.array import Array, array_namespace
 from kfac_np.backend.geometry import Geometry, window_axes
 from kfac_np.backend.numpy_kernels import window_maxima
+from kfac_np.backend.torch_kernels import pooling
 
 __all__ = [
     "max_pool",
     "max_pool_generic",
     "max_pool_tangent",
+    "max_pool_tangent_generic",
     "max_pool_transpose",
     "max_pool_transpose_generic",
 ]
@@ -40,7 +42,8 @@ def max_pool(x: Array, geometry: Geometry) -> tuple[Array, tuple[Array, ...]]:
     y : Array, shape (N, *out, C)
     winners : tuple of Array of int
         For each axis, which tap along it won: shape (N, *spatial before it, *out from it on, C).
-        One byte each, for windows of up to 256 pixels along the axis.
+        One byte each, for windows of up to 256 pixels along the axis. PyTorch's kernels, on one
+        or two axes, have pixels of the image instead, in one array.
 
     Examples
     --------
@@ -50,6 +53,8 @@ def max_pool(x: Array, geometry: Geometry) -> tuple[Array, tuple[Array, ...]]:
     >>> y[0, :, 0], winner[0, :, 0]
     (array([3., 2.]), array([1, 0], dtype=uint8))
     """
+    if pooling.suits(x, geometry):
+        return pooling.largest_of_windows(x, geometry)
     if not _is_numpy(x) or max(geometry.kernel) > 256:
         return max_pool_generic(x, geometry)
     return window_maxima.largest_of_windows(x, geometry)
@@ -106,6 +111,8 @@ def max_pool_transpose(
     >>> max_pool_transpose(g, winners, Geometry((2,), (2,), (1,), ((0, 0),)), (5,))[0, :, 0]
     array([0., 5., 6., 0., 0.])
     """
+    if pooling.suits(g, geometry):
+        return pooling.spread_to_winners(g, winners, geometry, size)
     if not _is_numpy(g):
         return max_pool_transpose_generic(g, winners, geometry, size)
     return window_maxima.spread_to_winners(g, winners, geometry, size)
@@ -155,6 +162,21 @@ def max_pool_tangent(dx: Array, winners: tuple[Array, ...], geometry: Geometry) 
     >>> import numpy as np
     >>> dx, winners = np.asarray([[[5.0], [6.0], [7.0]]]), (np.asarray([[[1]]]),)
     >>> max_pool_tangent(dx, winners, Geometry((2,), (2,), (1,), ((0, 0),)))[0, :, 0]
+    array([6.])
+    """
+    if pooling.suits(dx, geometry):
+        return pooling.winning_pixels(dx, winners, geometry)
+    return max_pool_tangent_generic(dx, winners, geometry)
+
+
+def max_pool_tangent_generic(dx: Array, winners: tuple[Array, ...], geometry: Geometry) -> Array:
+    """`max_pool_tangent` of all examples at once, by the standard alone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> dx, winners = np.asarray([[[5.0], [6.0], [7.0]]]), (np.asarray([[[1]]]),)
+    >>> max_pool_tangent_generic(dx, winners, Geometry((2,), (2,), (1,), ((0, 0),)))[0, :, 0]
     array([6.])
     """
     xp, axes = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import final
 
@@ -19,6 +19,7 @@ from kfac_np.backend.array import Array, array_namespace
 from kfac_np.backend.chunks import cut, examples_at_once
 from kfac_np.backend.geometry import Geometry, pad
 from kfac_np.backend.numpy_kernels.engine import NumpyEngine
+from kfac_np.backend.torch_kernels import engine as torch_engine
 from kfac_np.backend.unfolding import Unfolding, transposed_product_generic, unfold
 
 __all__ = ["Patches", "patch_budget", "transposed_product"]
@@ -29,14 +30,14 @@ __all__ = ["Patches", "patch_budget", "transposed_product"]
 class Patches:
     """The patches of an input, unfolded when and where they are asked for.
 
-    Stands for the array of shape (N, T, d) without holding it: only the padded input is kept. What
-    walks over `chunks` never has more than `budget_bytes` of patches alive (one example at least),
-    and works on rows that are still in the processor's cache.
+    Stands for the array of shape (N, T, d) without holding it: only the input is kept, padded once
+    where that is asked for. What walks over `chunks` never has more than `budget_bytes` of patches
+    alive (one example at least), and works on rows that are still in the processor's cache.
 
     Attributes
     ----------
     x : Array, shape (N, *spatial, C)
-        The padded input.
+        The input, not padded yet.
     geometry : Geometry
     ones : bool
         Whether the homogeneous coordinate is appended.
@@ -58,7 +59,12 @@ class Patches:
     @cached_property
     def out(self) -> tuple[int, ...]:
         """Number of locations along each spatial axis."""
-        return self.geometry.unpadded.output_size(self.x.shape[1:-1])
+        return self.geometry.output_size(self.x.shape[1:-1])
+
+    @cached_property
+    def padded(self) -> Array:
+        """The padded input."""
+        return pad(self.x, self.geometry.padding)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -77,7 +83,7 @@ class Patches:
 
     def array(self) -> Array:
         """All of them at once, shape (N, T, d)."""
-        return unfold(self.x, self.geometry, self.ones)
+        return unfold(self.padded, self.geometry, self.ones)
 
     def chunks(self) -> Iterator[tuple[slice, Array]]:
         """Slices of examples and their unfolded rows (n, T, d), within the budget.
@@ -87,7 +93,7 @@ class Patches:
         n, t, d = self.shape
         step = examples_at_once(self.x, t * d, self.budget_bytes)
         for rows in cut(n, step):
-            yield rows, unfold(self.x[rows, ...], self.geometry, self.ones)
+            yield rows, unfold(self.padded[rows, ...], self.geometry, self.ones)
 
     def product(self, m: Array) -> Array:
         """Patches times a matrix (d, d_out): the affine map of a convolution.
@@ -119,8 +125,12 @@ class Patches:
         return self._engine.second_moment()
 
     @property
-    def _engine(self) -> NumpyEngine | Unfolding:
-        return NumpyEngine(self) if NumpyEngine.suits(self) else Unfolding(self)
+    def _engine(self) -> NumpyEngine | torch_engine.TorchEngine | Unfolding:
+        if NumpyEngine.suits(self):
+            return NumpyEngine(self)
+        if torch_engine.suits(self.x, self.geometry):
+            return torch_engine.TorchEngine(self)
+        return Unfolding(self)
 
 
 def patch_budget(x: Array) -> int:
@@ -165,6 +175,8 @@ def transposed_product(
     >>> transposed_product(g, w, geometry, (3,), 1000)[0, :, 0]
     array([11., 11., 10.])
     """
+    if torch_engine.suits(g, geometry):
+        return torch_engine.transposed_product(g, w, geometry, size)
     if any(s != 1 for s in geometry.stride):
         return transposed_product_generic(g, w, geometry, size, budget_bytes)
     # Without strides this is a convolution, too: of g, by the kernel turned round. Unfolding g
@@ -179,4 +191,5 @@ def transposed_product(
     kernel = xp.flip(kernel, axis=tuple(range(1, axes + 1)))
     kernel = xp.permute_dims(kernel, (*range(1, axes + 1), 0, axes + 1))
     turned = xp.reshape(kernel, (geometry.taps * c_out, -1))
-    return Patches(pad(g, padding), geometry, False, budget_bytes).product(turned)
+    turned_geometry = replace(geometry, padding=padding)
+    return Patches(g, turned_geometry, False, budget_bytes).product(turned)

@@ -16,7 +16,6 @@ from kfac_np.backend import (
     Patches,
     Rng,
     array_namespace,
-    pad,
     patch_budget,
     transposed_product,
 )
@@ -192,7 +191,7 @@ class Conv(Layer):
         """The patches that each group sees."""
         geometry = self.geometry(x.shape[1:-1])
         budget = patch_budget(x) if self.budget_bytes is None else self.budget_bytes
-        x, c = pad(x, geometry.padding), self.c_in // self.groups
+        c = self.c_in // self.groups
         return tuple(
             Patches(x[..., i * c : (i + 1) * c], geometry, ones, budget) for i in range(self.groups)
         )

@@ -17,6 +17,7 @@ from kfac_np.backend.max_pooling import (
     max_pool,
     max_pool_generic,
     max_pool_tangent,
+    max_pool_tangent_generic,
     max_pool_transpose,
     max_pool_transpose_generic,
 )
@@ -76,15 +77,15 @@ def definition(drawn: Drawn) -> tuple[HostArray, HostArray]:
 def test_pooling_is_its_definition(backend: Backend, drawn: Drawn):
     expected, carried = definition(drawn)
     x, g = backend.asarray(drawn.x), backend.asarray(drawn.g)
-    for pool, transpose in (
-        (max_pool, max_pool_transpose),
-        (max_pool_generic, max_pool_transpose_generic),
+    for pool, transpose, tangent in (
+        (max_pool, max_pool_transpose, max_pool_tangent),
+        (max_pool_generic, max_pool_transpose_generic, max_pool_tangent_generic),
     ):
         y, winners = pool(x, drawn.geometry)
         assert np.array_equal(host(y), expected)
         dx = transpose(g, winners, drawn.geometry, drawn.size)
         assert_close(dx, carried, 1e-14)
-        assert np.array_equal(host(max_pool_tangent(x, winners, drawn.geometry)), expected)
+        assert np.array_equal(host(tangent(x, winners, drawn.geometry)), expected)
         several = transpose(backend.xp.stack([g, -g, 2 * g]), winners, drawn.geometry, drawn.size)
         assert_close(several, np.stack([carried, -carried, 2 * carried]), 1e-14)
 

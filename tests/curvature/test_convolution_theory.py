@@ -17,7 +17,7 @@ from curvature_cases import SHARING, estimate
 from numerics import EPS, assert_close, frobenius_distance, host
 
 from kfac_np import trees
-from kfac_np.backend import Backend, Geometry, Patches, Rng, get_backend, pad
+from kfac_np.backend import Backend, Geometry, Patches, Rng, get_backend
 from kfac_np.curvature import (
     Assumption,
     BlockDiagonal,
@@ -369,7 +369,7 @@ def independent() -> tuple[HostArray, HostArray]:
 
 def independent_statistics(x: HostArray, g: HostArray) -> tuple[AffineStatistics, Scale]:
     geometry = Geometry((3,), (1,), (1,), ((1, 1),))
-    patches = Patches(pad(x, geometry.padding), geometry, True, 2**20)
+    patches = Patches(x, geometry, True, 2**20)
     return AffineStatistics(patches, g), Scale(len(x), len(x))
 
 

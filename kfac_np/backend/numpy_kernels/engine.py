@@ -44,7 +44,7 @@ class NumpyEngine:
     def product(self, m: Any) -> Any:
         """`Patches.product`."""
         p = self.patches
-        x: Any = p.x
+        x: Any = p.padded
         y = np.empty((x.shape[0], *p.out, m.shape[1]), dtype=x.dtype)
         bias = m[-1, :] if p.ones else None
         kernels = self._kernels(m.shape[1])
@@ -54,7 +54,7 @@ class NumpyEngine:
     def gradient(self, g: Any) -> Any:
         """`Patches.gradient`."""
         p = self.patches
-        x: Any = p.x
+        x: Any = p.padded
         each = g if g.ndim == 4 else g[None, ...]
         total = np.zeros((len(each), g.shape[-1], p.shape[2]), dtype=x.dtype)
         kernels = self._kernels(g.shape[-1])
@@ -72,7 +72,7 @@ class NumpyEngine:
         p = self.patches
         if not strips.overlap(p.geometry, p.out):
             return Unfolding(p).second_moment()
-        x: Any = p.x
+        x: Any = p.padded
         kernels: Any = lags if lags.pays(x, p.geometry, p.out) else strips
         moment, sums = kernels.second_moment(x, p.geometry, p.budget_bytes)
         if not p.ones:
@@ -86,7 +86,7 @@ class NumpyEngine:
 
     def _kernels(self, d_out: int) -> Any:
         """What multiplies: a module with `product` and `gradient`."""
-        x: Any = self.patches.x
+        x: Any = self.patches.padded
         return winograd if winograd.pays(x, self.patches.geometry, d_out) else strips
 
 

@@ -196,7 +196,7 @@ def kfc_factors(
     >>> import numpy as np
     >>> x, g = np.ones((2, 3, 1)), np.ones((2, 3, 1))
     >>> geometry = Geometry((3,), (1,), (1,), ((1, 1),))
-    >>> s = AffineStatistics(Patches(pad(x, geometry.padding), geometry, True, 100), g)
+    >>> s = AffineStatistics(Patches(x, geometry, True, 100), g)
     >>> kfc_factors(s, Scale(2, 2)).A
     array([[2., 2., 1., 2.],
            [2., 3., 2., 3.],
@@ -256,13 +256,9 @@ class _Pixels:
 
     @cached_property
     def image(self) -> Array:
-        """The input without its padding, shape (N, *spatial, C)."""
-        size, padding = self.patches.x.shape[1:-1], self.patches.geometry.padding
-        inner = [
-            slice(max(low, 0), n - max(high, 0))
-            for n, (low, high) in zip(size, padding, strict=True)
-        ]
-        return self.patches.x[:, *inner, :]
+        """What patches see of the input without its padding, shape (N, *spatial, C)."""
+        cut = tuple((min(low, 0), min(high, 0)) for low, high in self.patches.geometry.padding)
+        return pad(self.patches.x, cut)
 
     @cached_property
     def entries(self) -> Array:
