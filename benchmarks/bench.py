@@ -4,6 +4,7 @@ python benchmarks/bench.py                           # W1-1000, W3, W2-128
 python benchmarks/bench.py W1-4000-fixed --contenders kfac_np,kfac-jax --rounds 40
 python benchmarks/bench.py --quick                   # does it run? tiny networks, seconds
 python benchmarks/bench.py tables --help             # losses on tables of numbers, by tables.py
+python benchmarks/bench.py convnet --help            # way to a loss, beside PyTorch, by convnet.py
 python benchmarks/bench.py code                      # code that one step enters, by step_code.py
 """
 
@@ -20,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import step_code, tables
+from benchmarks import convnet, step_code, tables
 from benchmarks.measure import Round, Settings
 from benchmarks.registry import choose, left_out, pair
 from benchmarks.report import conditions, heading, libraries, table, write_json, write_text
@@ -32,6 +33,8 @@ def main() -> int:
     """Measure, print, write."""
     if sys.argv[1:2] == ["tables"]:
         return tables.main(sys.argv[2:])
+    if sys.argv[1:2] == ["convnet"]:
+        return convnet.main(sys.argv[2:])
     if sys.argv[1:2] == ["code"]:
         return step_code.main(sys.argv[2:])
     args = arguments()

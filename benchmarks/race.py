@@ -5,7 +5,8 @@
         'kfac={}' 'sgd={"optimizer": {"rate": 0.03}}' 'adam={}'
 
 Each contender is NAME=TABLE, a table as `kfac-np --config` takes it, in JSON; its optimiser is that
-of the name unless the table says otherwise. What `--common` has is in all of them. All of a seed
+of the name unless the table says otherwise. One called "torch-adam" or "torch-sgd" is PyTorch's,
+with the settings of `benchmarks/torch_trainee.py`. What `--common` has is in all. All of a seed
 start from the same parameters and take turns, the one that has had least time next. Only steps are
 counted, no evaluations: in processor seconds, which with one BLAS thread are those of the clock on
 an idle machine, and which other load disturbs less; or, with `--clock wall`, by the clock, as
@@ -19,18 +20,44 @@ import argparse
 import csv
 import json
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.torch_trainee import TorchTrainee
 from kfac_np.data import Dataset, load
 from kfac_np.errors import KfacError
 from kfac_np.training.config import from_table
 from kfac_np.training.experiment import Experiment
-from kfac_np.training.loop import Step, train
+from kfac_np.training.loop import train
 
 CLOCKS = {"processor": time.process_time, "wall": time.perf_counter}
+
+
+class Trainee:
+    """An optimiser of this library, with a network and data."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment, self.last = experiment, None
+        self.steps = train(experiment.optimizer, experiment.supply, experiment.start())
+
+    def step(self) -> int:
+        """Do one, and tell its number."""
+        self.last = next(self.steps)
+        return self.last.position.step
+
+    def evaluate(self) -> dict[str, float]:
+        """On the first training examples and on the whole test set."""
+        parameters = self.last.position.parameters
+        params = parameters.get("averaged", parameters["current"])
+        test = self.experiment.evaluate_test(params).as_dict()
+        seen = self.experiment.evaluate(params).as_dict()
+        return seen | {f"test_{name}": value for name, value in test.items()}
 
 
 @dataclass
@@ -39,8 +66,7 @@ class Runner:
 
     name: str
     seed: int
-    experiment: Experiment
-    steps: Iterator[Step]
+    trainee: Any
     spent: float = 0.0
     failed: str = ""
     rows: list[dict] = field(default_factory=list)
@@ -52,25 +78,13 @@ class Runner:
         try:
             while self.spent < until:
                 began = self.clock()
-                step = next(self.steps)
+                number = self.trainee.step()
                 self.spent += self.clock() - began
         except KfacError as error:
             self.failed, self.spent = str(error), float("inf")
             return
-        parameters = step.position.parameters
-        params = parameters.get("averaged", parameters["current"])
-        seen = self.experiment.evaluate(params)
-        test = self.experiment.evaluate_test(params)
-        self.rows.append(
-            {
-                "name": self.name,
-                "seed": self.seed,
-                "step": step.report.step,
-                "seconds": round(self.spent, 2),
-                **seen.as_dict(),
-                **{f"test_{name}": value for name, value in test.as_dict().items()},
-            }
-        )
+        row = {"name": self.name, "seed": self.seed, "step": number}
+        self.rows.append(row | {"seconds": round(self.spent, 2)} | self.trainee.evaluate())
 
     def reached(self, column: str, level: float) -> dict | None:
         """The first evaluation at which a level was reached."""
@@ -90,9 +104,8 @@ def race(
     """All contenders with one seed, taking turns."""
     runners = []
     for name, table in tables.items():
-        experiment = Experiment.of(from_table({"seed": seed, **table}), dataset)
-        steps = train(experiment.optimizer, experiment.supply, experiment.start())
-        runners.append(Runner(name, seed, experiment, steps, clock=CLOCKS[clock]))
+        trainee = trainee_of(table, seed, dataset)
+        runners.append(Runner(name, seed, trainee, clock=CLOCKS[clock]))
 
     def still_running(runner: Runner) -> bool:
         there = goal is not None and runner.reached("loss", goal) is not None
@@ -104,6 +117,26 @@ def race(
         last = runner.rows[-1] if runner.rows else {}
         print(runner.failed or json.dumps(last), flush=True)
     return runners
+
+
+def trainee_of(table: dict, seed: int, dataset: Dataset) -> Any:
+    """This library's optimiser, or PyTorch's."""
+    experiment = Experiment.of(from_table({"seed": seed, **in_our_words(table)}), dataset)
+    method, settings = peer(table)
+    return TorchTrainee(method, settings, experiment) if method else Trainee(experiment)
+
+
+def peer(table: dict) -> tuple[str, dict]:
+    """The method and settings of a contender in PyTorch; an empty name for one of ours."""
+    settings = dict(table["optimizer"])
+    name = settings.pop("name")
+    return (name.removeprefix("torch-"), settings) if name.startswith("torch-") else ("", {})
+
+
+def in_our_words(table: dict) -> dict:
+    """The table, in which a peer's optimiser is the one of the same name here."""
+    method, _ = peer(table)
+    return {**table, "optimizer": {"name": method}} if method else table
 
 
 def table_of(runners: list[Runner], levels: list[tuple[str, float]]) -> str:
@@ -197,7 +230,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
         name, _, own = text.partition("=")
         try:
             args.tables[name] = complete(name, table_in(own), args)
-            from_table(args.tables[name])
+            from_table(in_our_words(args.tables[name]))
         except (argparse.ArgumentTypeError, KfacError) as error:
             parser.error(f"{name}: {error}")
     return args

@@ -186,6 +186,7 @@ class KFAC(Optimizer):
         require_instance("KFAC balance", self.balance, Balance, optional=True)
         require_fraction("KFAC step_rule.fraction", self.step_rule.fraction)
         require_integer("KFAC step_rule.least_examples", self.step_rule.least_examples)
+        require_integer("KFAC step_rule.interval", self.step_rule.interval)
         require_instance("KFAC damping", self.damping, DampingPolicy)
         require_instance("KFAC gamma", self.gamma, GammaPolicy)
         require_instance("KFAC moving_average", self.moving_average, MovingAverage)
@@ -245,7 +246,7 @@ class KFAC(Optimizer):
 
         outcome = self._try(now, model, choice, update, value)  # θ + δ, and whether it is kept
         damping = self._next_damping(now, metric, model, outcome)  # by ρ
-        new = self._next(now, metric, model, proposal, outcome, damping)
+        new = self._next(now, metric, model, proposal, choice, outcome, damping)
         report = self._report(now, model, proposal, choice, outcome, events)
         return keep_good(state, new, checks), report
 
@@ -319,7 +320,27 @@ class KFAC(Optimizer):
         few = part.scale.examples < least
         previous = None if few and now.state.noisy else now.state.update
         bound = now.e.above_bound(now.h.value)
-        return LocalModel(part, now.h.gradient, damping, bound, previous, self.l2, metric.units)
+        return LocalModel(
+            part,
+            now.h.gradient,
+            damping,
+            bound,
+            previous,
+            self.l2,
+            metric.units,
+            now.state.choice if self._choice_holds(now, metric) else None,
+        )
+
+    def _choice_holds(self, now: _Now, metric: _Metric) -> bool:
+        """Whether the last model's α and μ serve for this step, which needs no model otherwise."""
+        if metric.due or now.state.update is None or self._measures(now):
+            return False
+        return bool(now.k % self.step_rule.interval)
+
+    def _measures(self, now: _Now) -> bool:
+        """Whether the step measures h again."""
+        settling = self.guard is not None and self.guard.measures(now.k, now.state.trouble)
+        return settling or self.damping.measures(now.k)
 
     def _propose(self, now: _Now, metric: _Metric, model: LocalModel) -> tuple[Proposal, Choice]:
         """The proposal whose best α and μ have the model promise most."""
@@ -361,8 +382,7 @@ class KFAC(Optimizer):
         if self.guard is None:
             require_finite_choice(choice, now.k, now.checks)
             require_finite_update(outcome.kept, outcome.norm, now.k, now.checks)
-        settling = self.guard is not None and self.guard.measures(now.k, now.state.trouble)
-        if not (settling or self.damping.measures(now.k)):
+        if not self._measures(now):
             return outcome
 
         def measure(outcome: Outcome) -> Outcome:
@@ -416,10 +436,14 @@ class KFAC(Optimizer):
         metric: _Metric,
         model: LocalModel,
         proposal: Proposal,
+        choice: Choice,
         outcome: Outcome,
         damping: Scalar,
     ) -> KFACState:
-        """The state after the step: where the update is not kept, with the parameters as before."""
+        """The state after the step: where the update is not kept, with the parameters as before.
+
+        α and μ hold for further steps unless Δ or λ is about to be another.
+        """
         state, kept = now.state, outcome.kept
         params = trees.select(kept, outcome.params, state.params)
         average = self.averaging.update(state.average, params, now.k) if self.averaging else None
@@ -427,6 +451,10 @@ class KFAC(Optimizer):
         if (balance := self._balance) is not None and balance.due(now.k):
             rng = Rng(self.seed).child("balance", now.k)
             multipliers = balance.update(multipliers, model, proposal.delta, rng)
+        held = None
+        if self.step_rule.interval > 1 and outcome.shortened == 1.0:
+            alpha, mu = (scalar(number, now.h.value) for number in (choice.alpha, choice.mu))
+            held = {"alpha": alpha, "mu": mu} if multipliers is state.multipliers else None
         new = replace(
             state,
             params=params,
@@ -440,6 +468,7 @@ class KFAC(Optimizer):
             gamma_ratio=proposal.gamma_ratio,
             multipliers=multipliers,
             units=metric.units,
+            choice=held,
             checks=None,
         )
         if self.guard is None:

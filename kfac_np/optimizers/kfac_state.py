@@ -53,6 +53,8 @@ class KFACState(State):
         What a given λ is multiplied by, since updates were taken back.
     noisy : bool
         Whether batches differ, as far as is known.
+    choice : dict or None
+        α and μ of the last model, where they hold for several steps.
 
     Examples
     --------
@@ -86,3 +88,4 @@ class KFACState(State):
     trouble: int = 0
     raised: float = 1.0
     noisy: bool = True
+    choice: dict[str, Scalar] | None = None

@@ -42,6 +42,8 @@ class LocalModel:
         The most that h can decrease, where that is known.
     previous : tree or None
         δ₀, the update of the step before; None where there is no momentum.
+    kept : dict or None
+        α and μ of an earlier model, where they still hold.
 
     References
     ----------
@@ -66,6 +68,7 @@ class LocalModel:
     previous: Tree | None = None
     l2: float = 0.0
     units: Mapping[str, Units] = field(default_factory=dict)
+    kept: Mapping[str, Scalar] | None = None
 
     def forms(self, vectors: Sequence[Tree]) -> tuple[list[list[Scalar]], list[Scalar]]:
         """Matrix of v_iᵀ (F + λ diag(u)⁻² + η I) v_j, and vector of ∇hᵀ v_i."""
@@ -152,6 +155,10 @@ class QuadraticModel(StepRule):
         The paper has no such bound.
     momentum : bool
         Without it μ = 0, and α alone minimises the model (§6.4).
+    interval : int
+        α and μ are kept for so many steps at most. Steps that renew factors, search γ or measure ρ,
+        and those after an update was taken back, make a model anyway, and a new choice. A model
+        takes one and a half forward passes for each of Δ and δ₀; the paper makes one in every step.
 
     References
     ----------
@@ -167,6 +174,7 @@ class QuadraticModel(StepRule):
     bounded: bool = True
     momentum: bool = True
     least_examples: int = 256
+    interval: int = 1
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -174,6 +182,7 @@ class QuadraticModel(StepRule):
         require_integer("QuadraticModel least_examples", self.least_examples)
         require_flag("QuadraticModel bounded", self.bounded)
         require_flag("QuadraticModel momentum", self.momentum)
+        require_integer("QuadraticModel interval", self.interval)
 
     @property
     def compares(self) -> bool:
@@ -186,6 +195,8 @@ class QuadraticModel(StepRule):
         proposal: Tree,
         curvature_norm: Callable[[Tree], Scalar],
     ) -> Choice:
+        if model.kept is not None:
+            return Choice(model.kept["alpha"], model.kept["mu"], None)
         previous = model.previous if self.momentum else None
         quadratic, linear = model.forms([proposal] if previous is None else [proposal, previous])
         b, c = quadratic[0][0], linear[0]

@@ -93,6 +93,11 @@ class StepRule(ABC):
         """How many examples it uses at least, where the mini-batch has so many."""
         return 1
 
+    @property
+    def interval(self) -> int:
+        """Steps for which a choice holds at most: see `QuadraticModel`."""
+        return 1
+
     @abstractmethod
     def choose(
         self,

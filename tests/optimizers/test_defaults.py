@@ -199,15 +199,16 @@ def test_a_policy_has_to_give_a_number(method: str, wrong: Any) -> None:
 
 
 @pytest.mark.parametrize("least", [0, -5, 2.5, math.nan, "abc", None])
-def test_a_rule_has_to_say_how_many_examples(least: Any) -> None:
+@pytest.mark.parametrize("name", ["least_examples", "interval"])
+def test_a_rule_has_to_say_how_many_examples_and_steps(name: str, least: Any) -> None:
     @final
     class Rule(StepRule):
         compares = False
         fraction = 1.0
-        least_examples = least
         choose = FixedRate.choose
 
-    with pytest.raises(ConfigError, match=r"KFAC step_rule\.least_examples: expected an integer"):
+    setattr(Rule, name, least)
+    with pytest.raises(ConfigError, match=rf"KFAC step_rule\.{name}: expected an integer"):
         KFAC(case("tanh_squared").objective, step_rule=Rule(), gamma=CoupledGamma())
 
 

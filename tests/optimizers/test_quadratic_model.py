@@ -21,7 +21,7 @@ from kfac_np.errors import ConfigError, DivergenceError
 from kfac_np.fisher import Exact, MonteCarlo
 from kfac_np.layers import Dense, Sequential, Tanh
 from kfac_np.losses import SoftmaxCrossEntropy, SquaredError
-from kfac_np.objective import Objective
+from kfac_np.objective import Evaluation, Objective
 from kfac_np.optimizers import (
     KFAC,
     Choice,
@@ -29,6 +29,7 @@ from kfac_np.optimizers import (
     CoupledGamma,
     GammaPolicy,
     GammaSearch,
+    Guard,
     LevenbergMarquardt,
     QuadraticModel,
     Refresh,
@@ -197,6 +198,63 @@ def test_a_search_leaves_out_what_overflows(
     assert report.gamma in candidates[1:]
     assert len(calls) == (3 if thorough else 2)
     assert np.isfinite(flat(state.params)).all()
+
+
+@pytest.mark.parametrize(
+    ("made_for", "changes"),
+    [
+        ((1, 4, 8, 12), {}),
+        ((1, 3, 4, 6, 8, 9, 12), {"refresh": Refresh(3, first=1)}),
+        ((1, 3, 4, 6, 8, 9, 12), {"damping": LevenbergMarquardt(0.1, interval=3)}),
+        ((1, 2, 3, 4, 8, 12), {"guard": Guard(settling=3), "damping": ConstantDamping(10.0)}),
+        (tuple(range(1, 13)), {"step_rule": QuadraticModel(least_examples=1)}),
+    ],
+    ids=["interval", "new factors", "ρ is measured", "λ settles", "no interval"],
+)
+def test_a_choice_holds_until_there_is_a_reason_for_another(
+    made_for: tuple[int, ...], changes: dict[str, Any], backend: Backend
+) -> None:
+    """Between models δ = αΔ + μδ₀ with the last α and μ, and no tangent is formed."""
+    c = case("tanh_squared")
+    settings: dict[str, Any] = {
+        "step_rule": QuadraticModel(least_examples=1, interval=4),
+        "damping": ConstantDamping(0.1),
+        "gamma": CoupledGamma(),
+        "refresh": Refresh(100, first=1),
+        "relative": False,
+        "guard": None,
+    }
+    kfac = KFAC(c.objective, **{**settings, **changes})
+    state, last = kfac.init(c.params(backend)), None
+    for k in range(1, 13):
+        before = state
+        with pytest.MonkeyPatch.context() as patch:
+            if k not in made_for:
+                patch.setattr(Evaluation, "jvp", refuse_curvature)
+            state, report = kfac.step(before, *c.batch_on(backend, k))
+        assert (report.model_decrease is None) == (k not in made_for)
+        if k not in made_for:
+            assert last is not None
+            assert (report.alpha, report.mu) == (last.alpha, last.mu)
+            gradient = c.objective.evaluate(before.params, *c.batch_on(backend, k)).gradient()
+            delta = trees.scale(-1.0, kfac.curvature.solve(state.factors, gradient))
+            expected = trees.combine(report.alpha, delta, report.mu, before.update)
+            assert flat(state.update) == pytest.approx(flat(expected))
+        last = report
+
+
+def test_a_choice_does_not_outlive_a_shorter_update_or_one_taken_back() -> None:
+    c = case("tanh_squared")
+    rule = QuadraticModel(least_examples=1, interval=100)
+    guard = Guard(settling=1)
+    kfac = KFAC(c.objective, step_rule=rule, guard=guard, refresh=Refresh(100, first=1))
+    state, _ = kfac.step(kfac.init(c.params(NUMPY)), *c.batch_on(NUMPY, 1))
+    assert state.choice is not None
+    high = dataclasses.replace(state, objective=-1e9, error=0.0)  # the last update did harm
+    state, report = kfac.step(high, *c.batch_on(NUMPY, 2))
+    assert [e.rung for e in report.events] == ["update taken back"]
+    _, report = kfac.step(state, *c.batch_on(NUMPY, 3))
+    assert report.model_decrease is not None
 
 
 # --------------------------------------------------------------------------- reduction ratio

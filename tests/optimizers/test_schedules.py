@@ -234,6 +234,7 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
         {"least_examples": 0},
         "QuadraticModel least_examples: expected an integer >",
     ),
+    (QuadraticModel, {"interval": 0}, "QuadraticModel interval: expected an integer >"),
     (QuadraticModel, {"fraction": 2}, r"QuadraticModel fraction: expected a number in \(0, 1\], g"),
 ]
 OBJECTIVE = case("tanh_squared").objective
