@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from kfac_np.backend import Array, array_namespace
+from kfac_np.backend import Array, Scalar, array_namespace
 
-__all__ = ["COMMENSURATE", "commensurate", "scales"]
+__all__ = ["COMMENSURATE", "commensurate", "mixed", "own_units", "scales"]
 
 COMMENSURATE = 10.0
 """How far the largest scale of one quantity is from the median of all, at most."""
@@ -51,3 +51,45 @@ def commensurate(squares: Array) -> Array:
     middle = xp.arange(n, device=squares.device) == n - 1 - (count - 1) // 2
     median = xp.sum(xp.where(middle, ordered, xp.zeros_like(ordered)), axis=-1)
     return ordered[..., -1] <= COMMENSURATE**2 * median
+
+
+def own_units(diagonal: Array) -> Array:
+    """1 / √diag F: units that damp by a multiple of diag F, after Marquardt.
+
+    Parameters
+    ----------
+    diagonal : Array, of a parameter's shape
+
+    References
+    ----------
+    Marquardt 1963, *An Algorithm for Least-Squares Estimation of Nonlinear Parameters*.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> own_units(np.asarray([[4.0, 1.0], [0.0, 0.25]]))
+    array([[0.5, 1. ],
+           [0.5, 2. ]])
+    """
+    xp = array_namespace(diagonal)
+    return 1.0 / xp.sqrt(xp.reshape(scales(xp.reshape(diagonal, (-1,))), diagonal.shape))
+
+
+def mixed(diagonal: Array) -> Scalar | bool:
+    """Whether inputs of a layer differ by orders of magnitude, to judge by the diagonal of F.
+
+    Parameters
+    ----------
+    diagonal : Array, shape (..., d_out, d_in)
+        E[g_i² a_j²] or the like: a sum over outputs is in proportion to a mean square of inputs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> bool(mixed(np.asarray([[1.0, 1.0, 1e3]]))), bool(mixed(np.asarray([[1.0], [1e3]])))
+    (True, False)
+    """
+    if diagonal.ndim < 2:
+        return False
+    xp = array_namespace(diagonal)
+    return xp.any(~commensurate(xp.sum(diagonal, axis=-2)))

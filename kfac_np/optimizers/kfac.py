@@ -261,7 +261,9 @@ class KFAC(Optimizer):
         return mixed(
             self.curvature,
             now.state,
-            lambda: self.curvature.estimate(part, self.fisher, rng, old or None),
+            lambda: self.curvature.estimate(
+                part, self.fisher, rng, old or None, in_own_units=bool(now.state.units)
+            ),
             self.moving_average.epsilon(k),
             now.checks,
         )
@@ -281,14 +283,15 @@ class KFAC(Optimizer):
             due = everything if searched else self.refresh.share(now.k, everything)
         if not (self.relative and due):
             return now, _Metric(moments, state.units, due)
-        if not (state.units or self.curvature.mixes_units(moments)):
+        if not (state.units or self.curvature.mixes_units(moments, state.params)):
             return now, _Metric(moments, {}, due)
         if not state.units:
             due = everything
             now = replace(now, state=replace(state, damping=None, gamma=None))
         found = self.curvature.units(moments, state.params)
-        units = {**state.units, **{path: u for path, u in found.items() if path in due}}
-        return now, _Metric(moments, units, due)
+        if due != everything:
+            found = {**state.units, **{path: u for path, u in found.items() if path in due}}
+        return now, _Metric(moments, found, due)
 
     def _eigenvalue(self, now: _Now, metric: _Metric) -> Scalar:
         """A typical one of F̂; in the layers' own units it counts as part of the loss at least."""

@@ -42,10 +42,6 @@ class GroupedBlock(Block):
 
     block: Block
 
-    @property
-    def unit_free(self) -> bool:
-        return self.block.unit_free
-
     def supports(self, statistics: object) -> bool:
         return isinstance(statistics, GroupedStatistics) and all(
             self.block.supports(group) for group in statistics.groups
@@ -66,8 +62,8 @@ class GroupedBlock(Block):
     def units(self, moments: Moments, parameter: Array) -> Units | None:
         return self.block.units(moments, parameter)
 
-    def mixes_units(self, moments: Moments) -> Scalar | bool:
-        return self.block.mixes_units(moments)
+    def mixes_units(self, moments: Moments, parameter: Array) -> Scalar | bool:
+        return self.block.mixes_units(moments, parameter)
 
     def in_units(self, moments: Moments, units: Units) -> Moments:
         return self.block.in_units(moments, units)

@@ -62,10 +62,6 @@ class BlockDiagonal(Curvature):
     def separable(self) -> bool:
         return True
 
-    @property
-    def unit_free(self) -> bool:
-        return all(block.unit_free for block in (self.block, *self.overrides.values()))
-
     def block_of(self, path: str) -> Block:
         return self.overrides.get(path, self.block)
 
@@ -121,8 +117,9 @@ class BlockDiagonal(Curvature):
         }
         return {path: u for path, u in found.items() if u is not None}
 
-    def mixes_units(self, moments: dict[str, Moments]) -> bool:
-        return any(on_host(*(self.block_of(path).mixes_units(m) for path, m in moments.items())))
+    def mixes_units(self, moments: dict[str, Moments], params: Tree) -> bool:
+        each = trees.items(params)
+        return any(on_host(*(self.block_of(p).mixes_units(moments[p], w) for p, w in each)))
 
     def in_units(
         self, moments: dict[str, Moments], units: Mapping[str, Units]

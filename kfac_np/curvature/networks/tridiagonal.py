@@ -119,10 +119,6 @@ class BlockTridiagonal(Curvature):
                 f"BlockTridiagonal chains: expected a tuple of tuples of paths, got {self.chains!r}"
             )
 
-    @property
-    def unit_free(self) -> bool:
-        return self.block.unit_free
-
     def block_of(self, path: str) -> Block:
         return self.block
 
@@ -140,6 +136,8 @@ class BlockTridiagonal(Curvature):
         fisher: FisherType,
         rng: Rng,
         old: dict[str, Moments] | None = None,
+        *,
+        in_own_units: bool = False,
     ) -> dict[str, Moments]:
         """Moments on a batch, as of every curvature; here the chains are found, too."""
         resolved = self._with_chains(e.objective.network, e.params)
@@ -247,8 +245,8 @@ class BlockTridiagonal(Curvature):
         self.require_own(moments)
         return BlockDiagonal(self.block).units(_uncoupled(moments), params)
 
-    def mixes_units(self, moments: dict[str, Moments]) -> bool:
-        return BlockDiagonal(self.block).mixes_units(_uncoupled(moments))
+    def mixes_units(self, moments: dict[str, Moments], params: Tree) -> bool:
+        return BlockDiagonal(self.block).mixes_units(_uncoupled(moments), params)
 
     def in_units(
         self, moments: dict[str, Moments], units: Mapping[str, Units]
