@@ -89,8 +89,12 @@ class Block(ABC):
         """
         return None
 
-    def mixes_units(self, moments: Moments, parameter: Array) -> Scalar | bool:
-        """Tell whether inputs of the layer differ by orders of magnitude, as raw features do."""
+    def mixes_units(self, moments: Moments) -> Scalar | bool:
+        """Tell whether inputs of the layer have units of their own, as raw features do.
+
+        Their scales differ by orders of magnitude, from each other or from 1. False where a block
+        does not know them.
+        """
         return False
 
     def in_units(self, moments: Moments, units: Units) -> Moments:
@@ -251,6 +255,10 @@ class Curvature(ABC):
         """
         return False
 
+    def paths(self, params: Tree) -> tuple[str, ...]:
+        """What moments are named by: the path of each parameter."""
+        return tuple(path for path, _ in trees.items(params))
+
     def require_own(self, moments: Mapping[str, Moments]) -> None:
         """Raise `CurvatureError` if the moments are another curvature's, as their names tell.
 
@@ -287,8 +295,8 @@ class Curvature(ABC):
         """
         return {}
 
-    def mixes_units(self, moments: dict[str, Moments], params: Tree) -> bool:
-        """Tell whether there is a layer whose inputs differ by orders of magnitude."""
+    def mixes_units(self, moments: dict[str, Moments]) -> bool:
+        """Tell whether there is a layer whose inputs have units of their own."""
         return False
 
     def in_units(

@@ -26,7 +26,7 @@ from kfac_np.backend import (
 )
 from kfac_np.curvature.ladder import Ladder
 from kfac_np.curvature.sharing import Sharing, expand
-from kfac_np.curvature.units import commensurate
+from kfac_np.curvature.units import commensurate, usual
 from kfac_np.errors import CurvatureError
 from kfac_np.matrices import KroneckerDiagonal, KroneckerMatrix, Matrix
 from kfac_np.statistics import AffineStatistics, EmbeddingStatistics, LocatedStatistics, Scale
@@ -73,7 +73,7 @@ class Factor(ABC):
 
     @abstractmethod
     def mixes_units(self) -> Scalar | bool:
-        """Tell whether entries of the diagonal differ by orders of magnitude."""
+        """Tell whether scales of inputs differ from each other, or from 1, by a factor of 10."""
 
     @abstractmethod
     def rescaled(self, u: Array) -> Array:
@@ -162,7 +162,8 @@ class DenseFactor(Factor):
         return array_namespace(w).sum((w @ self.array) * w, axis=-1)
 
     def mixes_units(self) -> Scalar | bool:
-        return array_namespace(self.array).any(~commensurate(self.diagonal()))
+        squares = self.diagonal()
+        return array_namespace(squares).any(~(commensurate(squares) & usual(squares)))
 
     def rescaled(self, u: Array) -> Array:
         return rescaled(self.array, u)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from kfac_np.backend import Array, Scalar, array_namespace
+from kfac_np.backend import Array, array_namespace
 
-__all__ = ["COMMENSURATE", "commensurate", "mixed", "own_units", "scales"]
+__all__ = ["COMMENSURATE", "commensurate", "own_units", "scales", "usual"]
 
 COMMENSURATE = 10.0
-"""How far the largest scale of one quantity is from the median of all, at most."""
+"""How far the largest scale of one quantity is from the median, and the median from 1, at most."""
 
 
 def scales(squares: Array) -> Array:
@@ -43,14 +43,35 @@ def commensurate(squares: Array) -> Array:
     >>> commensurate(np.asarray([[1.0, 0.0, 9.0], [1.0, 1.0, 1e8]]))
     array([ True, False])
     """
+    return array_namespace(squares).max(squares, axis=-1) <= COMMENSURATE**2 * _median(squares)
+
+
+def usual(squares: Array) -> Array:
+    """Whether the median root is at most `COMMENSURATE`, so that weights of usual size suit it.
+
+    Parameters
+    ----------
+    squares : Array, shape (..., n)
+        Mean squares of inputs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> usual(np.asarray([[0.01, 1.0], [1e4, 1.0]]))
+    array([ True, False])
+    """
+    return _median(squares) <= COMMENSURATE**2
+
+
+def _median(squares: Array) -> Array:
+    """The upper one of those that are finite and not 0."""
     xp, n = array_namespace(squares), squares.shape[-1]
     known = xp.isfinite(squares) & (squares > 0.0)
     ordered = xp.sort(xp.where(known, squares, xp.zeros_like(squares)), axis=-1)
     # of k that are not zero, the last k of all, the upper one of the middle
     count = xp.sum(xp.astype(known, xp.int64), axis=-1, keepdims=True)
     middle = xp.arange(n, device=squares.device) == n - 1 - (count - 1) // 2
-    median = xp.sum(xp.where(middle, ordered, xp.zeros_like(ordered)), axis=-1)
-    return ordered[..., -1] <= COMMENSURATE**2 * median
+    return xp.sum(xp.where(middle, ordered, xp.zeros_like(ordered)), axis=-1)
 
 
 def own_units(diagonal: Array) -> Array:
@@ -73,23 +94,3 @@ def own_units(diagonal: Array) -> Array:
     """
     xp = array_namespace(diagonal)
     return 1.0 / xp.sqrt(xp.reshape(scales(xp.reshape(diagonal, (-1,))), diagonal.shape))
-
-
-def mixed(diagonal: Array) -> Scalar | bool:
-    """Whether inputs of a layer differ by orders of magnitude, to judge by the diagonal of F.
-
-    Parameters
-    ----------
-    diagonal : Array, shape (..., d_out, d_in)
-        E[g_i² a_j²] or the like: a sum over outputs is in proportion to a mean square of inputs.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> bool(mixed(np.asarray([[1.0, 1.0, 1e3]]))), bool(mixed(np.asarray([[1.0], [1e3]])))
-    (True, False)
-    """
-    if diagonal.ndim < 2:
-        return False
-    xp = array_namespace(diagonal)
-    return xp.any(~commensurate(xp.sum(diagonal, axis=-2)))

@@ -335,7 +335,7 @@ def strict() -> Backend:
     return get_backend("array_api_strict", "float64", array_api_strict.Device("device1"))
 
 
-WAITING = ("kfac spectral", "kfac exactly damped", "kfac exactly damped, unit-free")
+WAITING = ("kfac spectral", "kfac exactly damped")
 """Whose eigendecompositions are looked at one by one."""
 
 

@@ -83,8 +83,8 @@ class ByKind(Block):
     def units(self, moments: Moments, parameter: Array) -> Units | None:
         return self.part_of(moments).units(moments, parameter)
 
-    def mixes_units(self, moments: Moments, parameter: Array) -> Scalar | bool:
-        return self.part_of(moments).mixes_units(moments, parameter)
+    def mixes_units(self, moments: Moments) -> Scalar | bool:
+        return self.part_of(moments).mixes_units(moments)
 
     def in_units(self, moments: Moments, units: Units) -> Moments:
         return self.part_of(moments).in_units(moments, units)

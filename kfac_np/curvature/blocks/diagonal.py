@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from kfac_np.backend import Array, Patches, Scalar, above_rounding, are_finite, array_namespace
+from kfac_np.backend import Array, Patches, above_rounding, are_finite, array_namespace
 from kfac_np.curvature.base import Block, Factors, Moments, Units
 from kfac_np.curvature.ladder import Ladder, require_damping
-from kfac_np.curvature.units import mixed, own_units
+from kfac_np.curvature.units import own_units
 from kfac_np.errors import CurvatureError
 from kfac_np.matrices import DiagonalMatrix
 from kfac_np.statistics import AffineStatistics, Scale, Statistics, term_gradients
@@ -67,9 +67,6 @@ class DiagonalBlock(Block):
 
     def units(self, moments: Moments, parameter: Array) -> Units | None:
         return (own_units(moments["diagonal"]),)
-
-    def mixes_units(self, moments: Moments, parameter: Array) -> Scalar | bool:
-        return mixed(moments["diagonal"])
 
     def in_units(self, moments: Moments, units: Units) -> Moments:
         (u,) = units

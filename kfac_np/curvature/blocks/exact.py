@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from kfac_np.backend import Array, Scalar, array_namespace, second_moment
+from kfac_np.backend import Array, array_namespace, second_moment
 from kfac_np.curvature.base import Block, Factors, Moments, Units
 from kfac_np.curvature.blocks.diagonal import require_vectors
 from kfac_np.curvature.factors import DenseFactor, rescaled
 from kfac_np.curvature.ladder import Ladder, require_damping
-from kfac_np.curvature.units import mixed, own_units
+from kfac_np.curvature.units import own_units
 from kfac_np.matrices import DenseMatrix
 from kfac_np.statistics import Scale, Statistics, term_gradients
 
@@ -51,10 +51,8 @@ class ExactBlock(Block):
         return DenseMatrix(moments["block"], shape)
 
     def units(self, moments: Moments, parameter: Array) -> Units | None:
-        return (own_units(_diagonal(moments, parameter)),)
-
-    def mixes_units(self, moments: Moments, parameter: Array) -> Scalar | bool:
-        return mixed(_diagonal(moments, parameter))
+        xp = array_namespace(parameter)
+        return (own_units(xp.reshape(xp.linalg.diagonal(moments["block"]), parameter.shape)),)
 
     def in_units(self, moments: Moments, units: Units) -> Moments:
         (u,) = units
@@ -70,9 +68,3 @@ class ExactBlock(Block):
     def solve(self, factors: Factors, v: Array) -> Array:
         xp = array_namespace(v)
         return xp.reshape(factors["inverse"] @ xp.reshape(v, (-1,)), v.shape)
-
-
-def _diagonal(moments: Moments, parameter: Array) -> Array:
-    """That of the block, in the parameter's shape."""
-    xp = array_namespace(parameter)
-    return xp.reshape(xp.linalg.diagonal(moments["block"]), parameter.shape)

@@ -62,8 +62,8 @@ class GroupedBlock(Block):
     def units(self, moments: Moments, parameter: Array) -> Units | None:
         return self.block.units(moments, parameter)
 
-    def mixes_units(self, moments: Moments, parameter: Array) -> Scalar | bool:
-        return self.block.mixes_units(moments, parameter)
+    def mixes_units(self, moments: Moments) -> Scalar | bool:
+        return self.block.mixes_units(moments)
 
     def in_units(self, moments: Moments, units: Units) -> Moments:
         return self.block.in_units(moments, units)

@@ -77,7 +77,7 @@ class KroneckerBlock(Block):
         s, x = xp.sqrt(scales(outputs)), xp.sqrt(scales(inputs))
         return s[..., :, None], 1.0 / x[..., None, :]
 
-    def mixes_units(self, moments: Moments, parameter: Array) -> Scalar | bool:
+    def mixes_units(self, moments: Moments) -> Scalar | bool:
         return factor(moments["A"]).mixes_units()
 
     def in_units(self, moments: Moments, units: Units) -> Moments:

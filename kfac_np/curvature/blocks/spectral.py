@@ -66,8 +66,8 @@ class SpectralBlock(Block):
         """Those that the basis was made in, if it was in any."""
         return units_of(moments) or self.kronecker.units(moments, parameter)
 
-    def mixes_units(self, moments: Moments, parameter: Array) -> Scalar | bool:
-        return self.kronecker.mixes_units(moments, parameter)
+    def mixes_units(self, moments: Moments) -> Scalar | bool:
+        return self.kronecker.mixes_units(moments)
 
     def in_units(self, moments: Moments, units: Units) -> Moments:
         """Where the basis was made in none, a new one, with the eigenvalues of K-FAC."""

@@ -117,9 +117,8 @@ class BlockDiagonal(Curvature):
         }
         return {path: u for path, u in found.items() if u is not None}
 
-    def mixes_units(self, moments: dict[str, Moments], params: Tree) -> bool:
-        each = trees.items(params)
-        return any(on_host(*(self.block_of(p).mixes_units(moments[p], w) for p, w in each)))
+    def mixes_units(self, moments: dict[str, Moments]) -> bool:
+        return any(on_host(*(self.block_of(path).mixes_units(m) for path, m in moments.items())))
 
     def in_units(
         self, moments: dict[str, Moments], units: Mapping[str, Units]

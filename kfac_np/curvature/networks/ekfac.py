@@ -235,8 +235,8 @@ class EKFAC(Curvature):
         self.require_own(moments)
         return self._blocks.units(moments, params)
 
-    def mixes_units(self, moments: dict[str, Moments], params: Tree) -> bool:
-        return self._blocks.mixes_units(moments, params)
+    def mixes_units(self, moments: dict[str, Moments]) -> bool:
+        return self._blocks.mixes_units(moments)
 
     def in_units(
         self, moments: dict[str, Moments], units: Mapping[str, Units]

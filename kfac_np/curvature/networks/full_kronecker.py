@@ -147,8 +147,8 @@ class FullKronecker(Curvature):
         self.require_own(moments)
         return BlockDiagonal(self.block).units(_alone(moments), params)
 
-    def mixes_units(self, moments: dict[str, Moments], params: Tree) -> bool:
-        return BlockDiagonal(self.block).mixes_units(_alone(moments), params)
+    def mixes_units(self, moments: dict[str, Moments]) -> bool:
+        return BlockDiagonal(self.block).mixes_units(_alone(moments))
 
     def in_units(
         self, moments: dict[str, Moments], units: Mapping[str, Units]

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np import trees
-from kfac_np.backend import array_namespace, on_host, second_moment
+from kfac_np.backend import array_namespace, second_moment
 from kfac_np.curvature.base import Block, Curvature, Factors, Moments, Units
 from kfac_np.curvature.blocks.diagonal import require_vectors
 from kfac_np.curvature.blocks.exact import ExactBlock
 from kfac_np.curvature.factors import DenseFactor, rescaled
 from kfac_np.curvature.ladder import Ladder, LadderEvent, factorise_each, require_damping
 from kfac_np.curvature.owners import require_own
-from kfac_np.curvature.units import mixed, own_units
+from kfac_np.curvature.units import own_units
 from kfac_np.errors import CurvatureError
 from kfac_np.matrices import DenseMatrix, FlattenedMatrix
 from kfac_np.statistics import Scale, Statistics, term_gradients
@@ -79,6 +79,9 @@ class FullMatrix(Curvature):
         rows = array_namespace(*rows).concat(rows, axis=1)
         return {"full": {"matrix": second_moment(rows) / scale.terms}}
 
+    def paths(self, params: Tree) -> tuple[str, ...]:
+        return ("full",)
+
     def require_own(self, moments: Mapping[str, Moments]) -> None:
         require_own(type(self).__name__, moments, lambda path, m: (path, *m) == ("full", "matrix"))
 
@@ -90,9 +93,6 @@ class FullMatrix(Curvature):
     def units(self, moments: dict[str, Moments], params: Tree) -> dict[str, Units]:
         each = trees.items(self.diagonal(moments, params))
         return {path: (own_units(diagonal),) for path, diagonal in each}
-
-    def mixes_units(self, moments: dict[str, Moments], params: Tree) -> bool:
-        return any(on_host(*(mixed(d) for d in trees.leaves(self.diagonal(moments, params)))))
 
     def in_units(
         self, moments: dict[str, Moments], units: Mapping[str, Units]

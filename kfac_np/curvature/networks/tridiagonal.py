@@ -245,8 +245,8 @@ class BlockTridiagonal(Curvature):
         self.require_own(moments)
         return BlockDiagonal(self.block).units(_uncoupled(moments), params)
 
-    def mixes_units(self, moments: dict[str, Moments], params: Tree) -> bool:
-        return BlockDiagonal(self.block).mixes_units(_uncoupled(moments), params)
+    def mixes_units(self, moments: dict[str, Moments]) -> bool:
+        return BlockDiagonal(self.block).mixes_units(_uncoupled(moments))
 
     def in_units(
         self, moments: dict[str, Moments], units: Mapping[str, Units]
