@@ -174,6 +174,21 @@ def select(condition: Scalar, yes: Tree, no: Tree) -> Tree:
     return tree_map(lambda a, b: xp.where(condition, a, b), yes, no)
 
 
+def where(condition: Scalar, tree: Tree) -> Tree:
+    """`tree` where the condition holds, else zeros.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> where(np.bool_(False), (np.ones(1),))
+    (array([0.]),)
+    """
+    if not is_asynchronous(condition):
+        return tree if condition else zeros_like(tree)
+    xp = array_namespace(condition)
+    return tree_map(lambda x: xp.where(condition, x, xp.zeros_like(x)), tree)
+
+
 def zeros_like(tree: Tree) -> Tree:
     """Return zeros in the shape of `tree`.
 

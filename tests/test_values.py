@@ -230,6 +230,22 @@ BAD: list[tuple[Callable[[], Any], str]] = [
         lambda: KFAC(OBJECTIVE).state_from_tree(None),
         r"state: expected a tree from KFAC.state_to_tree, got None",
     ),
+    (lambda: restored(step="3"), "state: step: expected an integer >= 0, got '3'"),
+    (
+        lambda: restored(moments={"7": {"A": np.ones((4, 4)), "G": np.eye(2)}}),
+        r"state: moments: expected those of \[''\], got \['7'\]",
+    ),
+    (
+        lambda: restored(moments={"": {"diagonal": np.ones((2, 4))}}),
+        r"expected moments of its own, got those of DiagonalBlock",
+    ),
+    (lambda: restored(moments=3), "state: moments: expected .*, got 3"),
+    (
+        lambda: KFAC(OBJECTIVE).step(
+            KFAC(OBJECTIVE, averaging=None).init(np.ones((2, 4))), np.ones((2, 3)), np.ones((2, 2))
+        ),
+        r"state: expected an average, .*dataclasses\.replace\(state, average=state\.params\)",
+    ),
     (lambda: SGD(OBJECTIVE).init(OBJECTIVE.network), "params: expected an array, got Dense"),
     (lambda: quality(BlockDiagonal(), evaluation()), "quality: e: expected an Evaluation, got"),
     (lambda: BlockDiagonal().estimate(MonteCarlo(1), evaluation(), 0), "estimate: e: expected an"),
@@ -246,6 +262,13 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     ),
     (lambda: OBJECTIVE.evaluate(*single()), "x: expected dtype float32 .*; backend.asarray gives"),
 ]
+
+
+def restored(**wrong: Any) -> Any:
+    """A state of K-FAC put together from a tree that is partly wrong."""
+    kfac = KFAC(OBJECTIVE)
+    state, _ = kfac.step(kfac.init(np.ones((2, 4))), np.ones((2, 3)), np.ones((2, 2)))
+    return kfac.state_from_tree(kfac.state_to_tree(state) | wrong)
 
 
 def evaluation() -> Any:

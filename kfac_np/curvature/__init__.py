@@ -10,7 +10,6 @@ from kfac_np.curvature.blocks.exact import ExactBlock
 from kfac_np.curvature.blocks.scale_shift import UnitBlock
 from kfac_np.curvature.damping_rules import (
     DampingRule,
-    marquardt,
     no_pi,
     pi_frobenius,
     pi_spectral,
@@ -51,7 +50,6 @@ __all__ = [
     "expand",
     "find_chains",
     "kfc_factors",
-    "marquardt",
     "no_pi",
     "pi_frobenius",
     "pi_spectral",

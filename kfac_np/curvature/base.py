@@ -56,22 +56,6 @@ class Block(ABC):
     array([[3.]])
     """
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({'unit_free=True' if self.unit_free else ''})"
-
-    @property
-    def unit_free(self) -> bool:
-        """Whether damping is relative to the block's own diagonal, not a multiple of the identity.
-
-        Then it has no units: rescaled features, hidden units and outputs change nothing of the
-        damped update (Marquardt's scaling, `kfac_np.curvature.marquardt`).
-        """
-        return False
-
-    def made_unit_free(self) -> Block:
-        """The same block, damped relative to its own diagonal; itself if it has no such damping."""
-        return self
-
     @abstractmethod
     def supports(self, statistics: object) -> bool:
         """Tell whether the block is defined for such statistics."""
@@ -98,15 +82,20 @@ class Block(ABC):
     def units(self, moments: Moments, parameter: Array) -> Units | None:
         """Units u of a parameter that make it a pure number, from its own scales.
 
-        In such units, θ = u θ̃, every input and every output of the layer has a mean square of 1, so
-        that a multiple of I damps relative changes: rescaled features, hidden units and outputs
-        change nothing of the damped update. None where the block knows of no scales; its parameter
-        is damped in the units that it comes in.
+        In such units, θ = u θ̃, a multiple of I damps relative changes: rescaled features, hidden
+        units and outputs change nothing of the damped update. A Kronecker product knows how large
+        the inputs and outputs of its layer are, and has them of mean square 1. Other blocks know
+        their diagonal, which becomes 1: λI is Marquardt's λ diag F in the units that the parameter
+        comes in. None where a block knows of no scales; its parameter is damped in the latter.
         """
         return None
 
     def mixes_units(self, moments: Moments) -> Scalar | bool:
-        """Tell whether inputs of the layer differ by orders of magnitude, as raw features do."""
+        """Tell whether inputs of the layer have units of their own, as raw features do.
+
+        Their scales differ by orders of magnitude, from each other or from 1. False where a block
+        does not know them.
+        """
         return False
 
     def in_units(self, moments: Moments, units: Units) -> Moments:
@@ -122,10 +111,7 @@ class Block(ABC):
     def factorise(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
     ) -> Factors:
-        """Prepare `solve` for the block plus damping · I (damping is λ, not √λ).
-
-        If the block is `unit_free`, its diagonal stands in the place of I.
-        """
+        """Prepare `solve` for the block plus damping · I (damping is λ, not √λ)."""
 
     def solves(self, factors: Factors) -> bool:
         """Tell whether these are factors as the block makes them, from their names."""
@@ -207,6 +193,8 @@ class Curvature(ABC):
         fisher: FisherType,
         rng: Rng,
         old: dict[str, Moments] | None = None,
+        *,
+        in_own_units: bool = False,
     ) -> dict[str, Moments]:
         """Moments on a batch: each chunk of vectors is backpropagated, and its moments added.
 
@@ -220,6 +208,9 @@ class Curvature(ABC):
         old : dict, optional
             The moments so far, for a curvature that measures along directions it has from them
             (`EKFAC`). They are not averaged here: see `mix`.
+        in_own_units : bool
+            Whether they are going to be factorised in `units`, for a curvature that measures along
+            directions, which are others then.
 
         Returns
         -------
@@ -305,14 +296,6 @@ class Curvature(ABC):
         return None
 
     @property
-    def unit_free(self) -> bool:
-        """Whether damping is relative to the diagonal, not a multiple of the identity.
-
-        As `Block.unit_free`; of several blocks, whether all are.
-        """
-        return False
-
-    @property
     def separable(self) -> bool:
         """Whether layers know nothing of each other.
 
@@ -321,6 +304,10 @@ class Curvature(ABC):
         block-diagonal curvature of your own says True.
         """
         return False
+
+    def paths(self, params: Tree) -> tuple[str, ...]:
+        """What moments are named by: the path of each parameter."""
+        return tuple(path for path, _ in trees.items(params))
 
     def require_own(self, moments: Mapping[str, Moments]) -> None:
         """Raise `CurvatureError` if the moments are another curvature's, as their names tell.
@@ -359,7 +346,7 @@ class Curvature(ABC):
         return {}
 
     def mixes_units(self, moments: dict[str, Moments]) -> bool:
-        """Tell whether there is a layer whose inputs differ by orders of magnitude."""
+        """Tell whether there is a layer whose inputs have units of their own."""
         return False
 
     def in_units(

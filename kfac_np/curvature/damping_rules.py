@@ -1,11 +1,12 @@
 """Rules that split damping between two Kronecker factors: (A, G, γ) → (γ_A, γ_G).
 
-What a rule gives is added to the diagonals of A and G: a number, or one for each entry. With
-γ = √λ and numbers the product (G + γ_G I) ⊗ (A + γ_A I) approximates G ⊗ A + λI. The exact matrix
-G ⊗ A + λI is not a rule of this kind: see ``KFACBlock(exact_damping=True)``.
+What a rule gives is added to the diagonals of A and G. With γ = √λ the product
+(G + γ_G I) ⊗ (A + γ_A I) approximates G ⊗ A + λI. The exact matrix G ⊗ A + λI is not a rule of this
+kind: see ``KFACBlock(exact_damping=True)``.
 
 A multiple of I has the units of whatever I stands for, and damps features, hidden units and outputs
-as if all had the same ones. `marquardt` damps each in its own.
+as if all had the same ones. So rules are given A and G in the layers' own units where these matter:
+see `kfac_np.curvature.Curvature.units`.
 
 A is given by its diagonal alone where it has no other entries (embeddings).
 """
@@ -16,12 +17,10 @@ from collections.abc import Callable
 
 from kfac_np.backend import Array, all_finite, array_namespace
 from kfac_np.curvature.factors import factor
-from kfac_np.curvature.units import scales
 from kfac_np.matrices.base import norm
 
 __all__ = [
     "DampingRule",
-    "marquardt",
     "no_pi",
     "pi_frobenius",
     "pi_spectral",
@@ -104,33 +103,6 @@ def plain(A: Array, G: Array, gamma: float) -> tuple[float, float]:
     (0.25, 0.25)
     """
     return gamma**2, gamma**2
-
-
-def marquardt(A: Array, G: Array, gamma: float) -> tuple[Array, Array]:
-    """γ_A = γ diag A, γ_G = γ diag G: every entry is damped in proportion to itself.
-
-    (G + γ diag G) ⊗ (A + γ diag A), Marquardt's scaling of the damping, factor by factor. The
-    damped update is the same whichever units features, hidden units and outputs are measured in:
-    A → ΩAΩ and G → ΦGΦ with diagonal Ω and Φ change nothing, A → cA, G → G/c among them. γ itself
-    has no unit: 1 doubles the diagonals.
-
-    An entry of zero (a feature that was never seen, a dead unit) has no scale of its own. It gets
-    the largest of its factor, 1 if there is none: its gradient is zero, too, and should it come to
-    life between two refreshes, the step is a cautious one.
-
-    References
-    ----------
-    Marquardt 1963, *An Algorithm for Least-Squares Estimation of Nonlinear Parameters*, which
-    scales by diag F instead of its factors' diagonals.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> a, g = marquardt(np.diag([4.0, 1e-6, 0.0]), np.eye(2), 0.1)
-    >>> a.round(12).tolist(), g.tolist()
-    ([0.4, 1e-07, 0.4], [0.1, 0.1])
-    """
-    return gamma * scales(factor(A).diagonal()), gamma * scales(factor(G).diagonal())
 
 
 def _split(norm_a: Array, norm_g: Array, gamma: float) -> tuple[Array, Array]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self, final
+from typing import Any, final
 
 from kfac_np.backend import (
     Array,
@@ -26,7 +26,7 @@ from kfac_np.backend import (
 )
 from kfac_np.curvature.ladder import Ladder
 from kfac_np.curvature.sharing import Sharing, expand
-from kfac_np.curvature.units import commensurate, scales
+from kfac_np.curvature.units import commensurate, usual
 from kfac_np.errors import CurvatureError
 from kfac_np.matrices import KroneckerDiagonal, KroneckerMatrix, Matrix
 from kfac_np.statistics import AffineStatistics, EmbeddingStatistics, LocatedStatistics, Scale
@@ -73,31 +73,24 @@ class Factor(ABC):
 
     @abstractmethod
     def mixes_units(self) -> Scalar | bool:
-        """Tell whether entries of the diagonal differ by orders of magnitude."""
+        """Tell whether scales of inputs differ from each other, or from 1, by a factor of 10."""
 
     @abstractmethod
     def rescaled(self, u: Array) -> Array:
         """diag(u) M diag(u), stored likewise; u of shape ([groups,] n)."""
 
     @abstractmethod
-    def in_own_units(self) -> tuple[Self, Array]:
-        """D⁻¹ᐟ² M D⁻¹ᐟ² with D the `scales` of the diagonal, and the diagonal of D⁻¹ᐟ²."""
-
-    @abstractmethod
     def damped_inverse(
         self, ladder: Ladder, name: str, shift: Array | float, previous: Array | None
     ) -> Array:
-        """(M + diag(shift))⁻¹ as the ladder makes it, stored likewise.
+        """(M + shift · I)⁻¹ as the ladder makes it, stored likewise.
 
         Parameters
         ----------
         ladder : Ladder
         name : str
             Of the factor, for the record.
-        shift : float or Array, shape () or (n,)
-            One number, or one for each entry of the diagonal. With the latter the ladder gets the
-            damped matrix in units of its own diagonal, and the damping of its events is relative
-            to the diagonal.
+        shift : Scalar or float
         previous : Array or None
             The last good inverse.
         """
@@ -127,13 +120,9 @@ class DenseFactor(Factor):
     Examples
     --------
     >>> import numpy as np
-    >>> scaled, unit = DenseFactor(np.asarray([[4.0, 1.0], [1.0, 1.0]])).in_own_units()
-    >>> scaled.array.tolist(), unit.tolist()
-    ([[1.0, 0.5], [0.5, 1.0]], [0.5, 1.0])
-    >>> DenseFactor(np.diag([1.0, 4.0])).damped_inverse(
-    ...     Ladder("0"), "A", np.asarray([1.0, 4.0]), None)
-    array([[0.5  , 0.   ],
-           [0.   , 0.125]])
+    >>> DenseFactor(np.diag([1.0, 4.0])).damped_inverse(Ladder("0"), "A", 1.0, None)
+    array([[0.5, 0. ],
+           [0. , 0.2]])
     """
 
     array: Array
@@ -173,31 +162,16 @@ class DenseFactor(Factor):
         return array_namespace(w).sum((w @ self.array) * w, axis=-1)
 
     def mixes_units(self) -> Scalar | bool:
-        return array_namespace(self.array).any(~commensurate(self.diagonal()))
+        squares = self.diagonal()
+        return array_namespace(squares).any(~(commensurate(squares) & usual(squares)))
 
     def rescaled(self, u: Array) -> Array:
         return rescaled(self.array, u)
 
-    def in_own_units(self) -> tuple[DenseFactor, Array]:
-        unit = 1.0 / array_namespace(self.array).sqrt(scales(self.diagonal()))
-        return DenseFactor(rescaled(self.array, unit)), unit
-
     def damped_inverse(
         self, ladder: Ladder, name: str, shift: Array | float, previous: Array | None
     ) -> Array:
-        m = self.array
-        if _is_number(shift):
-            return ladder.inverse(name, m, shift, previous)
-        xp, eye = array_namespace(m), Backend.of(m).eye(m.shape[0])
-        damped, unit = DenseFactor(m + shift * eye).in_own_units()
-        scaled, left = damped.array, damped.diagonal()
-        # Of an entry without a scale of its own there is damping only, and below rounding not even
-        # that.
-        scaled -= xp.where(left < float(xp.finfo(m.dtype).eps), left, xp.zeros_like(left)) * eye
-        inverse = ladder.inverse(name, scaled, 0.0, previous)
-        if inverse is previous:
-            return previous
-        return (unit[:, None] * inverse) * unit[None, :]
+        return ladder.inverse(name, self.array, shift, previous)
 
     def eigh(self) -> tuple[Array, Array]:
         return resolved_eigh(self.array)
@@ -260,16 +234,10 @@ class DiagonalFactor(Factor):
     def rescaled(self, u: Array) -> Array:
         return self.array * u * u
 
-    def in_own_units(self) -> tuple[DiagonalFactor, Array]:
-        own = scales(self.array)
-        return DiagonalFactor(self.array / own), 1.0 / array_namespace(own).sqrt(own)
-
     def damped_inverse(
         self, ladder: Ladder, name: str, shift: Array | float, previous: Array | None
     ) -> Array:
-        if _is_number(shift):
-            return ladder.inverse_diagonal(name, self.array, shift, previous)
-        return ladder.inverse_diagonal(name, self.array + shift, 0.0, previous)
+        return ladder.inverse_diagonal(name, self.array, shift, previous)
 
     def eigh(self) -> tuple[Array, None]:
         return self.array, None
@@ -306,10 +274,6 @@ def rescaled(m: Array, u: Array) -> Array:
     m = m * u[..., :, None]
     m *= u[..., None, :]
     return m
-
-
-def _is_number(shift: Array | float) -> bool:
-    return isinstance(shift, float | int) or shift.ndim == 0
 
 
 def derivative_moment(s: LocatedStatistics, sharing: Sharing, scale: Scale) -> Array:

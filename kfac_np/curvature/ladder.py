@@ -53,7 +53,7 @@ class LadderEvent:
         rejected" for statistics that were not finite, "moments out of proportion" for those that
         count for less, "update shortened", "update rejected" and "update taken back".
     damping : float
-        Damping added to the diagonal in the end; a multiple of it where damping is unit-free.
+        Damping added to the diagonal in the end.
 
     Examples
     --------

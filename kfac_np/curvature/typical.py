@@ -29,7 +29,7 @@ def typical_eigenvalue(
     blocks = curvature.block_traces(moments, params, units)
     if not blocks:
         sizes = {"all": sum(sizes.values())}
-        blocks = {"all": curvature.matrix(moments, params).trace()}
+        blocks = {"all": curvature.matrix(curvature.in_units(moments, units), params).trace()}
     traces: dict[str, Scalar] = {}
     counted: dict[str, Scalar] = {}
     for path, block in blocks.items():

@@ -25,6 +25,7 @@ from kfac_np.errors import DivergenceError, InputError
 from kfac_np.objective import Evaluation, Objective
 from kfac_np.optimizers.reports import StepReport
 from kfac_np.trees import Tree
+from kfac_np.validation import require_integer
 
 __all__ = ["Optimizer", "State"]
 
@@ -148,11 +149,17 @@ class Optimizer(ABC):
         """
 
     def check_state(self, state: object) -> None:
-        """Raise `InputError` unless `state` is one of this optimiser's."""
+        """Raise `InputError` unless `state` is one of this optimiser's, and has what it needs."""
         if not isinstance(state, self.state_type):
             raise InputError(
                 f"state: expected a {self.state_type.__name__}, from {type(self).__name__}.init or "
                 f"an earlier step, got {type(state).__name__}"
+            )
+        if state.average is None and getattr(self, "averaging", None) is not None:
+            raise InputError(
+                f"state: expected an average, which {type(self).__name__} goes on with, got that "
+                "of an optimiser with averaging=None; begin one, "
+                "dataclasses.replace(state, average=state.params)"
             )
 
     def state_to_tree(self, state: State) -> dict[str, Any]:
@@ -180,7 +187,10 @@ class Optimizer(ABC):
             told = [f"without {', '.join(missing)}"] if missing else []
             told += [f"with {', '.join(unknown)}"] if unknown else []
             raise InputError(f"{origin}, got one {' and '.join(told)}"[:300])
-        return self.state_type(**tree)
+        require_integer("state: step", tree["step"], zero=True)
+        state = self.state_type(**tree)
+        self.check_state(state)
+        return state
 
 
 def check_params(params: Tree) -> None:
@@ -271,7 +281,11 @@ def norm_of(tree: Tree) -> Scalar:
     >>> float(norm_of((np.asarray([3.0]), np.asarray([4.0]))))
     5.0
     """
-    square = scalar(trees.squared_norm(tree))
+    # squares in double precision, since those of single precision overflow at 1e19
+    wide = trees.tree_map(
+        lambda x: array_namespace(x).astype(x, array_namespace(x).float64, copy=False), tree
+    )
+    square = scalar(trees.squared_norm(wide))
     return array_namespace(square).sqrt(square)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -140,10 +141,13 @@ def judged(
     state: KFACState,
     h: Regularized,
     e: Evaluation,
+    value: Callable[[Tree], Scalar],
 ) -> tuple[KFACState, bool]:
     """What the evaluation of a new batch tells of the last update, and whether to undo it.
 
-    The host waits for the evaluation, and learns with it what the last step found.
+    The host waits for the evaluation, and learns with it what the last step found. Where h is not
+    finite it may be the batch's doing: then `value`, h of other parameters on it, is not finite
+    before the update either, and there is nothing to undo.
     """
     if guard is None:
         return state, False
@@ -158,10 +162,13 @@ def judged(
         before = state.objective + _rounding(e, abs(state.objective))
         if_same = guard.undoes(h.value, before, errors, noisy=False)
         if_noisy = guard.undoes(h.value, before, errors, noisy=True)
-    rejected, same, if_same, if_noisy = on_host(state.rejected, same, if_same, if_noisy)
+    finite = array_namespace(h.value).isfinite(h.value)
+    known = on_host(state.rejected, same, if_same, if_noisy, finite)
+    rejected, same, if_same, if_noisy, is_finite = known
     state = replace(state, noisy=not same)
     if (if_same if same else if_noisy) and not rejected:
-        return state, True
+        before = h.value if is_finite else value(state.previous)
+        return state, on_host(array_namespace(before).isfinite(before))[0]
     if not rejected:
         return replace(state, rejections=0, raised=max(1.0, state.raised / 2.0)), False
     n = state.rejections + 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +21,7 @@ from kfac_np.backend import (
 from kfac_np.curvature import BlockDiagonal, Curvature, Factors, KFACBlock, LadderEvent, Moments
 from kfac_np.curvature.base import Units
 from kfac_np.curvature.typical import curvature_norm, typical_eigenvalue
-from kfac_np.errors import ConfigError
+from kfac_np.errors import ConfigError, CurvatureError, InputError
 from kfac_np.fisher import FisherType, MonteCarlo
 from kfac_np.objective import Evaluation, Objective
 from kfac_np.optimizers.averaging import IterateAverage
@@ -65,6 +64,7 @@ from kfac_np.validation import (
 __all__ = ["KFAC"]
 
 _LEAST = 1e-10  # of a typical eigenvalue: what a λ of 0 is raised from
+_HOPELESS = 20  # updates taken back in a row, after which one that is not finite is an error
 _SHORTER = (1 / 4, 1 / 16)  # of an update that raised the objective: what is tried instead
 
 
@@ -218,6 +218,18 @@ class KFAC(Optimizer):
         average = params if self.averaging else None
         return KFACState(params, average, 0, {}, None, None, None, None)
 
+    def state_from_tree(self, tree: dict[str, Any]) -> KFACState:
+        state: KFACState = super().state_from_tree(tree)
+        moments, paths = state.moments, self.curvature.paths(state.params)
+        if not isinstance(moments, dict) or (moments and set(moments) != set(paths)):
+            came = list(moments) if isinstance(moments, dict) else moments
+            raise InputError(f"state: moments: expected those of {list(paths)}, got {came!r:.200}")
+        try:
+            self.curvature.require_own(moments)
+        except CurvatureError as error:
+            raise InputError(f"state: moments: {error}") from error
+        return state
+
     def step(
         self, state: KFACState, x: Array, t: Array, weights: Array | None = None
     ) -> tuple[KFACState, StepReport]:
@@ -226,7 +238,12 @@ class KFAC(Optimizer):
         noise = Rng(self.seed).child("forward", k)
         e = self.objective.evaluate(state.params, x, t, weights, noise, checks)
         h = Regularized.of(e, self.l2)
-        state, harmful = judged(self.guard, self.damping, state, h, e)
+
+        def value(params: Tree) -> Scalar:
+            loss = self.objective.mean_value(params, x, t, weights, noise.child(), checks)
+            return loss + l2_term(params, self.l2) if self.l2 else loss
+
+        state, harmful = judged(self.guard, self.damping, state, h, e, value)
         if harmful:
             checks.wait()
             return taken_back(self.damping, state, h, x.shape[0])
@@ -239,11 +256,6 @@ class KFAC(Optimizer):
         model = self._model(now, metric, damping)  # M(δ), with the exact F
         proposal, choice = self._propose(now, metric, model)  # Δ = -F̂(γ)⁻¹ ∇h for the best γ
         update = choice.update(proposal.delta, model.previous)  # δ = αΔ + μδ₀
-
-        def value(params: Tree) -> Scalar:
-            loss = self.objective.mean_value(params, x, t, weights, noise.child(), checks)
-            return loss + l2_term(params, self.l2) if self.l2 else loss
-
         outcome = self._try(now, model, choice, update, value)  # θ + δ, and whether it is kept
         damping = self._next_damping(now, metric, model, outcome)  # by ρ
         new = self._next(now, metric, model, proposal, choice, outcome, damping)
@@ -262,7 +274,9 @@ class KFAC(Optimizer):
         return mixed(
             self.curvature,
             now.state,
-            lambda: self.curvature.estimate(part, self.fisher, rng, old or None),
+            lambda: self.curvature.estimate(
+                part, self.fisher, rng, old or None, in_own_units=bool(now.state.units)
+            ),
             self.moving_average.epsilon(k),
             now.checks,
         )
@@ -286,10 +300,12 @@ class KFAC(Optimizer):
             return now, _Metric(moments, {}, due)
         if not state.units:
             due = everything
-            now = replace(now, state=replace(state, damping=None, gamma=None))
+            begun = replace(state, damping=None, gamma=None, gamma_ratio=None)
+            now = replace(now, state=begun)
         found = self.curvature.units(moments, state.params)
-        units = {**state.units, **{path: u for path, u in found.items() if path in due}}
-        return now, _Metric(moments, units, due)
+        if due != everything:
+            found = {**state.units, **{path: u for path, u in found.items() if path in due}}
+        return now, _Metric(moments, found, due)
 
     def _eigenvalue(self, now: _Now, metric: _Metric) -> Scalar:
         """A typical one of F̂; in the layers' own units it counts as part of the loss at least."""
@@ -381,12 +397,13 @@ class KFAC(Optimizer):
         outcome = Outcome.of(params, update, choice.decrease)
         if self.guard is None:
             require_finite_choice(choice, now.k, now.checks)
+        if self.guard is None or now.state.rejections >= _HOPELESS:
             require_finite_update(outcome.kept, outcome.norm, now.k, now.checks)
+        renews = self.damping.measures(now.k)
         if not self._measures(now):
             return outcome
 
         def measure(outcome: Outcome) -> Outcome:
-            follows = self.damping.adapts or self.damping.measures(now.k)
             return measured(
                 self.guard,
                 self.step_rule,
@@ -395,7 +412,7 @@ class KFAC(Optimizer):
                 outcome,
                 value(outcome.params),
                 model,
-                follows=follows,
+                follows=self.damping.adapts or renews,
                 noisy=now.state.noisy,
             )
 
@@ -462,7 +479,7 @@ class KFAC(Optimizer):
             step=now.k,
             moments=metric.moments,
             factors=proposal.factors,
-            update=trees.select(kept, outcome.update, trees.zeros_like(params)),
+            update=trees.where(kept, outcome.update),
             damping=damping,
             gamma=proposal.gamma,
             gamma_ratio=proposal.gamma_ratio,
@@ -492,9 +509,6 @@ class KFAC(Optimizer):
         outcome: Outcome,
         events: Events,
     ) -> StepReport:
-        rho = outcome.rho
-        if rho is not None:
-            rho = select(array_namespace(rho).isfinite(rho), rho, math.nan)
         numbers: dict[str, Scalar | float | None] = {
             **now.h.numbers,
             "update_norm": select(outcome.kept, outcome.norm, 0.0),
@@ -503,7 +517,7 @@ class KFAC(Optimizer):
             "alpha": outcome.shortened * choice.alpha,
             "mu": 0.0 if model.previous is None else outcome.shortened * choice.mu,
             "model_decrease": outcome.decrease,
-            "rho": rho,
+            "rho": outcome.rho,
         }
         happened: list[Any] = [*events, *proposal.events]
         for condition, what in (

@@ -165,3 +165,8 @@ def _require_candidates(candidates: object, k: int) -> None:
         )
     for gamma in candidates:
         require_positive(f"KFAC gamma: a candidate in step {k}", gamma, zero=True)
+        if math.isinf(float(gamma) * float(gamma)):
+            raise ConfigError(
+                f"KFAC gamma: a candidate in step {k}: expected a number whose square is finite, "
+                f"got {gamma!r}"
+            )

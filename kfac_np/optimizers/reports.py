@@ -85,7 +85,7 @@ class StepReport:
 
         numbers = {k: None if x is None else number(x) for k, x in self._given.items()}
         rho = numbers["rho"]
-        if rho is not None and math.isnan(rho):
+        if rho is not None and not math.isfinite(rho):  # it says nothing, or the objective rose
             numbers["rho"] = None
         happened = [event for condition, event in self._events if number(condition)]
         plain = [dataclasses.replace(e, damping=float(e.damping)) for e in happened]

@@ -300,7 +300,6 @@ def _optimizer_choices() -> dict[Any, dict[str, Any]]:
             "pi-spectral": curvature.pi_spectral,
             "no-pi": curvature.no_pi,
             "plain": curvature.plain,
-            "marquardt": curvature.marquardt,
         },
         Sharing: {"expand": curvature.expand, "reduce": curvature.reduce},
     }

@@ -23,10 +23,9 @@ from kfac_np.curvature import (
     Curvature,
     DiagonalBlock,
     ExactBlock,
-    FullKronecker,
     FullMatrix,
     KFACBlock,
-    marquardt,
+    LadderEvent,
     no_pi,
     pi_frobenius,
     pi_spectral,
@@ -77,18 +76,6 @@ CURVATURES: dict[str, CurvatureCase] = {
     ),
 }
 
-# Damped by their own diagonals: `solve` inverts another matrix than those above.
-UNIT_FREE: dict[str, Curvature] = {
-    "kfac": BlockDiagonal(KFACBlock(rule=marquardt)),
-    "kfac exactly damped": BlockDiagonal(KFACBlock(rule=marquardt, exact_damping=True)),
-    "diagonal": BlockDiagonal(DiagonalBlock(unit_free=True)),
-    "exact blocks": BlockDiagonal(ExactBlock(unit_free=True)),
-    "full": FullMatrix(unit_free=True),
-    "full kronecker": FullKronecker(KFACBlock(rule=marquardt)),
-    "ekfac": EKFAC(unit_free=True),
-    "tridiagonal": BlockTridiagonal(KFACBlock(rule=marquardt), split=True),
-}
-
 FISHERS: dict[str, FisherType] = {
     "exact": Exact(),
     "empirical": Empirical(),
@@ -123,6 +110,16 @@ def solve(curvature: Curvature, e: Evaluation, v: Tree, damping: float) -> Tree:
     """One exact-Fisher solve from beginning to end."""
     factors, _ = curvature.factorise(estimate(curvature, e), damping)
     return curvature.solve(factors, v)
+
+
+def solve_in_own_units(
+    curvature: Curvature, e: Evaluation, v: Tree, damping: float, *, measured: bool = False
+) -> tuple[Tree, list[LadderEvent]]:
+    """As `solve`, damped where every parameter is a pure number; `measured` there, too."""
+    moments = curvature.estimate(e, Exact(), Rng(0), in_own_units=measured)
+    units = curvature.units(moments, e.params)
+    factors, events = curvature.factorise(curvature.in_units(moments, units), damping)
+    return in_units(units, curvature.solve(factors, in_units(units, v))), events
 
 
 def in_units(units: Mapping[str, Units], v: Tree) -> Tree:

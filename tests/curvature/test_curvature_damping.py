@@ -7,31 +7,32 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import NETWORKS, NetworkCase, networks
-from curvature_cases import CURVATURES, UNIT_FREE, estimate, supported
+from curvature_cases import CURVATURES, estimate, in_units, solve_in_own_units, supported
 from hypothesis import given
 from hypothesis import strategies as st
 from numerics import assert_close, flat, frobenius_distance, host
 
 from kfac_np import trees
-from kfac_np.backend import Array, Backend, get_backend
+from kfac_np.backend import Array, Backend, Rng, get_backend
 from kfac_np.curvature import (
+    EKFAC,
     BlockDiagonal,
     DampingRule,
     KFACBlock,
-    marquardt,
+    Ladder,
+    Moments,
     no_pi,
     pi_frobenius,
     pi_spectral,
     pi_trace,
     plain,
 )
-from kfac_np.errors import InputError
-from kfac_np.testing import CURVATURE_LAWS, check_curvature
+from kfac_np.errors import CurvatureError, InputError
+from kfac_np.fisher import Exact
 
 HostArray = np.ndarray[Any, Any]
 PI_RULES = {"trace": pi_trace, "frobenius": pi_frobenius, "spectral": pi_spectral}
-SPLIT_FREE = {**PI_RULES, "marquardt": marquardt}  # of the split of scale between A and G
-RULES: dict[str, DampingRule] = {**SPLIT_FREE, "no pi": no_pi, "plain": plain}
+RULES: dict[str, DampingRule] = {**PI_RULES, "no pi": no_pi, "plain": plain}
 DAMPINGS = (1e-4, 0.1, 150.0)
 
 
@@ -40,8 +41,6 @@ def split(rule: str, A: HostArray, G: HostArray, damping: float) -> tuple[Any, A
     if rule == "plain":
         return damping, damping
     gamma = np.sqrt(damping)
-    if rule == "marquardt":
-        return gamma * np.diag(A), gamma * np.diag(G)
     norms = {
         "no pi": lambda m: 1.0,
         "trace": lambda m: np.trace(m) / len(m),
@@ -106,75 +105,88 @@ SOME_OF_EACH_KIND = [
 ]
 
 
-@pytest.mark.parametrize("damping", DAMPINGS)
-@pytest.mark.parametrize("a", [A, second_moment(5, 0, rank=2)], ids=["regular", "singular"])
-def test_exact_unit_free_damping_is_by_the_diagonal_of_the_product(backend, a, damping: float):
-    damped = np.kron(G, a) + damping * np.diag(np.kron(np.diag(G), np.diag(a)))
-    actual = solved(backend, KFACBlock(rule=marquardt, exact_damping=True), a, G, V, damping)
-    condition = 5 * 3 / damping  # of a matrix with ones on its diagonal
-    expected = np.linalg.solve(damped, V.reshape(-1))
-    assert_close(flat(actual), expected, 1e-12 + 1e-14 * condition)
+IN_UNITS = ["kfac exactly damped", "diagonal", "exact blocks", "full", "ekfac"]
+
+
+@pytest.mark.parametrize("name", IN_UNITS)
+@pytest.mark.parametrize("network", SOME_OF_EACH_KIND, ids=str)
+def test_damping_in_own_units_is_relative(backend: Backend, name: str, network: NetworkCase):
+    """(F + λ diag(u)⁻²) x = v, and what is factorised is diag(u) F diag(u)."""
+    curvature, damping = CURVATURES[name].curvature, 0.05
+    e, v = network.build(backend).evaluate(), network.tangent(backend)
+    moments = curvature.estimate(e, Exact(), Rng(0), in_own_units=True)
+    units = curvature.units(moments, e.params)
+    matrix, inner = (
+        curvature.matrix(m, e.params) for m in (moments, curvature.in_units(moments, units))
+    )
+    x, events = solve_in_own_units(curvature, e, v, damping, measured=True)
+    assert not events
+    u = flat(in_units(units, trees.tree_map(backend.xp.ones_like, v)))
+    assert_close(flat(matrix.matvec(x)) + damping * flat(x) / u**2, flat(v), 1e-11)
+    assert_close(inner.to_dense(), u[:, None] * host(matrix.to_dense()) * u, 1e-12)
+    traces = curvature.block_traces(moments, e.params, units)
+    assert_close(sum(traces.values()) if traces else inner.trace(), inner.trace(), 1e-12)
+
+
+def test_ekfac_in_units_it_was_not_measured_in(backend: Backend):
+    """Until the next estimate its eigenvalues are those of K-FAC; undamped it is that."""
+    e = networks(name="tanh_squared")[0].build(backend).evaluate()
+    ekfac = EKFAC()
+    moments = estimate(ekfac, e)
+    units = ekfac.units(moments, e.params)
+    found = ekfac.matrix(ekfac.in_units(moments, units), e.params).to_dense()
+    kfac = BlockDiagonal()
+    expected = kfac.matrix(kfac.in_units(estimate(kfac, e), units), e.params).to_dense()
+    assert_close(found, expected)
+    again = ekfac.mix(moments, ekfac.estimate(e, Exact(), Rng(0), moments, in_own_units=True), 0.5)
+    measured = ekfac.estimate(e, Exact(), Rng(0), in_own_units=True)
+    assert_close(again["0"]["S"], measured["0"]["S"], 1e-10)
+    with pytest.raises(CurvatureError, match=r"give them to EKFAC\.in_units first"):
+        ekfac.factorise(measured, 0.1)
+
+
+def in_own_units(backend: Backend, block: KFACBlock, moments: Moments, w: HostArray, v: HostArray):
+    """u ∘ (block in units + 0.01)⁻¹ (u ∘ v) for a layer with weights w."""
+    m = {name: backend.asarray(x) for name, x in moments.items()}
+    s, x = block.units(m, backend.asarray(w))
+    factors = block.factorise(block.in_units(m, (s, x)), 0.01, Ladder("0"))
+    return host(s * x * block.solve(factors, s * x * backend.asarray(v)))
 
 
 @pytest.mark.parametrize(
-    "name", ["kfac exactly damped", "diagonal", "exact blocks", "full", "ekfac"]
+    "block", [KFACBlock(rule=no_pi), KFACBlock(exact_damping=True)], ids=["factored", "exact"]
 )
-@pytest.mark.parametrize("network", SOME_OF_EACH_KIND, ids=str)
-def test_unit_free_damping_adds_the_diagonal(backend: Backend, name: str, network: NetworkCase):
-    """(F + λ diag F) solve(v) = v, wherever F is not zero altogether (dead units, unseen words)."""
-    curvature, damping = UNIT_FREE[name], 0.05
-    e, v = network.build(backend).evaluate(), network.tangent(backend)
-    moments = estimate(curvature, e)
-    factors, events = curvature.factorise(moments, damping)
-    x, diagonal = curvature.solve(factors, v), flat(curvature.diagonal(moments, e.params))
-    if name == "ekfac":  # whose own diagonal is that of the exact blocks only in some basis
-        kfac = UNIT_FREE["kfac"]
-        diagonal = flat(kfac.diagonal(estimate(kfac, e), e.params))
-    back = flat(curvature.matrix(moments, e.params).matvec(x)) + damping * diagonal * flat(x)
-    assert not events
-    assert_close(back[diagonal > 0], flat(v)[diagonal > 0], 1e-11)
-    assert np.all(np.isfinite(flat(x)))
-
-
-@pytest.mark.parametrize("name", UNIT_FREE)
-def test_unit_free_curvatures_keep_the_laws(backend: Backend, name: str):
-    """But where S is measured in the basis of the batch at hand, it is no mean (of "ekfac")."""
-    problem = networks(name="tanh_squared")[0].build(backend)
-    of_the_basis = ("means", "chunks") if name == "ekfac" else ()
-    laws = [law for law in CURVATURE_LAWS if law not in of_the_basis]
-    check_curvature(
-        UNIT_FREE[name], problem.objective, problem.params, problem.x, problem.t, laws=laws
-    )
-
-
-@pytest.mark.parametrize("exact", [False, True], ids=["factored", "exact"])
 @pytest.mark.parametrize("shape", ["dense", "one-hot"])
-def test_entries_without_a_scale(backend: Backend, exact: bool, shape: str):
+def test_entries_without_a_scale(backend: Backend, block: KFACBlock, shape: str):
     """Features never seen and dead units change nothing for the others, and take short steps.
 
-    They are damped like the entry that has most curvature: `solve` is no larger for them.
+    They are damped like an input or output with the largest scale of the layer.
     """
     a, g = (np.zeros((m.shape[0] + 1,) * 2) for m in (A, G))
     a[:-1, :-1], g[1:, 1:] = A, G
     alone, v = A, np.ones((4, 6))
     if shape == "one-hot":
         a, alone = np.diag(a), np.diag(A)
-    block = KFACBlock(rule=marquardt, exact_damping=exact)
-    x = solved(backend, block, a, g, v, 0.01)
-    assert_close(x[1:, :-1], solved(backend, block, alone, G, v[1:, :-1], 0.01))
-    largest = np.max(np.diag(A)) * np.max(np.diag(G))
-    assert x[0, -1] == pytest.approx(1 / (0.01 * largest), rel=1e-12)
+    w = np.zeros((4, 6))
+    w[1:] = np.random.default_rng(5).standard_normal((3, 6))
+    x = in_own_units(backend, block, {"A": a, "G": g}, w, v)
+    others = in_own_units(backend, block, {"A": alone, "G": G}, w[1:, :-1], v[1:, :-1])
+    assert_close(x[1:, :-1], others)
+    rows = w[1:, :-1]
+    outputs = np.einsum("ij,jk,ik->i", rows, A if shape == "dense" else np.diag(np.diag(A)), rows)
+    largest = np.max(outputs) / np.max(np.diag(A))
+    assert x[0, -1] == pytest.approx(largest / 0.01, rel=1e-12)
 
 
 @pytest.mark.parametrize("unit", [1e-13, 1e13])
-def test_unit_free_damping_in_extreme_units(unit: float):
+def test_damping_in_extreme_units(unit: float):
     """Second moments of 1e±26 in single precision: no rung is needed, and no digit lost."""
-    backend, block = get_backend("numpy", "float32"), KFACBlock(rule=marquardt)
-    scale = np.ones(5)
+    backend, block, scale = get_backend("numpy", "float32"), KFACBlock(), np.ones(5)
     scale[2:] = unit
-    expected = solved(backend, block, A, G, V, 0.01)
+    w = np.random.default_rng(5).standard_normal((3, 5))
+    expected = in_own_units(backend, block, {"A": A, "G": G}, w, V)
     a = A * scale[:, None] * scale
-    found = solved(backend, block, a, G, V * scale, 0.01) * scale
+    found = in_own_units(backend, block, {"A": a, "G": G}, w / scale, V * scale) * scale
     assert_close(found, expected, 1e-5)
 
 
@@ -210,14 +222,14 @@ def test_solve_is_the_inverse_of_the_matrix_damped(backend, name: str, network: 
         assert 0.1 * exact < ours <= exact * (1 + 1e-12)
 
 
-@pytest.mark.parametrize("rule", SPLIT_FREE)
+@pytest.mark.parametrize("rule", PI_RULES)
 @given(log_c=st.floats(-6, 6), log_damping=st.floats(-4, 2))
 def test_pi_does_not_notice_how_scale_is_split(
     backend: Backend, rule: str, log_c: float, log_damping: float
 ):
     """A → cA, G → G/c changes neither the product nor the update."""
     c, damping = 10.0**log_c, 10.0**log_damping
-    block = KFACBlock(rule=SPLIT_FREE[rule])
+    block = KFACBlock(rule=PI_RULES[rule])
     expected = solved(backend, block, A, G, V, damping)
     assert_close(solved(backend, block, c * A, G / c, V, damping), expected)
 

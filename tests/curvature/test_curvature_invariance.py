@@ -16,7 +16,7 @@ from typing import Any, final
 import numpy as np
 import pytest
 from cases import class_targets, real_targets
-from curvature_cases import CURVATURES, UNIT_FREE, in_units
+from curvature_cases import CURVATURES, in_units, solve_in_own_units
 from numerics import assert_close, frobenius_distance, host
 
 from kfac_np import trees
@@ -27,9 +27,9 @@ from kfac_np.curvature import (
     Curvature,
     DiagonalBlock,
     ExactBlock,
+    FullKronecker,
     KFACBlock,
     Ladder,
-    marquardt,
     plain,
 )
 from kfac_np.curvature.base import Units
@@ -147,15 +147,13 @@ def natural(curvature: Curvature, fisher: FisherType, damping: float = 0.0) -> D
     return direction
 
 
-def in_own_units(curvature: Curvature, damping: float) -> Direction:
+def in_own_units(curvature: Curvature, damping: float, *, measured: bool) -> Direction:
     """As `natural`, but damped where every parameter is a pure number."""
 
     def direction(e: Any) -> Tree:
-        moments = curvature.estimate(e, Exact(), Rng(5))
-        units = curvature.units(moments, e.params)
-        factors, events = curvature.factorise(curvature.in_units(moments, units), damping)
+        step, events = solve_in_own_units(curvature, e, e.gradient(), damping, measured=measured)
         assert not events
-        return in_units(units, curvature.solve(factors, in_units(units, e.gradient())))
+        return step
 
     return direction
 
@@ -259,35 +257,23 @@ def test_damping_breaks_invariance(backend: Backend, block: KFACBlock):
     assert drift(backend, natural(BlockDiagonal(block), Exact(), damping=0.1)) >= 0.03
 
 
-@pytest.mark.parametrize("damping", [1e-4, 1.0])
-@pytest.mark.parametrize("name", UNIT_FREE)
-def test_unit_free_damping_does_not_break_invariance_to_units(
-    backend: Backend, name: str, damping: float
-):
-    """Features, hidden units and outputs rescaled by powers of ten: the damped update is the same.
-
-    To rounding errors of matrices of condition 1 / √damping, or 1 / damping; but rescaling by what
-    is no power of two rounds the weights themselves.
-    """
-    direction = natural(UNIT_FREE[name], Exact(), damping)
-    assert drift(backend, direction, omega="units", phi="units") <= 1e-10
-
-
-@pytest.mark.parametrize("name", ["kfac", "kfac exactly damped", "diagonal", "tridiagonal", "full"])
-def test_a_multiple_of_the_identity_has_units(backend: Backend, name: str):
-    direction = natural(CURVATURES[name].curvature, Exact(), 0.1)
-    assert drift(backend, direction, omega="units", phi="units") >= 0.05
+IN_UNITS = {name: case.curvature for name, case in CURVATURES.items()}
+IN_UNITS["full kronecker"] = FullKronecker()
 
 
 @pytest.mark.parametrize("damping", [1e-4, 1.0])
-@pytest.mark.parametrize("name", [name for name in CURVATURES if name.startswith(("kfac", "tri"))])
+@pytest.mark.parametrize("name", [*IN_UNITS, "ekfac measured"])
 def test_damping_in_own_units_does_not_break_invariance_to_units(
     backend: Backend, name: str, damping: float
 ):
-    """Features, hidden units and outputs rescaled by powers of two, which round nothing."""
-    curvature = CURVATURES[name].curvature
+    """Features, hidden units and outputs rescaled by powers of two, which round nothing.
+
+    By a multiple of the identity the damped update is another one.
+    """
+    curvature, measured = IN_UNITS[name.removesuffix(" measured")], name.endswith(" measured")
     other = {"omega": "powers", "phi": "powers"}
-    assert drift(backend, in_own_units(curvature, damping), **other) <= 1e-14
+    own = in_own_units(curvature, damping, measured=measured)
+    assert drift(backend, own, **other) <= 1e-14
     assert drift(backend, natural(curvature, Exact(), damping), **other) >= 0.01
 
 
@@ -319,46 +305,18 @@ def every_kind(backend: Backend, by: Rescaled) -> dict[str, tuple[Statistics, Ho
 
 @pytest.mark.parametrize("kind", ["affine", "grouped", "embedding", "elementwise"])
 @pytest.mark.parametrize(
-    ("own", "identity"),
+    "block",
     [
-        (KFACBlock(rule=marquardt), KFACBlock()),
-        (KFACBlock(rule=marquardt, exact_damping=True), KFACBlock(exact_damping=True)),
-        (DiagonalBlock(unit_free=True), DiagonalBlock()),
-        (ExactBlock(unit_free=True), ExactBlock()),
+        KFACBlock(),
+        KFACBlock(rule=plain),
+        KFACBlock(exact_damping=True),
+        DiagonalBlock(),
+        ExactBlock(),
     ],
     ids=repr,
 )
-def test_unit_free_damping_of_every_kind_of_parameter(
-    backend: Backend, own: Block, identity: Block, kind: str
-):
-    """Where U becomes D ∘ U, what is solved becomes D⁻¹ ∘ solve(D⁻¹ ∘ v)."""
-
-    def solved(block: Block, by: Rescaled) -> HostArray:
-        s, units = every_kind(backend, by)[kind]
-        scale, ladder = Scale(7, 7), Ladder("0")
-        moments = {**block.input_moments(s, scale), **block.moments(s, scale)}
-        factors = block.factorise(moments, 0.3, ladder)
-        assert not ladder.events
-        v = np.random.default_rng(7).standard_normal(units.shape)
-        return units * host(block.solve(factors, backend.asarray(units * v)))
-
-    assert own.unit_free
-    assert not identity.unit_free
-    first = solved(own, AS_THEY_ARE)
-    assert_close(solved(own, BY_ANYTHING), first)
-    damped = solved(identity, AS_THEY_ARE)
-    assert frobenius_distance(damped, first) > 0.05
-    assert frobenius_distance(solved(identity, BY_ANYTHING), damped) > 0.05
-
-
-@pytest.mark.parametrize("kind", ["affine", "grouped", "embedding", "elementwise"])
-@pytest.mark.parametrize(
-    "block", [KFACBlock(), KFACBlock(rule=plain), KFACBlock(exact_damping=True)], ids=repr
-)
-def test_damping_in_own_units_of_every_kind_of_parameter(
-    backend: Backend, block: KFACBlock, kind: str
-):
-    """As above, of u ∘ solve(u ∘ v) with the moments in units u.
+def test_damping_in_own_units_of_every_kind_of_parameter(backend: Backend, block: Block, kind: str):
+    """Where U becomes D ∘ U, u ∘ solve(u ∘ v) becomes D⁻¹ ∘ that, with the moments in units u.
 
     What is scaled and shifted has been normalised, and is not rescaled.
     """

@@ -27,8 +27,9 @@ EPSILON = float(np.finfo(np.float64).eps)
 
 
 def alike(scales: HostArray) -> bool:
-    """Whether they are one quantity: within a factor of 10 of their (upper) median."""
-    return bool(scales.max() <= 10 * np.sort(scales)[len(scales) // 2])
+    """Whether they are one quantity: within a factor of 10 of their (upper) median, as is 1."""
+    median = np.sort(scales)[len(scales) // 2]
+    return bool(scales.max() <= 10 * median and median <= 10)
 
 
 def own_units(A: HostArray, W: HostArray) -> HostArray:

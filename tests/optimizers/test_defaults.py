@@ -213,6 +213,8 @@ def test_a_rule_has_to_say_how_many_examples_and_steps(name: str, least: Any) ->
 
 
 def test_reports_are_json_whatever_the_numbers() -> None:
-    report = StepReport(1, 8, {"loss": 0.5, "objective": 0.5, "rho": math.inf})
-    assert report.rho == math.inf
-    assert json.loads(json.dumps(report.as_dict(), allow_nan=False))["rho"] is None
+    """A ratio that says nothing is none."""
+    numbers = {"loss": 0.5, "objective": 0.5, "model_decrease": math.inf, "rho": -math.inf}
+    report = StepReport(1, 8, numbers)
+    assert (report.model_decrease, report.rho) == (math.inf, None)
+    assert json.loads(json.dumps(report.as_dict(), allow_nan=False))["model_decrease"] is None

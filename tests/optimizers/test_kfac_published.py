@@ -137,7 +137,7 @@ RUNS = [
 ]
 INCOMMENSURATE = Case("incommensurate", Net((3, 4, 2), "relu", "squared"), spread=(1.0, 0.1, 1e3))
 BATCHES = Case("batches", Net((3, 3, 2), "tanh", "sigmoid"), weighted=True, batch=16)
-LARGE = Case("large_inputs_3", Net((3, 4, 2), "relu", "squared"), spread=(30.0, 30.0, 30.0))
+LARGE = Case("large_inputs_3", Net((3, 4, 2), "relu", "squared"), spread=(9.0, 9.0, 9.0))
 OUTLIER = Case("relu_softmax_outlier", Net((3, 5, 3), "relu", "softmax"), batch=16, outlier=12)
 DEFAULTS = [
     *(Run(case(name), None) for name in ("tanh_squared", "weighted_sigmoid", "no_bias_softmax")),

@@ -168,27 +168,34 @@ def test_damping_ends_the_invariance() -> None:
 
 # ---------------------------------------------------------------------------- units, damped
 
-FEATURES = (np.array([2.0**-9, 1, 2.0**6, 2.0**15]), np.array([2.0**15, 2.0**4, 2.0**-9, 1]))
+FEATURES = {
+    "apart": (np.array([2.0**-9, 1, 2.0**6, 2.0**15]), np.array([2.0**15, 2.0**4, 2.0**-9, 1])),
+    "together": (np.full(4, 2.0**7), np.full(4, 2.0**20)),
+}
 HIDDEN = (np.array([1, 2.0**-9, 2.0**9, 2.0, 0.5]), np.array([2.0**12, 1, 0.25, 2.0**-5, 8.0]))
 
 
-def in_other_units(which: int) -> tuple[Tree, HostArray, Callable[[Tree], list[HostArray]]]:
+def in_other_units(
+    units: str, which: int
+) -> tuple[Tree, HostArray, Callable[[Tree], list[HostArray]]]:
     """Parameters and inputs in one of two sets of units, and how parameters are brought back."""
     draws = np.random.default_rng(5)
     x, first, last = (draws.standard_normal(s) for s in ((60, 4), (5, 5), (2, 6)))
-    f, c = np.append(FEATURES[which], 1.0), HIDDEN[which]
+    features = FEATURES[units][which]
+    f, c = np.append(features, 1.0), HIDDEN[which] if units == "apart" else np.ones(5)
     outer = np.append(c, 1.0)
     params = (c[:, None] * first / f, (), last / outer)
 
     def back(p: Tree) -> list[HostArray]:
         return [p[0] / c[:, None] * f, p[2] * outer]
 
-    return params, x * FEATURES[which], back
+    return params, x * features, back
 
 
 @pytest.mark.parametrize("relative", [True, False])
-def test_damped_path_does_not_see_units(relative: bool) -> None:
-    """Features and hidden units that differ by orders of magnitude, in one set of units or other.
+@pytest.mark.parametrize("units", FEATURES)
+def test_damped_path_does_not_see_units(units: str, relative: bool) -> None:
+    """Features, and hidden units, that are orders of magnitude apart, or all far from 1.
 
     With damping in the layers' own units, the same parameters but for the units, step by step.
     """
@@ -197,7 +204,7 @@ def test_damped_path_does_not_see_units(relative: bool) -> None:
     kfac = KFAC(objective, fisher=Exact(), relative=relative)
     paths: list[list[HostArray]] = []
     for which in (0, 1):
-        params, x, back = in_other_units(which)
+        params, x, back = in_other_units(units, which)
         state, path = kfac.init(params), []
         for _ in range(25):
             state, report = kfac.step(state, x, t)

@@ -466,6 +466,7 @@ def test_candidates_that_cannot_be_compared() -> None:
         (None, "KFAC gamma: expected a tuple of candidates in step 1, got None"),
         ((1.0, -1.0), "KFAC gamma: a candidate in step 1: expected a number >= 0, got -1.0"),
         (("a",), "KFAC gamma: a candidate in step 1: expected a number"),
+        ((1e300,), "KFAC gamma: a candidate in step 1: .* square is finite, got 1e\\+300"),
     ],
 )
 def test_candidates_of_a_policy_of_ones_own(found: Any, message: str) -> None:

@@ -13,7 +13,7 @@ from kfac_np.curvature.base import Block, Factors, Moments, Units
 from kfac_np.curvature.blocks.grouped import GroupedBlock
 from kfac_np.curvature.blocks.kronecker import KroneckerBlock
 from kfac_np.curvature.blocks.scale_shift import UnitBlock
-from kfac_np.curvature.damping_rules import DampingRule, marquardt, pi_trace
+from kfac_np.curvature.damping_rules import DampingRule, pi_trace
 from kfac_np.curvature.factors import INPUTS
 from kfac_np.curvature.ladder import Ladder
 from kfac_np.curvature.sharing import Sharing, expand
@@ -127,19 +127,17 @@ class KFACBlock(ByKind):
         `expand` (KFC) or `reduce`, for weights used at several locations.
     rule : callable
         (A, G, γ) → (γ_A, γ_G): how √damping is split between the factors. The inverse is
-        (G + γ_G I)⁻¹ ⊗ (A + γ_A I)⁻¹. With `marquardt` damping is relative to the diagonals of A
-        and G, and no units matter.
+        (G + γ_G I)⁻¹ ⊗ (A + γ_A I)⁻¹.
     exact_damping : bool
-        Invert G ⊗ A + damping · I itself instead, by eigendecompositions; with `marquardt` it is
-        G ⊗ A + damping · diag G ⊗ diag A, and other rules are not used.
+        Invert G ⊗ A + damping · I itself instead, by eigendecompositions; no rule is used.
     elementwise : Block
-        For scale and shift: `UnitBlock` (exact 2×2 blocks), `DiagonalBlock` or `ExactBlock`. With
-        `marquardt` it is damped by its diagonal, too.
+        For scale and shift: `UnitBlock` (exact 2×2 blocks), `DiagonalBlock` or `ExactBlock`.
 
     Notes
     -----
     Undamped, steps do not depend on the units, or on any invertible affine map, of a layer's inputs
-    and outputs (Martens & Grosse 2015, §10); damping with a multiple of I ends that.
+    and outputs (Martens & Grosse 2015, §10); damping with a multiple of I ends that, unless it is
+    done in the layers' own units (`Block.units`).
 
     References
     ----------
@@ -174,10 +172,6 @@ class KFACBlock(ByKind):
         exact = ", exact_damping=True" if self.exact_damping else ""
         return f"KFACBlock({', '.join(names)}{exact})"
 
-    @property
-    def unit_free(self) -> bool:
-        return self.rule is marquardt
-
     @cached_property
     def kinds(self) -> Mapping[type, Block]:
         product = KroneckerBlock(self.sharing, self.rule, self.exact_damping)
@@ -192,15 +186,15 @@ def block_of_each_kind(product: Block, elementwise: Block) -> dict[type, Block]:
     product : Block
         For all that has factors A and G.
     elementwise : Block
-        For scale and shift; unit-free if `product` is.
+        For scale and shift.
 
     Examples
     --------
-    >>> block_of_each_kind(KroneckerBlock(rule=marquardt), UnitBlock())[ElementwiseStatistics]
-    UnitBlock(unit_free=True)
+    >>> block_of_each_kind(KroneckerBlock(), UnitBlock())[ElementwiseStatistics]
+    UnitBlock()
     """
     return {
         **dict.fromkeys(INPUTS, product),
         GroupedStatistics: GroupedBlock(product),
-        ElementwiseStatistics: elementwise.made_unit_free() if product.unit_free else elementwise,
+        ElementwiseStatistics: elementwise,
     }

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, Patches, above_rounding, are_finite, array_namespace
-from kfac_np.curvature.base import Block, Factors, Moments
+from kfac_np.curvature.base import Block, Factors, Moments, Units
 from kfac_np.curvature.ladder import Ladder, require_damping
-from kfac_np.curvature.units import scales
+from kfac_np.curvature.units import own_units
 from kfac_np.errors import CurvatureError
 from kfac_np.matrices import DiagonalMatrix
 from kfac_np.statistics import AffineStatistics, Scale, Statistics, term_gradients
-from kfac_np.validation import plain_fields, require_flag
 
 __all__ = ["DiagonalBlock"]
 
 
 @final
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class DiagonalBlock(Block):
     """F ≈ diag((1/M) Σ_{n,k} U_nk²), U_nk the gradient of one vector at one example.
 
     The exact diagonal of the chosen Fisher. Its inverse is that of diag(F) + damping · I.
-
-    Parameters
-    ----------
-    unit_free : bool
-        Damp by damping · diag(F) instead (`kfac_np.curvature.marquardt`).
 
     Examples
     --------
@@ -37,15 +31,6 @@ class DiagonalBlock(Block):
     >>> DiagonalBlock().moments(s, Scale(terms=1, examples=1))["diagonal"]
     array([[ 9., 36.]])
     """
-
-    unit_free: bool = False
-
-    def __post_init__(self) -> None:
-        plain_fields(self)
-        require_flag("DiagonalBlock unit_free", self.unit_free)
-
-    def made_unit_free(self) -> DiagonalBlock:
-        return replace(self, unit_free=True)
 
     def supports(self, statistics: object) -> bool:
         return isinstance(statistics, Statistics)
@@ -80,6 +65,13 @@ class DiagonalBlock(Block):
     def matrix(self, moments: Moments, shape: tuple[int, ...]) -> DiagonalMatrix:
         return DiagonalMatrix(moments["diagonal"])
 
+    def units(self, moments: Moments, parameter: Array) -> Units | None:
+        return (own_units(moments["diagonal"]),)
+
+    def in_units(self, moments: Moments, units: Units) -> Moments:
+        (u,) = units
+        return {"diagonal": moments["diagonal"] * u * u}
+
     def factorise(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
     ) -> Factors:
@@ -87,10 +79,6 @@ class DiagonalBlock(Block):
         diagonal = moments["diagonal"]
         if not ladder.holds(are_finite(diagonal)):
             return ladder.keep("diagonal", previous, damping)
-        if self.unit_free:
-            xp = array_namespace(diagonal)
-            own = xp.reshape(scales(xp.reshape(diagonal, (-1,))), diagonal.shape)
-            diagonal, damping = diagonal + damping * own, 0.0
         return {"inverse": ladder.reciprocal("diagonal", diagonal, damping)}
 
     def solve(self, factors: Factors, v: Array) -> Array:

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, array_namespace, second_moment
-from kfac_np.curvature.base import Block, Factors, Moments
+from kfac_np.curvature.base import Block, Factors, Moments, Units
 from kfac_np.curvature.blocks.diagonal import require_vectors
-from kfac_np.curvature.factors import DenseFactor
+from kfac_np.curvature.factors import DenseFactor, rescaled
 from kfac_np.curvature.ladder import Ladder, require_damping
-from kfac_np.curvature.units import scales
+from kfac_np.curvature.units import own_units
 from kfac_np.matrices import DenseMatrix
 from kfac_np.statistics import Scale, Statistics, term_gradients
-from kfac_np.validation import plain_fields, require_flag
 
 __all__ = ["ExactBlock"]
 
 
 @final
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class ExactBlock(Block):
     """(1/M) Σ_{n,k} vec(U_nk) vec(U_nk)ᵀ, stored whole; vec is row-major.
 
     U_nk is the sum over locations of g āᵀ: the exact block for every kind of weight sharing.
-
-    Parameters
-    ----------
-    unit_free : bool
-        Damp by damping · diag instead of damping · I (`kfac_np.curvature.marquardt`).
 
     Examples
     --------
@@ -39,15 +33,6 @@ class ExactBlock(Block):
     array([[ 9., 18.],
            [18., 36.]])
     """
-
-    unit_free: bool = False
-
-    def __post_init__(self) -> None:
-        plain_fields(self)
-        require_flag("ExactBlock unit_free", self.unit_free)
-
-    def made_unit_free(self) -> ExactBlock:
-        return replace(self, unit_free=True)
 
     def supports(self, statistics: object) -> bool:
         return isinstance(statistics, Statistics)
@@ -65,13 +50,20 @@ class ExactBlock(Block):
     def matrix(self, moments: Moments, shape: tuple[int, ...]) -> DenseMatrix:
         return DenseMatrix(moments["block"], shape)
 
+    def units(self, moments: Moments, parameter: Array) -> Units | None:
+        xp = array_namespace(parameter)
+        return (own_units(xp.reshape(xp.linalg.diagonal(moments["block"]), parameter.shape)),)
+
+    def in_units(self, moments: Moments, units: Units) -> Moments:
+        (u,) = units
+        return {"block": rescaled(moments["block"], array_namespace(u).reshape(u, (-1,)))}
+
     def factorise(
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None = None
     ) -> Factors:
         require_damping(damping)
         m, old = DenseFactor(moments["block"]), (previous or {}).get("inverse")
-        each = scales(m.diagonal()) if self.unit_free else 1.0
-        return {"inverse": m.damped_inverse(ladder, "block", damping * each, old)}
+        return {"inverse": m.damped_inverse(ladder, "block", damping, old)}
 
     def solve(self, factors: Factors, v: Array) -> Array:
         xp = array_namespace(v)

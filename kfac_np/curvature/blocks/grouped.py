@@ -42,10 +42,6 @@ class GroupedBlock(Block):
 
     block: Block
 
-    @property
-    def unit_free(self) -> bool:
-        return self.block.unit_free
-
     def supports(self, statistics: object) -> bool:
         return isinstance(statistics, GroupedStatistics) and all(
             self.block.supports(group) for group in statistics.groups

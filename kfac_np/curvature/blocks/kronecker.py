@@ -7,7 +7,7 @@ from typing import Any, final
 
 from kfac_np.backend import Array, Patches, Scalar, array_namespace, clip
 from kfac_np.curvature.base import Block, Factors, Moments, Units
-from kfac_np.curvature.damping_rules import DampingRule, marquardt, pi_trace
+from kfac_np.curvature.damping_rules import DampingRule, pi_trace
 from kfac_np.curvature.factors import INPUTS, DenseFactor, derivative_moment, factor, rescaled
 from kfac_np.curvature.ladder import Ladder, require_damping
 from kfac_np.curvature.sharing import Sharing, expand
@@ -43,10 +43,6 @@ class KroneckerBlock(Block):
     sharing: Sharing = expand
     rule: DampingRule = pi_trace
     exact_damping: bool = False
-
-    @property
-    def unit_free(self) -> bool:
-        return self.rule is marquardt
 
     # ------------------------------------------------------------------------------- moments
 
@@ -119,21 +115,12 @@ class KroneckerBlock(Block):
         self, moments: Moments, damping: float, ladder: Ladder, previous: Factors | None
     ) -> Factors:
         a, g = factor(moments["A"]), DenseFactor(moments["G"])
-        unit_a = unit_g = None
-        if self.unit_free:
-            (a, unit_a), (g, unit_g) = a.in_own_units(), g.in_own_units()
         try:
             (values_a, u_a), (values_g, u_g) = a.eigh(), g.eigh()
         except FactorizationError:
             return ladder.keep("A, G", previous, damping)
         values = clip(values_g, low=0.0)[:, None] * clip(values_a, low=0.0)[None, :]
         inverse = ladder.reciprocal("A, G", values, damping)
-        if unit_a is not None and unit_g is not None:  # back from the units of A and G
-            u_g = unit_g[:, None] * u_g
-            if u_a is None:
-                inverse = inverse * (unit_a * unit_a)[None, :]
-            else:
-                u_a = unit_a[:, None] * u_a
         factors = {"U_G": u_g, "inverse_values": inverse}
         return factors if u_a is None else {"U_A": u_a, **factors}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, are_finite, array_namespace
@@ -12,24 +12,18 @@ from kfac_np.curvature.units import scales
 from kfac_np.matrices import UnitMatrix
 from kfac_np.matrices.stacked import unit_apply, unit_eigh
 from kfac_np.statistics import ElementwiseStatistics, Scale, term_gradients
-from kfac_np.validation import plain_fields, require_flag
 
 __all__ = ["UnitBlock"]
 
 
 @final
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class UnitBlock(Block):
     """The exact 2×2 block of each channel's scale and shift; what couples channels is left out.
 
     (1/M) Σ_{n,k} u uᵀ, u = (∂/∂γ_c, ∂/∂β_c); 1×1 without a shift. The damping is exact. Without
     vectors (`InputOnly`) it is what a Kronecker factor of inputs is elsewhere, the mean over
     examples and locations of u uᵀ with u = (x̂_c, 1).
-
-    Parameters
-    ----------
-    unit_free : bool
-        Damp by damping · diag instead of damping · I (`kfac_np.curvature.marquardt`).
 
     Examples
     --------
@@ -40,15 +34,6 @@ class UnitBlock(Block):
     array([[[36., 18.],
             [18.,  9.]]])
     """
-
-    unit_free: bool = False
-
-    def __post_init__(self) -> None:
-        plain_fields(self)
-        require_flag("UnitBlock unit_free", self.unit_free)
-
-    def made_unit_free(self) -> UnitBlock:
-        return replace(self, unit_free=True)
 
     def supports(self, statistics: object) -> bool:
         return isinstance(statistics, ElementwiseStatistics)
@@ -85,14 +70,8 @@ class UnitBlock(Block):
         blocks = moments["units"]
         if not ladder.holds(are_finite(blocks)):
             return ladder.keep("units", previous, damping)
-        if not self.unit_free:
-            values, vectors = unit_eigh(blocks)
-            return {"inverse_values": ladder.reciprocal("units", values, damping), "U": vectors}
-        xp = array_namespace(blocks)  # scales have units of their own, and so have shifts
-        unit = 1.0 / xp.sqrt(scales(xp.linalg.diagonal(blocks).T).T)
-        values, vectors = unit_eigh(unit[:, :, None] * blocks * unit[:, None, :])
-        inverse = ladder.reciprocal("units", values, damping)
-        return {"inverse_values": inverse, "U": unit[:, :, None] * vectors}
+        values, vectors = unit_eigh(blocks)
+        return {"inverse_values": ladder.reciprocal("units", values, damping), "U": vectors}
 
     def solve(self, factors: Factors, v: Array) -> Array:
         return unit_apply(factors["U"], factors["inverse_values"], v)

@@ -62,10 +62,6 @@ class BlockDiagonal(Curvature):
     def separable(self) -> bool:
         return True
 
-    @property
-    def unit_free(self) -> bool:
-        return all(block.unit_free for block in (self.block, *self.overrides.values()))
-
     def block_of(self, path: str) -> Block:
         return self.overrides.get(path, self.block)
 

@@ -15,18 +15,18 @@ from kfac_np.curvature.base import (
     Factors,
     Moments,
     SecondPass,
+    Units,
     accumulate,
     joined,
 )
-from kfac_np.curvature.blocks.by_kind import ByKind, block_of_each_kind
+from kfac_np.curvature.blocks.by_kind import ByKind, KFACBlock, block_of_each_kind
 from kfac_np.curvature.blocks.diagonal import require_vectors
 from kfac_np.curvature.blocks.kronecker import KroneckerBlock
 from kfac_np.curvature.blocks.scale_shift import UnitBlock
-from kfac_np.curvature.blocks.spectral import SpectralBlock
-from kfac_np.curvature.damping_rules import marquardt, pi_trace
+from kfac_np.curvature.blocks.spectral import SpectralBlock, units_of
 from kfac_np.curvature.ladder import Ladder, LadderEvent, factorise_each, require_damping
 from kfac_np.curvature.networks.block_diagonal import BlockDiagonal
-from kfac_np.curvature.networks.ekfac_basis import first_basis, next_bases
+from kfac_np.curvature.networks.ekfac_basis import BASIS, first_basis, next_bases
 from kfac_np.curvature.networks.ekfac_moments import resolve, rotated_squares
 from kfac_np.curvature.owners import require_own
 from kfac_np.curvature.sharing import Sharing, expand
@@ -34,12 +34,11 @@ from kfac_np.errors import CurvatureError
 from kfac_np.fisher import FisherType
 from kfac_np.matrices import BlockDiagonalMatrix
 from kfac_np.objective import Evaluation
-from kfac_np.statistics import Scale
+from kfac_np.statistics import Scale, Statistics
 from kfac_np.trees import Tree
 from kfac_np.validation import (
     plain_fields,
     require_callable,
-    require_flag,
     require_instance,
     require_integer,
 )
@@ -63,7 +62,11 @@ class EKFAC(Curvature):
 
     Even undamped, steps are not invariant to affine maps of a layer's inputs and outputs, as those
     of K-FAC are, but to rotations only: what is diagonal in the eigenbasis of A is not so in that
-    of D A D. In other units EKFAC is another approximation.
+    of D A D. In other units EKFAC is another approximation. An optimiser that damps in the layers'
+    own `units` has the eigenbasis of A and G in these, too (`in_own_units` of `estimate`); then
+    rescaled features, hidden units and outputs change nothing of a damped step. Units are kept as
+    long as the basis. Moments estimated without them get a basis from `in_units`, and the
+    eigenvalues of K-FAC until the next estimate.
 
     The basis is kept for `basis_interval` estimates, through which S is averaged; then it is
     renewed from the averages of A and G so far, and S begins anew. Moments of a parameter are A, G,
@@ -88,13 +91,6 @@ class EKFAC(Curvature):
         For scale and shift, as in `KFACBlock`.
     basis_interval : int
         Estimates for which a basis is used; 1 takes a new one each time.
-    unit_free : bool
-        Take the eigenvectors of A and G in units of their own diagonals, and damp there. The
-        eigenvectors of A are others when features are rescaled, and so are eigenvalues S that are
-        measured along them; those of D_A⁻¹ᐟ² A D_A⁻¹ᐟ², D_A = diag A, are the same. U_A is
-        D_A⁻¹ᐟ² times these, U_G likewise, F ≈ (U_G ⊗ U_A)⁻ᵀ diag(S) (U_G ⊗ U_A)⁻¹, and the damping
-        is damping · diag G ⊗ diag A, G and A as they were when the basis was made (of embeddings, A
-        as it is).
 
     References
     ----------
@@ -124,14 +120,12 @@ class EKFAC(Curvature):
     sharing: Sharing = expand
     elementwise: Block = UnitBlock()
     basis_interval: int = 20
-    unit_free: bool = False
 
     def __post_init__(self) -> None:
         plain_fields(self)
         require_callable("EKFAC sharing", self.sharing)
         require_instance("EKFAC elementwise", self.elementwise, Block)
         require_integer("EKFAC basis_interval", self.basis_interval)
-        require_flag("EKFAC unit_free", self.unit_free)
 
     def __repr__(self) -> str:
         # Without the address of a function: a saved fit is recognised by it in another process.
@@ -141,7 +135,7 @@ class EKFAC(Curvature):
 
     @cached_property
     def _block(self) -> ByKind:
-        return _EKFACBlock(self.sharing, self.elementwise, self.unit_free)
+        return _EKFACBlock(self.sharing, self.elementwise)
 
     @cached_property
     def _blocks(self) -> BlockDiagonal:
@@ -162,6 +156,8 @@ class EKFAC(Curvature):
         fisher: FisherType,
         rng: Rng,
         old: dict[str, Moments] | None = None,
+        *,
+        in_own_units: bool = False,
     ) -> dict[str, Moments]:
         """Moments on a batch, S in the basis of `old`, which is renewed first if it is its time.
 
@@ -173,9 +169,14 @@ class EKFAC(Curvature):
         FactorizationError
             The first A or G is finite, and has no eigendecomposition.
         """
+
+        def units(moments: dict[str, Moments]) -> dict[str, Units]:
+            return self._new_units(moments, e.params) if in_own_units else {}
+
         if old is not None:
             self.require_own(old)
-            bases = next_bases(_with_factors(old), self.basis_interval, unit_free=self.unit_free)
+            factors = _with_factors(old)
+            bases = next_bases(factors, self.basis_interval, units(factors))
 
             def all_moments(statistics: Tree, scale: Scale) -> dict[str, Moments]:
                 return joined(self.moments(statistics, scale), _squares(bases, statistics, scale))
@@ -184,10 +185,9 @@ class EKFAC(Curvature):
         else:
             rng = rng.spawn()  # of which both passes take the same vectors
             plain = super().estimate(e, fisher, rng.child())
-            bases = {
-                path: first_basis(path, m, unit_free=self.unit_free)
-                for path, m in _with_factors(plain).items()
-            }
+            factors = _with_factors(plain)
+            own = units(factors)
+            bases = {path: first_basis(path, m, own.get(path)) for path, m in factors.items()}
             again = partial(_squares, bases)
             found = joined(plain, accumulate(e, fisher, rng.child(), _nothing, again)[1])
         return _in_bases(found, bases)
@@ -198,7 +198,7 @@ class EKFAC(Curvature):
 
     def second_pass(self, moments: dict[str, Moments], like: Array) -> SecondPass:
         bases = {
-            path: _in_precision(first_basis(path, m, unit_free=self.unit_free), like)
+            path: _in_precision(first_basis(path, m, None), like)
             for path, m in _with_factors(moments).items()
         }
 
@@ -230,7 +230,7 @@ class EKFAC(Curvature):
         """
         self.require_own(old)
         averaged = {
-            path: {name: x for name, x in m.items() if name not in ("U_A", "U_G", "age")}
+            path: {name: x for name, x in m.items() if name not in (*BASIS, "age")}
             for path, m in new.items()
         }
         before = {path: {name: old[path][name] for name in m} for path, m in averaged.items()}
@@ -248,6 +248,29 @@ class EKFAC(Curvature):
     ) -> dict[str, Moments]:
         """`new` itself: what is measured in one basis does not mix with what is in another."""
         return new
+
+    # ---------------------------------------------------------------------------------- units
+
+    def _new_units(self, moments: dict[str, Moments], params: Tree) -> dict[str, Units]:
+        """Units of the parameters that have factors, from A as it is now."""
+        plain = {path: {"A": m["A"], "G": m["G"]} for path, m in moments.items()}
+        of = {path: p for path, p in trees.items(params) if path in plain}
+        kfac = KFACBlock(self.sharing)
+        found = {path: kfac.units(m, of[path]) for path, m in plain.items()}
+        return {path: u for path, u in found.items() if u is not None}
+
+    def units(self, moments: dict[str, Moments], params: Tree) -> dict[str, Units]:
+        self.require_own(moments)
+        return self._blocks.units(moments, params)
+
+    def mixes_units(self, moments: dict[str, Moments]) -> bool:
+        return self._blocks.mixes_units(moments)
+
+    def in_units(
+        self, moments: dict[str, Moments], units: Mapping[str, Units]
+    ) -> dict[str, Moments]:
+        self.require_own(moments)
+        return self._blocks.in_units(moments, units)
 
     # ---------------------------------------------------------------- matrix and factors
 
@@ -290,23 +313,31 @@ class EKFAC(Curvature):
 class _EKFACBlock(ByKind):
     sharing: Sharing
     elementwise: Block
-    relative: bool
 
     @cached_property
     def kinds(self) -> Mapping[type, Block]:
-        # The same choice as K-FAC's: A and G are its factors, and its damping may be unit-free
-        rule = marquardt if self.relative else pi_trace
-        product = SpectralBlock(KroneckerBlock(self.sharing, rule))
+        product = SpectralBlock(KroneckerBlock(self.sharing))
         return block_of_each_kind(product, self.elementwise)
 
 
 def _squares(bases: Mapping[str, Moments], statistics: Tree, scale: Scale) -> dict[str, Moments]:
     """S of every parameter that has a basis."""
     return {
-        path: {"S": rotated_squares(s, scale, bases[path].get("U_A"), bases[path]["U_G"])}
+        path: {"S": _squares_of(s, scale, bases[path])}
         for path, s in trees.items(statistics)
         if path in bases
     }
+
+
+def _squares_of(s: Statistics, scale: Scale, basis: Moments) -> Array:
+    """S of one parameter, in units if the basis is in some: along the columns of diag(u) U."""
+    u_a, u_g, units = basis.get("U_A"), basis["U_G"], units_of(basis)
+    if units is None:
+        return rotated_squares(s, scale, u_a, u_g)
+    out, into = units
+    if u_a is None:
+        return rotated_squares(s, scale, None, out * u_g) * into**2
+    return rotated_squares(s, scale, array_namespace(u_a).matrix_transpose(into) * u_a, out * u_g)
 
 
 def _with_factors(moments: Mapping[str, Moments]) -> dict[str, Moments]:

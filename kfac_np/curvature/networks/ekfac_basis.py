@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any
 
 from kfac_np.backend import Array, all_finite, array_namespace, to_numpy
-from kfac_np.curvature.base import Moments
-from kfac_np.curvature.blocks.spectral import eigenvectors
-from kfac_np.curvature.factors import Factor, factor
+from kfac_np.curvature.base import Moments, Units
+from kfac_np.curvature.blocks.spectral import eigenbasis
+from kfac_np.curvature.factors import factor, rescaled
 from kfac_np.errors import FactorizationError
 
-__all__ = ["first_basis", "next_bases"]
+__all__ = ["BASIS", "first_basis", "next_bases"]
+
+BASIS = ("U_A", "U_G", "unit_A", "unit_G")
+"""Entries of moments that are of a basis, and are not averaged."""
 
 
-def first_basis(path: str, m: Moments, *, unit_free: bool = False) -> Moments:
+def first_basis(path: str, m: Moments, units: Units | None = None) -> Moments:
     """The eigenbasis of the A and G at hand, of age 0.
 
     Parameters
@@ -24,17 +26,17 @@ def first_basis(path: str, m: Moments, *, unit_free: bool = False) -> Moments:
         Of the parameter, for errors.
     m : dict
         "A" and "G", as `kfac_np.curvature.factors` stores them, of all groups.
-    unit_free : bool
-        Take A and G in units of their own diagonals: D_A⁻¹ᐟ² A D_A⁻¹ᐟ² = U Λ Uᵀ, and the basis is
-        D_A⁻¹ᐟ² U. One-hot inputs have no other units than 1.
+    units : tuple of Array, optional
+        Take A and G in these: the basis is that of diag(u) (G ⊗ A) diag(u).
 
     Returns
     -------
     dict
         "U_A" (unless A is diagonal) and "U_G", eigenvectors as columns; "age", a 0-d array;
-        "absent", shape ([groups,] d_out, d_in + 1), is true where A or G has no eigenvalue. Factors
-        that are not finite have the identity as basis: moments that are not finite are the
-        business of who uses them.
+        "absent", shape ([groups,] d_out, d_in + 1), is true where A or G has no eigenvalue;
+        "unit_G" and "unit_A", shape ([groups,] d), where there are units. Factors that are not
+        finite have the identity as basis: moments that are not finite are the business of who uses
+        them.
 
     Raises
     ------
@@ -52,17 +54,18 @@ def first_basis(path: str, m: Moments, *, unit_free: bool = False) -> Moments:
     if not all_finite(m["A"], m["G"]):
         m = {name: array_namespace(m[name]).zeros_like(m[name]) for name in ("A", "G")}
     try:
-        return _new(m, unit_free)
+        return _new(m, units)
     except FactorizationError as error:
         raise FactorizationError(f"layer {path}: factors A, G: {error}") from error
 
 
 def next_bases(
-    old: Mapping[str, Moments], interval: int, *, unit_free: bool = False
+    old: Mapping[str, Moments], interval: int, units: Mapping[str, Units] | None = None
 ) -> dict[str, Moments]:
     """Bases for the estimate after `old`: one estimate older, or new, of the averages in `old`.
 
-    `old` has those parameters only that have a basis.
+    `old` has those parameters only that have a basis. One that was made in no units is renewed as
+    soon as it has some.
 
     A basis that should be new, and whose factors have no eigendecomposition, is kept. Its age says
     so, and it is tried again at the next estimate.
@@ -78,27 +81,24 @@ def next_bases(
     ages = _to_host([m["age"] for m in old.values()])
     bases: dict[str, Moments] = {}
     for (path, m), age in zip(old.items(), ages, strict=True):
-        bases[path] = {**eigenvectors(m), "age": _number(age + 1.0, m["G"])}
-        if age + 1.0 >= interval:
+        kept = {name: x for name, x in m.items() if name in BASIS}
+        bases[path] = {**kept, "age": _number(age + 1.0, m["G"])}
+        own = (units or {}).get(path)
+        if age + 1.0 >= interval or (own is not None and "unit_G" not in m):
             with suppress(FactorizationError):
-                bases[path] = _new(m, unit_free)
+                bases[path] = _new(m, own)
     return bases
 
 
-def _new(m: Moments, unit_free: bool) -> Moments:
-    (a, u_a), (g, u_g) = (_eigh(factor(m[name]), unit_free) for name in "AG")
+def _new(m: Moments, units: Units | None) -> Moments:
+    own: Moments = {}
+    if units is not None:
+        s, x = units
+        own = {"unit_G": s[..., :, 0], "unit_A": x[..., 0, :]}
+        m = {"A": factor(m["A"]).rescaled(own["unit_A"]), "G": rescaled(m["G"], own["unit_G"])}
+    a, g, basis = eigenbasis(m)
     absent = array_namespace(g).logical_or((g <= 0)[..., :, None], (a <= 0)[..., None, :])
-    basis = {"U_G": u_g, "age": _number(0.0, m["G"]), "absent": absent}
-    return basis if u_a is None else {"U_A": u_a, **basis}
-
-
-def _eigh(m: Factor, unit_free: bool) -> tuple[Array, Any]:
-    """`Factor.eigh`, or that in own units, from which the vectors are brought back."""
-    if not unit_free:
-        return m.eigh()
-    scaled, unit = m.in_own_units()
-    values, u = scaled.eigh()
-    return values, u if u is None else unit[..., :, None] * u
+    return {**basis, "age": _number(0.0, m["G"]), "absent": absent, **own}
 
 
 def _number(value: float, like: Array) -> Array:

@@ -9,7 +9,7 @@ from typing import Any, final
 
 from kfac_np import trees
 from kfac_np.backend import Array, array_namespace
-from kfac_np.curvature.base import Block, Curvature, Factors, Moments
+from kfac_np.curvature.base import Block, Curvature, Factors, Moments, Units
 from kfac_np.curvature.blocks.by_kind import KFACBlock
 from kfac_np.curvature.factors import DenseFactor
 from kfac_np.curvature.ladder import Ladder, LadderEvent, factorise_each, require_damping
@@ -20,7 +20,6 @@ from kfac_np.curvature.networks.tridiagonal_moments import (
     rows_each,
 )
 from kfac_np.curvature.owners import require_own
-from kfac_np.curvature.units import scales
 from kfac_np.errors import CurvatureError
 from kfac_np.matrices import DenseMatrix, FlattenedMatrix
 from kfac_np.matrices.kronecker import kron
@@ -44,7 +43,7 @@ class FullKronecker(Curvature):
     ----------
     block : KFACBlock
         Says how locations are shared, and how the factors of the diagonal blocks are damped; with
-        exact damping it is damping · I that is added, or the diagonal in its place (`marquardt`).
+        exact damping it is damping · I that is added.
     max_parameters : int
         A larger network is refused rather than allowed to exhaust the memory.
 
@@ -76,10 +75,6 @@ class FullKronecker(Curvature):
         plain_fields(self)
         require_instance("FullKronecker block", self.block, KFACBlock)
         require_sizes("FullKronecker", max_parameters=self.max_parameters)
-
-    @property
-    def unit_free(self) -> bool:
-        return self.block.unit_free
 
     def block_of(self, path: str) -> Block:
         return self.block
@@ -148,6 +143,30 @@ class FullKronecker(Curvature):
         dense = _assembled(moments)
         return FlattenedMatrix(DenseMatrix(dense, (dense.shape[0],)), params)
 
+    def units(self, moments: dict[str, Moments], params: Tree) -> dict[str, Units]:
+        self.require_own(moments)
+        return BlockDiagonal(self.block).units(_alone(moments), params)
+
+    def mixes_units(self, moments: dict[str, Moments]) -> bool:
+        return BlockDiagonal(self.block).mixes_units(_alone(moments))
+
+    def in_units(
+        self, moments: dict[str, Moments], units: Mapping[str, Units]
+    ) -> dict[str, Moments]:
+        self.require_own(moments)
+        if not units:
+            return moments
+        found = BlockDiagonal(self.block).in_units(_alone(moments), units)
+        paths = list(moments)
+        for i, path in enumerate(paths[:-1]):
+            m, later = moments[path], [units[other] for other in paths[i + 1 :]]
+            (s, x), xp = units[path], array_namespace(m["G"])
+            found[path] |= {
+                "A_later": m["A_later"] * x.T * xp.concat([x for _, x in later], axis=1),
+                "G_later": m["G_later"] * s * xp.concat([s.T for s, _ in later], axis=1),
+            }
+        return found
+
     def factorise(
         self,
         moments: dict[str, Moments],
@@ -160,10 +179,9 @@ class FullKronecker(Curvature):
         exact = self.block.exact_damping
         dense = DenseFactor(_assembled(moments if exact else self._damped(moments, damping)))
         shift = damping if exact else 0.0
-        each = scales(dense.diagonal()) if self.unit_free else 1.0
 
         def whole(_: str, ladder: Ladder) -> Factors:
-            return {"inverse": dense.damped_inverse(ladder, "matrix", shift * each, old)}
+            return {"inverse": dense.damped_inverse(ladder, "matrix", shift, old)}
 
         return factorise_each(["full"], whole, damping)
 
@@ -177,6 +195,11 @@ class FullKronecker(Curvature):
 
     def solve(self, factors: dict[str, Factors], v: Tree) -> Tree:
         return trees.unravel(factors["full"]["inverse"] @ trees.ravel(v), v)
+
+
+def _alone(moments: Mapping[str, Moments]) -> dict[str, Moments]:
+    """A and G of each layer, without those that couple it to others."""
+    return {path: {name: m[name] for name in ("A", "G")} for path, m in moments.items()}
 
 
 def _after(path: str, found: Mapping[str, Any]) -> list[Any]:

@@ -9,18 +9,18 @@ from typing import final
 
 from kfac_np import trees
 from kfac_np.backend import array_namespace, second_moment
-from kfac_np.curvature.base import Block, Curvature, Factors, Moments
+from kfac_np.curvature.base import Block, Curvature, Factors, Moments, Units
 from kfac_np.curvature.blocks.diagonal import require_vectors
 from kfac_np.curvature.blocks.exact import ExactBlock
-from kfac_np.curvature.factors import DenseFactor
+from kfac_np.curvature.factors import DenseFactor, rescaled
 from kfac_np.curvature.ladder import Ladder, LadderEvent, factorise_each, require_damping
 from kfac_np.curvature.owners import require_own
-from kfac_np.curvature.units import scales
+from kfac_np.curvature.units import own_units
 from kfac_np.errors import CurvatureError
 from kfac_np.matrices import DenseMatrix, FlattenedMatrix
 from kfac_np.statistics import Scale, Statistics, term_gradients
 from kfac_np.trees import Tree
-from kfac_np.validation import plain_fields, require_flag, require_sizes
+from kfac_np.validation import plain_fields, require_sizes
 
 __all__ = ["FullMatrix"]
 
@@ -37,8 +37,6 @@ class FullMatrix(Curvature):
     ----------
     max_parameters : int
         A larger network is refused rather than allowed to exhaust the memory.
-    unit_free : bool
-        Damp by damping · diag instead of damping · I (`kfac_np.curvature.marquardt`).
 
     Examples
     --------
@@ -56,12 +54,10 @@ class FullMatrix(Curvature):
     """
 
     max_parameters: int = 20_000
-    unit_free: bool = False
 
     def __post_init__(self) -> None:
         plain_fields(self)
         require_sizes("FullMatrix", max_parameters=self.max_parameters)
-        require_flag("FullMatrix unit_free", self.unit_free)
 
     def input_moments(self, statistics: Tree, scale: Scale) -> dict[str, Moments]:
         return {}
@@ -83,6 +79,9 @@ class FullMatrix(Curvature):
         rows = array_namespace(*rows).concat(rows, axis=1)
         return {"full": {"matrix": second_moment(rows) / scale.terms}}
 
+    def paths(self, params: Tree) -> tuple[str, ...]:
+        return ("full",)
+
     def require_own(self, moments: Mapping[str, Moments]) -> None:
         require_own(type(self).__name__, moments, lambda path, m: (path, *m) == ("full", "matrix"))
 
@@ -90,6 +89,19 @@ class FullMatrix(Curvature):
         self.require_own(moments)
         m = moments["full"]["matrix"]
         return FlattenedMatrix(DenseMatrix(m, (m.shape[0],)), params)
+
+    def units(self, moments: dict[str, Moments], params: Tree) -> dict[str, Units]:
+        each = trees.items(self.diagonal(moments, params))
+        return {path: (own_units(diagonal),) for path, diagonal in each}
+
+    def in_units(
+        self, moments: dict[str, Moments], units: Mapping[str, Units]
+    ) -> dict[str, Moments]:
+        self.require_own(moments)
+        if not units:
+            return moments
+        u = trees.ravel(tuple(u for (u,) in units.values()))
+        return {"full": {"matrix": rescaled(moments["full"]["matrix"], u)}}
 
     def factorise(
         self,
@@ -101,10 +113,9 @@ class FullMatrix(Curvature):
         self.require_own(moments)
         old = previous["full"]["inverse"] if previous else None
         m = DenseFactor(moments["full"]["matrix"])
-        each = scales(m.diagonal()) if self.unit_free else 1.0
 
         def whole(_: str, ladder: Ladder) -> Factors:
-            return {"inverse": m.damped_inverse(ladder, "matrix", damping * each, old)}
+            return {"inverse": m.damped_inverse(ladder, "matrix", damping, old)}
 
         return factorise_each(["full"], whole, damping)
 
@@ -112,4 +123,4 @@ class FullMatrix(Curvature):
         return trees.unravel(factors["full"]["inverse"] @ trees.ravel(v), v)
 
     def block_of(self, path: str) -> Block:
-        return ExactBlock(self.unit_free)
+        return ExactBlock()

@@ -119,10 +119,6 @@ class BlockTridiagonal(Curvature):
                 f"BlockTridiagonal chains: expected a tuple of tuples of paths, got {self.chains!r}"
             )
 
-    @property
-    def unit_free(self) -> bool:
-        return self.block.unit_free
-
     def block_of(self, path: str) -> Block:
         return self.block
 
