@@ -50,7 +50,7 @@ def as_in_the_example(damping: float) -> KFAC:
     layers = [layer for m, n in itertools.pairwise(SIZES) for layer in (Dense(m, n), Tanh())]
     return published(
         Objective(Sequential(*layers[:-1]), SquaredError()),
-        damping=LevenbergMarquardt(damping, decay=19 / 20, floor=0.0, ceiling=math.inf),
+        damping=LevenbergMarquardt(damping, decay=19 / 20, floor=0.0),
         gamma=CoupledGamma(),
         averaging=None,
     )

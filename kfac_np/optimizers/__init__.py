@@ -31,6 +31,7 @@ from kfac_np.optimizers.schedules import (
     Piecewise,
     Refresh,
     Schedule,
+    Shrinking,
 )
 from kfac_np.optimizers.sgd import SGD
 from kfac_np.optimizers.step_rules import Choice, FixedRate, StepRule
@@ -63,6 +64,7 @@ __all__ = [
     "Refresh",
     "RelativeGammaSearch",
     "Schedule",
+    "Shrinking",
     "State",
     "StepReport",
     "StepRule",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from kfac_np.validation import (
     plain_fields,
     require_in,
     require_integer,
-    require_number,
     require_positive,
 )
 
@@ -23,6 +21,7 @@ __all__ = ["ConstantDamping", "DampingPolicy", "LevenbergMarquardt"]
 
 
 _MOST = 1e30  # that λ grows to where updates are taken back: no update is left of it
+_CEILING = 1e8  # times a typical eigenvalue: λ that is adapted to no more is down again soon
 _NO_FLOOR = 1e-10  # of a typical eigenvalue: far below, the damping of singular factors is rounding
 
 
@@ -136,10 +135,8 @@ class LevenbergMarquardt(DampingPolicy):
     interval : int
         T₁.
     floor : float
-        λ / typical eigenvalue is not adapted to less while batches differ. The paper has no floor
-        (0).
-    ceiling : float
-        λ / typical eigenvalue is not adapted to more. The paper has none (infinite).
+        λ / typical eigenvalue is not adapted to less while batches differ, and to no more than 1e8.
+        With 0 there are no bounds, as in the paper.
 
     References
     ----------
@@ -160,19 +157,12 @@ class LevenbergMarquardt(DampingPolicy):
     decay: float = 0.5 ** (1 / 5)
     interval: int = 5
     floor: float = 0.3
-    ceiling: float = 1e8
 
     def __post_init__(self) -> None:
         plain_fields(self)
         if self.initial is not None:
             require_positive("LevenbergMarquardt initial", self.initial)
         require_positive("LevenbergMarquardt floor", self.floor, zero=True)
-        require_number("LevenbergMarquardt ceiling", self.ceiling)
-        if not self.ceiling >= max(1.0, self.floor):
-            raise ConfigError(
-                "LevenbergMarquardt ceiling: expected at least 1 and at least the floor, got "
-                f"{self.ceiling!r}"
-            )
         require_integer("LevenbergMarquardt interval", self.interval)
         require_in("LevenbergMarquardt decay", self.decay, "(0, 1)")
 
@@ -195,7 +185,7 @@ class LevenbergMarquardt(DampingPolicy):
     ) -> Scalar:
         omega = self.decay**self.interval
         new = select(rho > 0.75, omega * current, select(rho < 0.25, current / omega, current))
-        if self.floor == 0.0 and math.isinf(self.ceiling):
+        if self.floor == 0.0:
             return new
         typical = eigenvalue()
         telling = rho == rho
@@ -203,6 +193,6 @@ class LevenbergMarquardt(DampingPolicy):
         new = select(telling, new, select(current > typical, lower, current))
         least = (self.floor if noisy else _NO_FLOOR) * typical
         new = select(new > least, new, least)
-        most = self.ceiling * typical
+        most = max(_CEILING, self.floor) * typical
         most = select(most > omega * current, most, omega * current)  # down, but step by step
         return select((new > most) & (typical > 0.0), most, new)

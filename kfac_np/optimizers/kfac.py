@@ -49,7 +49,7 @@ from kfac_np.optimizers.moments import (
 from kfac_np.optimizers.proposals import Proposal, best, proposals, solved
 from kfac_np.optimizers.quadratic_model import LocalModel, QuadraticModel
 from kfac_np.optimizers.reports import StepReport
-from kfac_np.optimizers.schedules import Exponential, Refresh, Schedule, require_rate, value_at
+from kfac_np.optimizers.schedules import Refresh, Schedule, Shrinking, require_rate, value_at
 from kfac_np.optimizers.step_rules import Choice, StepRule, require_finite_choice
 from kfac_np.trees import Tree
 from kfac_np.validation import (
@@ -121,9 +121,8 @@ class KFAC(Optimizer):
     statistics_fraction : float or Schedule
         τ₁, the fraction of the mini-batch that the statistics use: its first examples, so that
         the batch should be shuffled. By default all of the first mini-batch, since there is no
-        earlier one to average with, and less and less until it is 1/8, as the paper has it.
-    least_statistics : int
-        How many examples the statistics use at least, where the mini-batch has so many.
+        earlier one to average with, and less and less until it is 1/8, as the paper has it; but a
+        quarter of `step_rule.least_examples` at least, where the mini-batch has so many.
     l2 : float
         η. It damps, too: the model and the factors use λ + η, so that λ = 0 alone is not undamped.
     relative : bool
@@ -170,8 +169,7 @@ class KFAC(Optimizer):
     moving_average: MovingAverage = MovingAverage()
     refresh: Refresh = Refresh(interval=10, first=1)
     averaging: IterateAverage | None = IterateAverage(power=19.0)
-    statistics_fraction: float | Schedule = Exponential(1.0, decay=0.8, minimum=1 / 8)
-    least_statistics: int = 64
+    statistics_fraction: float | Schedule = Shrinking(to=1 / 8)
     l2: float = 0.0
     relative: bool = True
     guard: Guard | None = Guard()
@@ -195,7 +193,6 @@ class KFAC(Optimizer):
         require_rate("KFAC statistics_fraction", self.statistics_fraction)
         if not isinstance(self.statistics_fraction, Schedule):
             require_fraction("KFAC statistics_fraction", self.statistics_fraction)
-        require_integer("KFAC least_statistics", self.least_statistics)
         require_positive("KFAC l2", self.l2, zero=True)
         require_flag("KFAC relative", self.relative)
         require_instance("KFAC guard", self.guard, Guard, optional=True)
@@ -269,7 +266,8 @@ class KFAC(Optimizer):
             return old, []
         fraction = value_at(self.statistics_fraction, k)
         require_fraction(f"KFAC statistics_fraction in step {k}", fraction)
-        part = first_examples(now.e, fraction, now.checks, self.least_statistics)
+        least = max(1, self.step_rule.least_examples // 4)
+        part = first_examples(now.e, fraction, now.checks, least)
         rng = Rng(self.seed).child("targets", k)
         return mixed(
             self.curvature,
@@ -333,7 +331,7 @@ class KFAC(Optimizer):
         """
         least = self.step_rule.least_examples
         part = first_examples(now.e, self.step_rule.fraction, now.checks, least)
-        few = part.scale.examples < least
+        few = self.step_rule.compares and part.scale.examples < least
         previous = None if few and now.state.noisy else now.state.update
         bound = now.e.above_bound(now.h.value)
         return LocalModel(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -39,12 +38,11 @@ def published(objective: Objective, **changes: Any) -> KFAC:
     kfac = KFAC(
         objective,
         step_rule=QuadraticModel(bounded=False, least_examples=1),
-        damping=LevenbergMarquardt(initial=150.0, decay=19 / 20, floor=0.0, ceiling=math.inf),
+        damping=LevenbergMarquardt(initial=150.0, decay=19 / 20, floor=0.0),
         gamma=GammaSearch(),
         averaging=IterateAverage(),
         refresh=Refresh(),
         statistics_fraction=1 / 8,
-        least_statistics=1,
         l2=1e-5,
         relative=False,
         guard=None,

@@ -12,6 +12,7 @@ from kfac_np.errors import ConfigError
 from kfac_np.validation import (
     plain_fields,
     require_flag,
+    require_fraction,
     require_integer,
     require_number,
     require_positive,
@@ -25,8 +26,12 @@ __all__ = [
     "Piecewise",
     "Refresh",
     "Schedule",
+    "Shrinking",
     "value_at",
 ]
+
+
+_SHRINKS = 0.8  # in each step: an eighth is reached in step 11, when first averages have settled
 
 
 class Schedule(ABC):
@@ -132,6 +137,27 @@ class Exponential(Schedule):
             return max(self.initial * self.decay ** ((k - 1) / self.every), self.minimum)
         except OverflowError:
             return math.inf
+
+
+@final
+@dataclass(frozen=True)
+class Shrinking(Schedule):
+    """0.8^(k - 1), never below `to`: a fraction that begins with everything.
+
+    Examples
+    --------
+    >>> [round(Shrinking(to=0.125)(k), 3) for k in (1, 2, 10, 11, 12)]
+    [1.0, 0.8, 0.134, 0.125, 0.125]
+    """
+
+    to: float
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        require_fraction("Shrinking to", self.to)
+
+    def __call__(self, k: int) -> float:
+        return max(_SHRINKS ** (k - 1), self.to)
 
 
 @final

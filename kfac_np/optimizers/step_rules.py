@@ -90,8 +90,11 @@ class StepRule(ABC):
 
     @property
     def least_examples(self) -> int:
-        """How many examples it uses at least, where the mini-batch has so many."""
-        return 1
+        """How many examples it uses at least, where the mini-batch has so many.
+
+        The statistics use a quarter of that number at least.
+        """
+        return 256
 
     @property
     def interval(self) -> int:

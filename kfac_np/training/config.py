@@ -233,6 +233,7 @@ def from_table(table: Mapping[str, Any]) -> Config:
     Traceback (most recent call last):
     kfac_np.errors.ConfigError: data: unknown option 'nme', expected name, directory, download, ...
     """
+    _refuse_moved(table)
     table = {"run": {}, **complete(table)}
     names, name = choices(), table["optimizer"]["name"]
     require_one_of("optimizer.name", name, [*names[optimizers.Optimizer], *variants()])
@@ -248,6 +249,35 @@ def from_table(table: Mapping[str, Any]) -> Config:
         optimizer = dataclasses.replace(optimizer, seed=config.seed)  # type: ignore[call-arg]
         config = dataclasses.replace(config, optimizer=optimizer)
     return config
+
+
+_MOVED = {
+    "optimizer.statistics": "optimizer.moving_average.interval",
+    "optimizer.least_statistics": "a quarter of optimizer.step_rule.least_examples",
+    "optimizer.step_rule.balance": "optimizer.balance",
+    "optimizer.gamma.within": "optimizer.gamma.maximum of 'search'; of 'relative' it is 10",
+    "optimizer.gamma.bound": "optimizer.gamma.maximum of 'search'; of 'relative' it is 10",
+    "optimizer.gamma.ratio": "0.3, and no option",
+    "optimizer.damping.minimum": "optimizer.damping.floor",
+    "optimizer.damping.maximum": "1e8 typical eigenvalues, none if optimizer.damping.floor is 0",
+    "optimizer.damping.ceiling": "1e8 typical eigenvalues, none if optimizer.damping.floor is 0",
+    "optimizer.averaging.warm_up": "optimizer.averaging.power",
+    "optimizer.guard.errors": "4, and no option",
+    "optimizer.guard.settling": "50, and no option",
+    "optimizer.curvature.unit_free": "optimizer.relative",
+    "optimizer.curvature.block.unit_free": "optimizer.relative",
+}
+"""What options of earlier versions are now."""
+
+
+def _refuse_moved(table: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for an option that has another name or place by now, or none."""
+    for path, place in _MOVED.items():
+        found: Any = table
+        for key in path.split("."):
+            found = found.get(key, _MOVED) if isinstance(found, Mapping) else _MOVED
+        if found is not _MOVED:
+            raise ConfigError(f"{path}: no option any more; it is {place}")
 
 
 def to_table(config: Config) -> dict[str, Any]:

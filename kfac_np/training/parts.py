@@ -261,6 +261,7 @@ def _optimizer_choices() -> dict[Any, dict[str, Any]]:
             "inverse": optimizers.Inverse,
             "cosine": optimizers.Cosine,
             "piecewise": optimizers.Piecewise,
+            "shrinking": optimizers.Shrinking,
         },
         optimizers.StepRule: {
             "quadratic-model": optimizers.QuadraticModel,

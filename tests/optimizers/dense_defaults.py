@@ -78,8 +78,10 @@ class Defaults(Published):
         return [n * m for n, m in self.net.shapes]
 
     def renew_moments(self, x: HostArray, w: HostArray) -> list[str]:
-        """As published, on 64 examples at least; a batch counts as 30 times the average at most."""
-        n1 = max(math.ceil(max(0.8 ** (self.k - 1), 1 / 8) * len(x)), min(64, len(x)))
+        """As published, on a quarter of what the model has at least; a batch counts as 30 times the
+        average at most."""
+        least = min(max(1, self.model_examples // 4), len(x))
+        n1 = max(math.ceil(max(0.8 ** (self.k - 1), 1 / 8) * len(x)), least)
         z, _ = self.net.forward(self.theta, x[:n1])
         new = self.approximation.moments(self.theta, x[:n1], self.sampler(z, self.k), w[:n1])
         old, events = self.moments, []

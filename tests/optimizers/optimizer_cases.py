@@ -25,6 +25,7 @@ from kfac_np.losses import (
     SquaredError,
 )
 from kfac_np.objective import Evaluation, Objective
+from kfac_np.optimizers import Guard
 from kfac_np.trees import Tree
 
 LAYERS: dict[str, Layer] = {
@@ -47,6 +48,14 @@ TARGETS: dict[str, Callable[[HostArray, np.random.Generator], HostArray]] = {
     "softmax": lambda z, draws: np.argmax(z, axis=-1),
     "poisson": lambda z, draws: np.exp(0.5 * np.tanh(z)),
 }
+
+
+def a_guard(**constants: float) -> Guard:
+    """A guard with other constants than there are."""
+    guard = Guard()
+    for name, value in constants.items():
+        object.__setattr__(guard, name, value)
+    return guard
 
 
 @final

@@ -73,7 +73,7 @@ class Variant:
         changes = {"fisher": self.case.fisher, "guard": None, **self.settings}
         kfac = self.preset(self.case.objective, **changes)
         if isinstance(self.damping, float):
-            adapted = LevenbergMarquardt(self.damping, decay=19 / 20, floor=0.0, ceiling=math.inf)
+            adapted = LevenbergMarquardt(self.damping, decay=19 / 20, floor=0.0)
             kfac = dataclasses.replace(kfac, damping=adapted)
         return kfac
 

@@ -26,7 +26,7 @@ from dense_reference import (
     Whole,
     growing_batch_size,
 )
-from optimizer_cases import Case, case, flat
+from optimizer_cases import Case, a_guard, case, flat
 
 from kfac_np.backend import Backend, Rng, get_backend, to_numpy
 from kfac_np.curvature import BlockDiagonal, Curvature, FullMatrix, KFACBlock
@@ -55,7 +55,7 @@ CURVATURES: dict[type[KroneckerFactored], Curvature] = {
 
 def as_published(initial: float) -> LevenbergMarquardt:
     """λ with another start than 150."""
-    return LevenbergMarquardt(initial, decay=19 / 20, floor=0.0, ceiling=math.inf)
+    return LevenbergMarquardt(initial, decay=19 / 20, floor=0.0)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ class Run:
             if rule != QuadraticModel():
                 changes["step_rule"] = rule
             if self.guard != (4.0, 50):
-                changes["guard"] = Guard(*self.guard)
+                errors, settling = self.guard
+                changes["guard"] = a_guard(errors=errors, settling=settling)
             return KFAC(self.case.objective, **changes)
         if self.lambda0 != 150:
             changes["damping"] = as_published(self.lambda0)
@@ -264,7 +265,7 @@ def test_published_constants() -> None:
     assert (kfac.gamma.minimum, kfac.gamma.maximum) == (0, math.inf)
     defaults = KFAC(case("tanh_squared").objective)
     names = ["gamma", "averaging", "step_rule", "damping", "refresh", "statistics_fraction"]
-    names += ["least_statistics", "l2", "relative", "guard"]
+    names += ["l2", "relative", "guard"]
     changes = {name: getattr(kfac, name) for name in names}
     assert (kfac.step_rule, defaults.step_rule) == (
         QuadraticModel(bounded=False, least_examples=1),
@@ -273,8 +274,8 @@ def test_published_constants() -> None:
     assert dataclasses.replace(defaults, **changes) == kfac
     assert defaults.averaging == IterateAverage(0.99, power=19.0)
     assert (kfac.gamma.minimum, kfac.gamma.maximum) == (0, math.inf)
-    assert (kfac.l2, kfac.relative, kfac.guard, kfac.least_statistics) == (1e-5, False, None, 1)
-    assert (defaults.l2, defaults.relative, defaults.guard) == (0.0, True, Guard(4.0, 50))
+    assert (kfac.l2, kfac.relative, kfac.guard) == (1e-5, False, None)
+    assert (defaults.l2, defaults.relative, defaults.guard) == (0.0, True, Guard())
     assert (kfac.damping.initial, kfac.damping.interval) == (150, 5)
     updates = [kfac.damping.update(1.0, rho, lambda: 1e6) for rho in (0.7501, 0.75, 0.25, 0.2499)]
     assert updates == pytest.approx([0.95**5, 1.0, 1.0, 0.95**-5])

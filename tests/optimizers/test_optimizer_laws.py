@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import AVAILABLE, MAKERS
 from dense_net import HostArray
-from optimizer_cases import Case, case, flat
+from optimizer_cases import Case, a_guard, case, flat
 
 from kfac_np import trees
 from kfac_np.backend import Array, Backend, get_backend, to_numpy
@@ -28,7 +28,6 @@ from kfac_np.optimizers import (
     ConstantDamping,
     Exponential,
     GammaSearch,
-    Guard,
     IterateAverage,
     LevenbergMarquardt,
     Optimizer,
@@ -71,7 +70,7 @@ OPTIMIZERS: dict[str, Make] = {
         o,
         damping=LevenbergMarquardt(1e-9, floor=0.0),
         step_rule=QuadraticModel(fraction=0.01, least_examples=1),
-        guard=Guard(settling=3),
+        guard=a_guard(settling=3),
     ),
     "practical": lambda o: practical(o, Exponential(0.1, decay=0.9), kl_clip=1e-3),
     "practical_adaptive": lambda o: dataclasses.replace(

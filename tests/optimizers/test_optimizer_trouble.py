@@ -67,9 +67,7 @@ def batch() -> tuple[Any, Any]:
 
 NETWORK = Sequential(Dense(3, 4), ReLU(), Dense(4, 2))
 DAMPED: dict[str, Callable[[Objective], Optimizer]] = {
-    "published": lambda o: published(
-        o, damping=LevenbergMarquardt(1.0, floor=0.0, ceiling=math.inf)
-    ),
+    "published": lambda o: published(o, damping=LevenbergMarquardt(1.0, floor=0.0)),
     "tiny": lambda o: KFAC(o, damping=LevenbergMarquardt(1e-12)),
     "undamped": lambda o: KFAC(
         o, damping=ConstantDamping(0.0), gamma=CoupledGamma(), l2=0.0, fisher=Exact()
@@ -360,7 +358,7 @@ def test_update_to_where_the_objective_is_not_finite_is_rejected(
         fisher=Exact(),
         step_rule=FixedRate(1.0, 0.9),
         gamma=CoupledGamma(),
-        damping=LevenbergMarquardt(1e-3, decay=0.01, interval=1, floor=0.0, ceiling=math.inf),
+        damping=LevenbergMarquardt(1e-3, decay=0.01, interval=1, floor=0.0),
         guard=guard,
         refresh=Refresh(1),
         l2=0.0,

@@ -273,11 +273,10 @@ def test_model_of_a_quadratic_problem_is_exact(fisher: Any) -> None:
     kfac = KFAC(
         objective,
         fisher=fisher,
-        damping=LevenbergMarquardt(1e-13, interval=1, floor=0.0, ceiling=math.inf),
-        step_rule=QuadraticModel(1.0),
+        damping=LevenbergMarquardt(1e-13, interval=1, floor=0.0),
+        step_rule=QuadraticModel(1.0, least_examples=1),
         gamma=CoupledGamma(),
         statistics_fraction=0.125,
-        least_statistics=1,
         l2=0.0,
     )
     state = kfac.init(W)

@@ -28,6 +28,7 @@ from kfac_np.optimizers import (
     QuadraticModel,
     Refresh,
     RelativeGammaSearch,
+    Shrinking,
     practical,
 )
 
@@ -101,7 +102,7 @@ def test_levenberg_marquardt_borders() -> None:
     assert update(1.0, 1.0, eigenvalue=2.0, noisy=False) == 0.25  # there is none
     assert update(1.0, 0.0, eigenvalue=2.0) == 4.0
     assert update(1.0, 1.0, eigenvalue=1e3) == pytest.approx(300.0)
-    never = LevenbergMarquardt(floor=0.0, ceiling=math.inf)
+    never = LevenbergMarquardt(floor=0.0)
     assert never.update(1.0, 1.0, _not_asked) == pytest.approx(0.5)
 
 
@@ -109,14 +110,14 @@ def test_levenberg_marquardt_where_the_ratio_says_nothing() -> None:
     """λ comes down to a typical eigenvalue, by ω₁ at a time, and stays where it is less."""
     lm = LevenbergMarquardt(1.0, decay=0.5, interval=2)
     assert [lm.update(x, math.nan, lambda: 0.4) for x in (8.0, 1.0, 0.4, 0.2)] == [2, 0.4, 0.4, 0.2]
-    never = LevenbergMarquardt(1.0, floor=0.0, ceiling=math.inf)
+    never = LevenbergMarquardt(1.0, floor=0.0)
     assert never.update(1.0, math.nan, _not_asked) == 1.0
 
 
 def test_levenberg_marquardt_has_a_ceiling() -> None:
     """A multiple of a typical eigenvalue, however bad ρ is; from beyond it λ falls by ω₁."""
-    lm = LevenbergMarquardt(1.0, decay=0.5, interval=2, ceiling=10.0)
-    assert [lm.update(x, 0.0, lambda: 0.1) for x in (0.1, 0.5, 8.0)] == [0.4, 1.0, 2.0]
+    lm = LevenbergMarquardt(1.0, decay=0.5, interval=2)
+    assert [lm.update(x, 0.0, lambda: 1e-8) for x in (0.1, 0.5, 8.0)] == [0.4, 1.0, 2.0]
     assert lm.update(1.0, 0.0, lambda: 0.0) == 4.0  # there is none where F̂ is 0
 
 
@@ -149,20 +150,21 @@ def test_gamma_search_candidates() -> None:
     assert bounded.candidates(1, 1.5, 9.0) == (1.5, 0.75, 2.0)
     assert bounded.candidates(1, 0.15, 9.0) == (0.15, 0.1, 0.3)
     assert bounded.candidates(1, None, 9.0) == (3.0, 1.5, 2.0)  # γ itself may be out of bounds
-    guess = RelativeGammaSearch(interval=4, ratio=0.5, bound=2.0)
+    guess = RelativeGammaSearch(interval=4)
     assert [k for k in range(1, 10) if guess.searches(k)] == [3, 4, 8]
-    assert guess.candidates(1, None, 16.0) == (2.0,)
-    assert guess.candidates(3, None, 16.0) == pytest.approx((2.0, 4.0))  # the smaller is γ itself
+    assert guess.candidates(1, None, 16.0) == pytest.approx((1.2,))
+    assert guess.candidates(3, 0.4, 16.0) == pytest.approx((0.4, 0.8))  # the smaller is γ itself
     narrow = GammaSearch(interval=2, decay=0.5, minimum=2.0, maximum=2.0)
     assert narrow.candidates(2, 1.0, 9.0) == (1.0, 2.0)
-    assert guess.candidates(3, 3.0, 16.0) == pytest.approx((3.0, 6.0, 2.0))
-    assert guess.candidates(4, 6.0, 16.0) == pytest.approx((6.0, 3.0, 8.0))
+    assert guess.candidates(3, 0.6, 16.0) == pytest.approx((0.6, 1.2, 0.4))
+    assert guess.candidates(4, 30.0, 16.0) == pytest.approx((30.0, 15.0, 40.0))
     assert guess.candidates(4, 6.0, 0.0) == pytest.approx((6.0, 3.0, 12.0))  # relative to nothing
 
 
 WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (Constant, {"value": -1.0}, "Constant value: expected a number >= 0, got -1.0"),
     (Exponential, {"initial": 0.0, "decay": 0.5}, "Exponential initial: expected a number > 0"),
+    (Shrinking, {"to": 0.0}, r"Shrinking to: expected a number in \(0, 1\], got 0.0"),
     (Exponential, {"initial": 1.0, "decay": 0.0}, "Exponential decay: expected a number > 0"),
     (Exponential, {"initial": 1.0, "decay": 0.5, "every": 0}, "Exponential every: expected a numb"),
     (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from kfac_np.optimizers import (
     practical,
 )
 from kfac_np.training.config import (
+    _MOVED,
     RunSettings,
     from_table,
     read_table,
@@ -184,6 +186,18 @@ def test_the_seed_is_one_unless_said_otherwise() -> None:
             ),
         ),
         ({"optimizer": {"rate": 1}}, "optimizer: unknown option 'rate', expected curvature"),
+        (
+            {"optimizer": {"statistics": {"interval": 3}}},
+            "optimizer.statistics: no option any more; it is optimizer.moving_average.interval",
+        ),
+        (
+            {"optimizer": {"step_rule": {"balance": {}}}},
+            "optimizer.step_rule.balance: no option any more; it is optimizer.balance",
+        ),
+        (
+            {"optimizer": {"name": "kfac", "gamma": {"within": 3.0}}},
+            "optimizer.gamma.within: no option any more; it is optimizer.gamma.maximum of",
+        ),
         ({"optimizer": {"damping": {"initial": -1}}}, "optimizer.damping: LevenbergMarquardt"),
         ({"optimizer": {"step_rule": "fixed-rate"}}, "optimizer: KFAC"),
         ({"optimizer": {"refresh": 3}}, "optimizer.refresh: expected a table, got 3"),
@@ -263,6 +277,25 @@ def test_a_variant_with_other_settings_keeps_its_name_and_its_other_settings() -
     )
     assert to_table(config)["optimizer"]["name"] == "kfac-autoencoder"
     assert from_table(to_table(config)) == config
+
+
+def test_options_that_moved_are_where_it_is_said() -> None:
+    """What is named in their place is an option of some optimiser; they themselves are none."""
+    others = {"name": "kfac", "gamma": "search", "curvature": "ekfac"}
+    options = set()
+    for said in ("kfac", others):
+        options |= set(paths_of(to_table(from_table(table(optimizer=said)))))
+    for path, place in _MOVED.items():
+        assert path not in options
+        words = place.replace(";", "").split()
+        assert options.issuperset(word for word in words if word.startswith("optimizer."))
+
+
+def paths_of(values: dict[str, Any], path: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        yield f"{path}{key}"
+        if isinstance(value, dict):
+            yield from paths_of(value, f"{path}{key}.")
 
 
 def test_the_name_of_a_variant_is_no_setting_of_its_own() -> None:
