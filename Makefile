@@ -30,6 +30,8 @@ demo: $(VENV)/demo.stamp ## train the CURVES autoencoder with K-FAC, SGD and Ada
 test test-all coverage: export OPENBLAS_NUM_THREADS ?= 1
 test test-all coverage: export OMP_NUM_THREADS ?= 1
 test test-all coverage: export MKL_NUM_THREADS ?= 1
+# Many tests start programs: the library is compiled once for all of them.
+test test-all coverage: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/test.stamp ## tests and doctests: all cases on NumPy, each of them on the other backends
 	$(BIN)/python -m pytest --numprocesses $(PYTEST_JOBS) --maxprocesses 4 $(PYTEST_FLAGS)
 

@@ -84,6 +84,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run all cases on all backends")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest sorts what is not run
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run all cases on the first backend, and a covering part of each file on each of the others.
 

@@ -22,6 +22,7 @@ from kfac_np.doctor.trials import (
     on_gpu,
     start,
 )
+from kfac_np.validation import require_one_of
 
 __all__ = ["examine", "written"]
 
@@ -39,11 +40,18 @@ def examine(backend: str = "numpy", seconds: float = 2.0) -> dict[str, Any]:
     seconds : float
         Of products, for all trials together.
 
+    Raises
+    ------
+    ConfigError
+        Another backend.
+
     Examples
     --------
-    >>> sorted(examine(seconds=0.05))
-    ['advice', 'backend', 'blas', 'denormals', 'driver_cuda', 'environment', 'gpu', ...]
+    >>> examine("torch")
+    Traceback (most recent call last):
+    kfac_np.errors.ConfigError: examine backend: expected numpy or cupy, got 'torch'
     """
+    require_one_of("examine backend", backend, ("numpy", "cupy"))
     cores, settings = machine.cores(), machine.settings()
     first = start(AS_IT_IS, 0.01)
     trials = [AS_IT_IS]

@@ -40,11 +40,6 @@ def draw(quick: bool = False) -> Drawing:
     ----------
     Grosse & Martens 2016, §3 (spatial homogeneity, SH; spatially uncorrelated derivatives, SUD)
     and its figure of such correlations.
-
-    Examples
-    --------
-    >>> draw(quick=True).table.columns
-    ('quantity', 'layer', 'dy', 'dx', 'correlation')
     """
     maps = spatial_maps(_partly_trained(quick))
     figure = new_figure(12.6, 5.1)

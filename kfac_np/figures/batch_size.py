@@ -36,11 +36,6 @@ def draw(quick: bool = False) -> Drawing:
     References
     ----------
     Martens & Grosse 2015, §13 (the experiment about mini-batch size).
-
-    Examples
-    --------
-    >>> draw(quick=True).table.columns
-    ('method', 'batch_size', 'rate', 'step', 'loss')
     """
     sizes = (20, 80) if quick else (25, 50, 100, 250, 500, 1500)
     steps = 10 if quick else 400

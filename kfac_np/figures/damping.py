@@ -39,11 +39,6 @@ def draw(quick: bool = False) -> Drawing:
     References
     ----------
     Martens & Grosse 2015, §6 (the figure of damping with and without re-scaling).
-
-    Examples
-    --------
-    >>> draw(quick=True).table.columns[:3]
-    ('method', 'gamma', 'lambda')
     """
     e = _partly_trained(quick)
     gammas = np.logspace(-4, 1, 6 if quick else 26)

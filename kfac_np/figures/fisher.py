@@ -35,11 +35,6 @@ def draw(quick: bool = False) -> Drawing:
     References
     ----------
     Martens & Grosse 2015, §3 (the figure of F, F̃ and their difference).
-
-    Examples
-    --------
-    >>> draw(quick=True).table.columns[:3]
-    ('network', 'row_layer', 'column_layer')
     """
     figure = new_figure(9.6, 6.7)
     grid = figure.subplots(2, 3)

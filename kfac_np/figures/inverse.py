@@ -44,11 +44,6 @@ def draw(quick: bool = False) -> Drawing:
     References
     ----------
     Martens & Grosse 2015, §4 (the figures of inverses and of their block averages) and §6.3.
-
-    Examples
-    --------
-    >>> [name for name in draw(quick=True).more]
-    ['blocks', 'pixels']
     """
     figure = new_figure(11.0, 9.2)
     parts: Any = figure.subfigures(2, 1, hspace=0.03)

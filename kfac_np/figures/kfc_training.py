@@ -19,11 +19,6 @@ def draw(quick: bool = False) -> Drawing:
     References
     ----------
     Grosse & Martens 2016, §6 (training curves).
-
-    Examples
-    --------
-    >>> draw(quick=True).table.columns[:2]
-    ('run', 'step')
     """
     examples, channels, steps = (100, (4, 4), 4) if quick else (1500, (16, 32), 150)
     data = digits()

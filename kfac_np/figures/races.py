@@ -35,11 +35,6 @@ def draw_curves_race(quick: bool = False) -> Drawing:
     References
     ----------
     Martens & Grosse 2015, §13.
-
-    Examples
-    --------
-    >>> draw_curves_race(quick=True).table.columns[:2]
-    ('run', 'step')
     """
     data = curves(200, 1) if quick else curves(20_000, 1)
     sizes = (784, *(_SMALL if quick else (400, 200, 100, 50, 25, 6)))
@@ -55,16 +50,6 @@ def draw_fashion_race(quick: bool = False) -> Drawing:
     ------
     DataError
         The data are not on this machine; nothing is downloaded.
-
-    Examples
-    --------
-    >>> from kfac_np.errors import DataError
-    >>> try:
-    ...     columns = draw_fashion_race(quick=True).table.columns
-    ... except DataError:  # the files are not on this machine
-    ...     columns = COLUMNS
-    >>> columns[:2]
-    ('run', 'step')
     """
     data = first(fashion_mnist(), n_train=200 if quick else 20_000)
     sizes = (784, *(_SMALL if quick else (400, 200, 100, 30)))
@@ -74,13 +59,7 @@ def draw_fashion_race(quick: bool = False) -> Drawing:
 
 
 def draw_faces_race(quick: bool = False) -> Drawing:
-    """Generated faces: 625-400-200-100-30 and its mirror image, logistic units, squared error.
-
-    Examples
-    --------
-    >>> draw_faces_race(quick=True).table.columns[:2]
-    ('run', 'step')
-    """
+    """Generated faces: 625-400-200-100-30 and its mirror image, logistic units, squared error."""
     data = faces(200, 1) if quick else faces(20_000, 1)
     sizes = (625, *(_SMALL if quick else (400, 200, 100, 30)))
     batch = ConstantBatch(100 if quick else 1000)

@@ -38,6 +38,18 @@ CONVNET = ["--model", "convnet", "--set", "model.channels=[2, 3]", "--set", "mod
 RESNET = ["--model", "resnet", "--set", "model.widths=[2, 4]"]
 
 
+@pytest.fixture(autouse=True)
+def pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take longer than training does: they are drawn in the tests that look at them."""
+    if request.node.get_closest_marker("pictures") is None:
+        for name in ("curves", "factors", "images"):
+            monkeypatch.setattr(f"kfac_np.training.plots.plot_{name}", not_drawn)
+
+
+def not_drawn(path: str | os.PathLike[str], *_: object, **__: object) -> None:
+    Path(path).touch()
+
+
 def command(words: Sequence[str], **options: Any) -> subprocess.Popen[str]:
     """Start the command as a program of its own."""
     return subprocess.Popen(
@@ -149,6 +161,7 @@ def test_batch_sizes_that_grow(words: str, most: int | None, capsys: Any, tmp_pa
     assert batch(9, 50_000) == (most or 50_000)
 
 
+@pytest.mark.pictures
 def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "runs" / "demo"
     words = ["compare", *SMALL, "--optimizers", "kfac,slow,adam", "--steps", "6", "--out", str(out)]
@@ -415,6 +428,7 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
     assert 'name = "diagonal"' in capsys.readouterr().out
 
 
+@pytest.mark.pictures
 def test_factors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("kfac", "sgd"):
         words = ["train", *SMALL, "--steps", "2", "--optimizer", name]
@@ -430,7 +444,7 @@ def test_factors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "message"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["fly"], "COMMAND: expected train, compare, describe, factors, figures or doctor, got"),
+        (["fly"], "COMMAND: expected train, compare, describe, factors, fit, figures or doctor"),
         (["factor"], "got 'factor'; did you mean 'factors'? (kfac-np --help tells more)"),
         (
             ["train", "--sedonds", "3"],
@@ -770,12 +784,12 @@ def wait_for_lines(path: Path, number: int, process: subprocess.Popen[str]) -> N
 
 def test_killed_at_any_moment_and_resumed_it_is_the_same_run(tmp_path: Path) -> None:
     # SIGKILL to a process of its own, again and again, wherever it happens to be.
-    words = [*SMALL, "--steps", "200", "--checkpoint-every", "3", "--evaluations", "41"]
+    words = [*SMALL, "--steps", "100", "--checkpoint-every", "3", "--evaluations", "41"]
     words += ["--set", "optimizer.refresh.interval=7", "--batch-size", "30:150"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert main(["train", *words, "--out", str(whole)]) == 0
     start = ["train", *words, "--out", str(cut)]
-    for lines in (1, 40, 131):
+    for lines in (1, 20, 61):
         with command(start) as process:
             wait_for_lines(cut / "metrics.jsonl", lines, process)
             process.send_signal(signal.SIGKILL)

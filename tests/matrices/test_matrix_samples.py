@@ -10,7 +10,7 @@ from numerics import assert_close, flat, host
 from kfac_np import trees
 from kfac_np.backend import Backend, Rng, get_backend
 
-DRAWS = 500
+DRAWS = 300
 
 
 @pytest.mark.parametrize("inverse", [False, True])

@@ -124,7 +124,7 @@ def problems(draw: st.DrawFn) -> tuple[Objective, Any, Any, Any, Any]:
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of overflows that are caught
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(problem=problems())
 def test_parameters_stay_finite(name: str, problem: Any) -> None:
     """A step that returns has finite parameters, moments and factors, and a finite report."""
