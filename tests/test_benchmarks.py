@@ -16,9 +16,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import (
+    convnet,
     measure,
     problems,
     processes,
+    race,
     registry,
     report,
     step_code,
@@ -26,13 +28,16 @@ from benchmarks import (
     table_report,
     table_runs,
     tables,
+    torch_trainee,
     workloads,
 )
 from benchmarks.contenders import child
 from benchmarks.contenders import kfac_np as ours
+from kfac_np.data import digits
 from kfac_np.optimizers import MovingAverage
 
 ROOT = processes.ROOT
+DIGITS = digits()
 posix = pytest.mark.skipif(os.name != "posix", reason="contenders are stopped by POSIX signals")
 
 
@@ -421,6 +426,53 @@ def test_scikit_learn_starts_where_we_do(data):
     model.partial_fit(problem.x, labels, **known)
     assert problem.loss(table_runs.params_of(model, problem)) == problem.loss(problem.params)
     assert model.loss_ == pytest.approx(problem.loss(problem.params), rel=1e-5)
+
+
+# Races
+
+
+def words_of(*flags):
+    """What the race of convolutional networks asks of race.py."""
+    return convnet.command(convnet.parser().parse_args(flags))[2:]
+
+
+@pytest.mark.parametrize("flags", [[], ["--sweep"], ["--model", "resnet", "--threads", "2"]])
+def test_the_race_of_convolutional_networks_is_one_that_can_be_run(flags):
+    args = race.arguments(words_of(*flags))
+    assert len(args.tables) == (45 if flags == ["--sweep"] else 4)
+    assert args.clock == ("wall" if "--threads" in flags else "processor")
+    assert sum(race.peer(t)[0] == "" for t in args.tables.values()) == (2 if len(flags) != 1 else 0)
+    with pytest.raises(SystemExit, match="no contender x; there are"):
+        words_of(*flags, "--contenders", "x")
+
+
+@pytest.mark.parametrize("model", ["convnet", "resnet"])
+def test_pytorch_starts_where_we_do_and_averages(model):
+    torch = pytest.importorskip("torch")
+    table = {"data": "digits", "model": model, "run": {"steps": 1}}
+    settings = {"name": "torch-sgd", "rate": 0.1, "batch": 8, "average": 0.5}
+    ours = race.trainee_of({**table, "optimizer": {"name": "sgd", "averaging": "none"}}, 0, DIGITS)
+    theirs = race.trainee_of({**table, "optimizer": settings}, 0, DIGITS)
+    x, t = DIGITS.x_test, DIGITS.t_test
+    params, objective = ours.experiment.start().state.params, ours.experiment.optimizer.objective
+    with torch.no_grad():
+        z = theirs.network(torch.from_numpy(x)).numpy()
+    assert z == pytest.approx(objective.evaluate(params, x, t).outputs, rel=1e-4, abs=1e-4)
+    weights = [w.detach().clone() for w in theirs.network.parameters()]
+    assert theirs.step() == 1
+    after = [w.detach().clone() for w in theirs.network.parameters()]
+    assert not torch.equal(weights[0], after[0])
+    theirs.step()
+    expected = 0.5 * after[0] + 0.5 * next(theirs.network.parameters()).detach()
+    assert theirs.average[0].numpy() == pytest.approx(expected.numpy(), rel=1e-5, abs=1e-7)
+    assert theirs.evaluate().keys() == {"loss", "accuracy", "test_loss", "test_accuracy"}
+
+
+def test_a_schedule_rises_and_falls():
+    factor = torch_trainee.factor_of({"steps": 100, "warmup": 9})
+    assert [factor(k) for k in (0, 100, 200)] == pytest.approx([0.1, 0.0, 0.0])
+    assert factor(50) == pytest.approx(0.5)
+    assert torch_trainee.factor_of({"steps": None, "warmup": 0})(1000) == 1.0
 
 
 @posix

@@ -77,12 +77,13 @@ def kfac_autoencoder(objective: Objective, **changes: Any) -> KFAC:
 
 
 def kfac_convolutional(objective: Objective, **changes: Any) -> KFAC:
-    """K-FAC for convolutional networks: everything but the gradient amortised over several steps.
+    """K-FAC for convolutional networks: all but the gradient in every fifth step.
 
-    `KFAC(objective)` with a quadratic model in every fifth step, statistics in every eighth, of a
-    quarter of the mini-batch (64 examples at least), since each of its locations counts as an
-    example, ten steps in which λ settles, and an average over fewer iterates. A step takes little
-    more than one of SGD. What it gains is in docs/results.md, "Convolutional network".
+    `KFAC(objective)` with statistics, factors and the quadratic model of every fifth step, five
+    steps in which λ settles, and an average over fewer iterates. Statistics are of a quarter of the
+    mini-batch (64 examples at least), since each of its locations counts as an example. A step
+    takes about one and a half times as long as one of SGD. What it gains is in docs/results.md,
+    "Convolutional network".
 
     Parameters
     ----------
@@ -97,15 +98,16 @@ def kfac_convolutional(objective: Objective, **changes: Any) -> KFAC:
     >>> net = Sequential(Conv(1, 3, (3, 3)), Flatten())
     >>> kfac = kfac_convolutional(Objective(net, SoftmaxCrossEntropy()))
     >>> kfac.step_rule.interval, kfac.moving_average.interval, kfac.refresh.interval
-    (5, 8, 10)
+    (5, 5, 5)
     """
     kfac = KFAC(
         objective,
         step_rule=QuadraticModel(interval=5),
-        moving_average=MovingAverage(interval=8),
+        moving_average=MovingAverage(interval=5),
+        refresh=Refresh(interval=5, first=1),
         averaging=IterateAverage(decay=0.97, power=19.0),
         statistics_fraction=0.25,
-        guard=Guard(settling=10),
+        guard=Guard(settling=5),
     )
     return replace(kfac, **changes)
 
