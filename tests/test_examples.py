@@ -111,6 +111,15 @@ EXPECTED: dict[str, tuple[list[str], list[str]]] = {
             r"4\. frozen: examples coupled\? True before, False after",
         ],
     ),
+    "12_how_sure_is_a_network": (
+        ["--plot", "bands.png"],
+        [
+            r"1\. at x = 10: 9\.72 ± 0\.46",
+            r" +best: δ = 0\.\d+, σ = 0\.2\d+: +-2\d\.\d",
+            r" +K-FAC +0\.[01]\d +0\.[5-7]\d +0\.[01]\d +1\.\d\d +-5\d\.\d",
+            r"wrote bands\.png",
+        ],
+    ),
 }
 
 
