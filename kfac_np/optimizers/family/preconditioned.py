@@ -93,10 +93,11 @@ class Preconditioned(Optimizer):
     undecayed : tuple of str
         Paths of parameters without it.
     graft : Preconditioner, optional
-        Its direction has the length that D is given, for each matrix: ‖D_graft‖ / ‖D‖ · D.
+        Its direction has the length that D is given, for each matrix: ‖D_graft‖ / ‖D‖ · D. For
+        what `preconditioner` moves.
     fallback : Preconditioner
     overrides : mapping of path to Preconditioner, optional
-        Instead of `preconditioner` or the fallback; not grafted.
+        Instead of `preconditioner` or the fallback.
     clip : float, optional
         Largest norm of the gradient of all parameters; a longer one is scaled down to it.
     kl_clip : float, optional
@@ -270,6 +271,15 @@ class Preconditioned(Optimizer):
         move = trees.combine(self.momentum, velocity, 1.0, d) if self.nesterov else velocity
         return trees.scale(-rate, move), slots, velocity
 
+    def rule_of(self, path: str, p: Array, s: Statistics | None) -> Preconditioner:
+        """Return what a parameter with such statistics is preconditioned by."""
+        if path in self.overrides:
+            return self.overrides[path]
+        first = s.groups[0] if isinstance(s, GroupedStatistics) else s
+        if p.ndim not in (2, 3) or (first is not None and not self.preconditioner.supports(first)):
+            return self.fallback
+        return self.preconditioner
+
     def _decayed(self, path: str, p: Array, d: Array) -> Array:
         return d if path in self.undecayed else trees.axpy(self.weight_decay, p, d)
 
@@ -277,13 +287,8 @@ class Preconditioned(Optimizer):
         self, path: str, p: Array, seen: Observation, slots: Slots | None, k: int
     ) -> tuple[Array, Slots]:
         """D of a parameter: of one with groups, group by group."""
-        rule = self.overrides.get(path)
-        graft = None
-        if rule is None:
-            s = seen.statistics
-            vector = p.ndim not in (2, 3) or (s is not None and not self._supports(s))
-            rule = self.fallback if vector else self.preconditioner
-            graft = None if vector else self.graft
+        rule = self.rule_of(path, p, seen.statistics)
+        graft = self.graft if rule == self.preconditioner else None
         if p.ndim <= 2:
             return _direction(rule, graft, p, seen, slots, k)
         xp, parts, kept = array_namespace(p), [], {}
@@ -293,10 +298,6 @@ class Preconditioned(Optimizer):
             d, kept[str(i)] = _direction(rule, graft, p[i, ...], group, old, k)
             parts.append(d)
         return xp.stack(parts), kept
-
-    def _supports(self, s: Statistics) -> bool:
-        first = s.groups[0] if isinstance(s, GroupedStatistics) else s
-        return self.preconditioner.supports(first)
 
 
 def _direction(
