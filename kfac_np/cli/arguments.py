@@ -10,6 +10,7 @@ from typing import Any, NoReturn, final
 
 from kfac_np.errors import ConfigError
 from kfac_np.figures import figures
+from kfac_np.optimizers.family import METHODS
 from kfac_np.training.config import read_table
 from kfac_np.training.defaults import complete, set_optimizer, variants
 from kfac_np.training.tables import assign, merge, parse_assignment
@@ -149,7 +150,7 @@ def make_parser() -> argparse.ArgumentParser:
     summary = "train with several optimisers, for the same time each"
     compare = add("compare", summary, _SETTINGS_OF_EACH, _CODES_OF_RUNS)
     _add_problem(compare)
-    names = ["kfac", *variants(), "sgd", "adam"]
+    names = ["kfac", *variants(), "sgd", "adam", *METHODS, "gram"]
     compare.add_argument(
         "--optimizers",
         metavar="A,B,...",
@@ -305,7 +306,7 @@ def _add_problem(parser: argparse.ArgumentParser) -> None:
 def _add_optimizer(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimiser")
     add = group.add_argument
-    names = ", ".join(["kfac", *variants(), "sgd", "adam"])
+    names = ", ".join(["kfac", *variants(), "sgd", "adam", *METHODS, "gram"])
     add(
         "--optimizer",
         metavar="NAME",

@@ -17,6 +17,8 @@ from kfac_np.cli.progress import announce_restart, interruptible, observing, req
 from kfac_np.cli.thread_choice import with_threads
 from kfac_np.errors import CheckpointError, ConfigError, DivergenceError, FactorizationError
 from kfac_np.optimizers import KFAC
+from kfac_np.optimizers.family import Preconditioned
+from kfac_np.optimizers.family.description import describe_preconditioners
 from kfac_np.training import checkpoint, plots
 from kfac_np.training.annotations import name_in
 from kfac_np.training.config import Config, from_table, to_table, toml
@@ -76,7 +78,8 @@ def train(flags: argparse.Namespace) -> int:
         announce_restart(directory)
     else:
         make_room(directory)
-    label = type(config.optimizer).__name__
+    preconditioned = isinstance(config.optimizer, Preconditioned)
+    label = (preconditioned and config.variant) or type(config.optimizer).__name__
     try:
         with interruptible() as interrupted, observing(label, config.run, interrupted) as observer:
             _, summary = run(
@@ -123,7 +126,10 @@ def describe(flags: argparse.Namespace) -> int:
     )
     params = experiment.start().state.params
     network, shape = optimizer.objective.network, experiment.supply.x.shape[1:]
-    described = curvature.describe(network, params, approximation, shape)  # before all output
+    if isinstance(optimizer, Preconditioned):  # before all output
+        described = describe_preconditioners(optimizer, params, shape)
+    else:
+        described = curvature.describe(network, params, approximation, shape)
     if isinstance(config.model, ConvNet | ResNet):  # what became of the image is of interest
         print(f"{outline(network, shape)}\n")
     print(described)

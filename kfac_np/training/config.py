@@ -13,7 +13,8 @@ from typing import Any, Literal, final
 
 from kfac_np import data, optimizers
 from kfac_np.errors import ConfigError
-from kfac_np.training.defaults import STAND_IN, complete, variants
+from kfac_np.training.annotations import name_in
+from kfac_np.training.defaults import STAND_IN, complete, presets_by_name
 from kfac_np.training.files import write_text
 from kfac_np.training.parts import Model, choices
 from kfac_np.training.settings import build, dump
@@ -192,7 +193,7 @@ class Config:
     backend : BackendSettings
     variant : str, optional
         The name that the optimiser was asked for by, where it is one of
-        `kfac_np.training.defaults.variants`.
+        `kfac_np.training.defaults.presets_by_name`.
 
     Examples
     --------
@@ -236,10 +237,12 @@ def from_table(table: Mapping[str, Any]) -> Config:
     _refuse_moved(table)
     table = {"run": {}, **complete(table)}
     names, name = choices(), table["optimizer"]["name"]
-    require_one_of("optimizer.name", name, [*names[optimizers.Optimizer], *variants()])
-    variant = name if name in variants() else None
+    presets = presets_by_name()
+    require_one_of("optimizer.name", name, [*names[optimizers.Optimizer], *presets])
+    variant = name if name in presets else None
     if variant is not None:
-        table["optimizer"] = {**table["optimizer"], "name": "kfac"}
+        kind = name_in(names[optimizers.Optimizer], presets[variant](STAND_IN))
+        table["optimizer"] = {**table["optimizer"], "name": kind}
     given = {"objective": STAND_IN, "variant": variant}
     config: Config = build(Config, table, names, given=given)
     optimizer = config.optimizer

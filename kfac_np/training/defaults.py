@@ -10,11 +10,19 @@ from kfac_np.layers import Identity
 from kfac_np.losses import SquaredError
 from kfac_np.objective import Objective
 from kfac_np.optimizers import KFAC, Optimizer, presets
+from kfac_np.optimizers.family import METHODS
 from kfac_np.training.parts import choices
 from kfac_np.training.settings import dump
 from kfac_np.training.tables import Table, merge
 
-__all__ = ["STAND_IN", "complete", "default_optimizer", "set_optimizer", "variants"]
+__all__ = [
+    "STAND_IN",
+    "complete",
+    "default_optimizer",
+    "presets_by_name",
+    "set_optimizer",
+    "variants",
+]
 
 STAND_IN = Objective(Identity(), SquaredError())
 """What an optimiser is composed with until the data, and with them the network, are there."""
@@ -37,7 +45,7 @@ def complete(table: Mapping[str, Any]) -> Table:
     name = optimizer["name"]
     said = {**table, "data": data, "model": model, "optimizer": optimizer}
     chosen = _defaults(data["name"], model["name"], name)
-    if isinstance(name, str) and name in variants():
+    if isinstance(name, str) and name in presets_by_name():
         chosen["optimizer"] = _table_of(name)
     batch = said.get("batch")
     if isinstance(batch, Mapping):
@@ -86,11 +94,22 @@ def variants() -> dict[str, Callable[[Objective], KFAC]]:
     }
 
 
-def _table_of(variant: str) -> Table:
-    """All settings of a variant, but its seed, which is the run's."""
-    table: Table = dump(Optimizer, variants()[variant](STAND_IN), choices())
+def presets_by_name() -> dict[str, Callable[[Objective], Optimizer]]:
+    """Return all optimisers that a name stands for: `variants`, and the methods of the family.
+
+    Examples
+    --------
+    >>> presets_by_name()["muon"](STAND_IN).preconditioner.steps
+    5
+    """
+    return {**variants(), **METHODS}
+
+
+def _table_of(preset: str) -> Table:
+    """All settings of a preset, but its seed, which is the run's."""
+    table: Table = dump(Optimizer, presets_by_name()[preset](STAND_IN), choices())
     del table["seed"]
-    return {**table, "name": variant}
+    return {**table, "name": preset}
 
 
 def set_optimizer(
@@ -115,8 +134,11 @@ def set_optimizer(
     else:
         if damping is not None:
             raise ConfigError(f"--damping: expected with kfac only, got {optimizer['name']!r}")
-        if momentum is not None and optimizer["name"] == "adam":
-            raise ConfigError("--momentum: expected with kfac or sgd, got 'adam' (it has beta1)")
+        if momentum is not None and optimizer["name"] != "sgd":
+            raise ConfigError(
+                f"--momentum: expected with kfac or sgd, got {optimizer['name']!r} (which has its "
+                "own: beta1 or the like, by --set)"
+            )
         changes = {"rate": rate, "momentum": momentum}
     changes["l2"] = l2
     changes = {k: v for k, v in changes.items() if v is not None}

@@ -10,6 +10,7 @@ from kfac_np import curvature, data, fisher, layers, losses, optimizers
 from kfac_np.curvature.sharing import Sharing
 from kfac_np.errors import ConfigError
 from kfac_np.objective import Objective
+from kfac_np.optimizers import family
 from kfac_np.training import image_models, models
 from kfac_np.training.annotations import Choices
 from kfac_np.training.metrics import Task
@@ -214,7 +215,7 @@ def choices() -> Choices:
     Examples
     --------
     >>> list(choices()[optimizers.Optimizer])
-    ['kfac', 'sgd', 'adam']
+    ['kfac', 'sgd', 'adam', 'gram', 'preconditioned']
     """
     return {
         Model: {
@@ -254,6 +255,20 @@ def _optimizer_choices() -> dict[Any, dict[str, Any]]:
             "kfac": optimizers.KFAC,
             "sgd": optimizers.SGD,
             "adam": optimizers.Adam,
+            "gram": family.GramDescent,
+            "preconditioned": family.Preconditioned,
+        },
+        family.Preconditioner: {
+            "first-moment": family.FirstMoment,
+            "adam": family.AdamScaling,
+            "nadam": family.NAdamScaling,
+            "sign-momentum": family.SignMomentum,
+            "muon": family.Muon,
+            "shampoo": family.Shampoo,
+            "soap": family.SOAP,
+            "eva": family.Eva,
+            "foof": family.FOOF,
+            "singd": family.SINGD,
         },
         optimizers.Schedule: {
             "constant": optimizers.Constant,

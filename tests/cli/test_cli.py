@@ -489,8 +489,9 @@ def test_factors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (
             ["compare", "--optimizers", "x"],
             (
-                "optimizer.name: expected kfac, sgd, adam, kfac-autoencoder, kfac-convolutional, "
-                "kfac-fixed or kfc-pre, got 'x'"
+                "optimizer.name: expected kfac, sgd, adam, gram, preconditioned, kfac-autoencoder, "
+                "kfac-convolutional, kfac-fixed, kfc-pre, adamw, nadam, lion, muon, shampoo, "
+                "kl-shampoo, soap, eva, foof or singd, got 'x'"
             ),
         ),
         (["compare", "--set", "optimizer.l2=0"], "optimizer: expected with train; compare has"),

@@ -16,6 +16,7 @@ from kfac_np.errors import ConfigError
 from kfac_np.optimizers import (
     KFAC,
     Balance,
+    family,
     kfac_autoencoder,
     kfac_convolutional,
     kfc_pre,
@@ -92,6 +93,7 @@ def test_every_optimiser_part_has_a_name() -> None:
     slots = choices()
     for module, slot in [
         (optimizers, optimizers.Optimizer),
+        (family, family.Preconditioner),
         (optimizers, optimizers.Schedule),
         (optimizers, optimizers.StepRule),
         (optimizers, optimizers.DampingPolicy),
@@ -100,7 +102,9 @@ def test_every_optimiser_part_has_a_name() -> None:
         (curvature, curvature.Curvature),
         (curvature, curvature.Block),
     ]:
-        found = {getattr(module, name) for name in module.__all__}
+        found = [getattr(module, name) for name in module.__all__]
+        if module is optimizers:
+            found += [getattr(family, name) for name in family.__all__]
         parts = {c for c in found if isinstance(c, type) and issubclass(c, slot) and c is not slot}
         assert parts == set(slots[slot].values()), slot
 
@@ -174,15 +178,17 @@ def test_the_seed_is_one_unless_said_otherwise() -> None:
         (
             {"optimizer": "lbfgs"},
             (
-                "optimizer.name: expected kfac, sgd, adam, kfac-autoencoder, kfac-convolutional, "
-                "kfac-fixed or kfc-pre, got 'lbfgs'"
+                "optimizer.name: expected kfac, sgd, adam, gram, preconditioned, kfac-autoencoder, "
+                "kfac-convolutional, kfac-fixed, kfc-pre, adamw, nadam, lion, muon, shampoo, "
+                "kl-shampoo, soap, eva, foof or singd, got 'lbfgs'"
             ),
         ),
         (
             {"optimizer": {"name": 3}},
             (
-                "optimizer.name: expected kfac, sgd, adam, kfac-autoencoder, kfac-convolutional, "
-                "kfac-fixed or kfc-pre, got 3"
+                "optimizer.name: expected kfac, sgd, adam, gram, preconditioned, kfac-autoencoder, "
+                "kfac-convolutional, kfac-fixed, kfc-pre, adamw, nadam, lion, muon, shampoo, "
+                "kl-shampoo, soap, eva, foof or singd, got 3"
             ),
         ),
         ({"optimizer": {"rate": 1}}, "optimizer: unknown option 'rate', expected curvature"),
@@ -267,6 +273,23 @@ def test_optimisers_by_name_are_those_of_the_library(data: str, model: str) -> N
         written = to_table(config)
         assert written["optimizer"]["name"] == name
         assert from_table(written) == config
+
+
+@pytest.mark.parametrize("name", family.METHODS)
+def test_methods_of_the_family_by_name(name: str) -> None:
+    """What the library has by that name, at a rate for the data; flags and all settings over it."""
+    config = from_table(table(data="digits", optimizer=name))
+    made = dataclasses.replace(family.METHODS[name](STAND_IN), rate=config.optimizer.rate)
+    assert config.optimizer == made
+    written = to_table(config)
+    assert written["optimizer"]["name"] == name
+    assert from_table(written) == config
+    said = {"name": name, "fallback": {"beta1": 0.5}, "overrides": {"2": "muon"}, "seed": 3}
+    config = from_table(table(optimizer=said))
+    assert config.optimizer.overrides == {"2": family.Muon()}
+    assert from_table(to_table(config)) == config
+    with pytest.raises(ConfigError, match=f"--momentum: expected with kfac or sgd, got '{name}'"):
+        set_optimizer({"optimizer": {"name": name}}, momentum=0.5)
 
 
 def test_a_variant_with_other_settings_keeps_its_name_and_its_other_settings() -> None:

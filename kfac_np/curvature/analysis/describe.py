@@ -12,7 +12,7 @@ from kfac_np.curvature.networks.block_diagonal import BlockDiagonal
 from kfac_np.layers import Layer
 from kfac_np.trees import Tree
 
-__all__ = ["describe"]
+__all__ = ["describe", "statistics_of_zeros"]
 
 
 def describe(
@@ -56,7 +56,7 @@ def describe(
     network.output_shape(input_shape)
     if isinstance(curvature, BlockDiagonal):
         curvature.require_paths(path for path, _ in trees.items(params))
-    found = costs(curvature, network, params, _statistics(network, params, input_shape))
+    found = costs(curvature, network, params, statistics_of_zeros(network, params, input_shape))
     rows = [("path", "layer", "parameters", "block", "factors", "factorise", "solve")]
     totals = [0, 0, 0]
     for path, p in trees.items(params):
@@ -75,7 +75,7 @@ def describe(
     )
 
 
-def _statistics(network: Layer, params: Tree, input_shape: tuple[int, ...]) -> Tree:
+def statistics_of_zeros(network: Layer, params: Tree, input_shape: tuple[int, ...]) -> Tree:
     """Statistics of one example of zeros, for their kinds and shapes."""
     like = trees.leaves(params)[0]
     xp = array_namespace(like)
