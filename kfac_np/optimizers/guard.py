@@ -48,7 +48,8 @@ class Guard:
     Between measurements an update that does harm is known as such one step later: the parameters
     after the last step of all are judged by nobody.
 
-    λ settles in 50 steps, from the beginning and from every update that was taken back. A batch of
+    λ settles in 50 steps, from the beginning and from every update that was taken back; in 50/n
+    where the quadratic model is made in every n-th step only. A batch of
     one example has no standard error that is known, and undoes nothing but what is not finite.
 
     Examples
@@ -60,9 +61,12 @@ class Guard:
     errors: ClassVar[float] = 4.0  # standard errors; normal noise exceeds four once in 30,000
     settling: ClassVar[int] = 50  # steps
 
-    def measures(self, k: int, trouble: int) -> bool:
-        """Tell whether step k measures h again; `trouble` last took an update back."""
-        return k - trouble <= self.settling
+    def measures(self, k: int, trouble: int, interval: int = 1) -> bool:
+        """Tell whether step k measures h again; `trouble` last took an update back.
+
+        `interval` is that of the quadratic model.
+        """
+        return (k - trouble) * interval <= self.settling
 
     def undoes(
         self, new: Scalar, old: Scalar, errors: tuple[Scalar | float, Scalar], *, noisy: bool

@@ -353,8 +353,9 @@ class KFAC(Optimizer):
 
     def _measures(self, now: _Now) -> bool:
         """Whether the step measures h again."""
-        settling = self.guard is not None and self.guard.measures(now.k, now.state.trouble)
-        return settling or self.damping.measures(now.k)
+        k, interval = now.k, self.step_rule.interval
+        settling = self.guard is not None and self.guard.measures(k, now.state.trouble, interval)
+        return settling or self.damping.measures(k)
 
     def _propose(self, now: _Now, metric: _Metric, model: LocalModel) -> tuple[Proposal, Choice]:
         """The proposal whose best α and μ have the model promise most."""

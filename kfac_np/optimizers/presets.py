@@ -10,7 +10,6 @@ from kfac_np.optimizers.averaging import IterateAverage
 from kfac_np.optimizers.balance import Balance
 from kfac_np.optimizers.damping import ConstantDamping, LevenbergMarquardt
 from kfac_np.optimizers.gamma import CoupledGamma, GammaSearch
-from kfac_np.optimizers.guard import Guard
 from kfac_np.optimizers.kfac import KFAC
 from kfac_np.optimizers.moments import MovingAverage
 from kfac_np.optimizers.quadratic_model import QuadraticModel
@@ -79,7 +78,7 @@ def kfac_autoencoder(objective: Objective, **changes: Any) -> KFAC:
 def kfac_convolutional(objective: Objective, **changes: Any) -> KFAC:
     """K-FAC for convolutional networks: all but the gradient in every fifth step.
 
-    `KFAC(objective)` with statistics, factors and the quadratic model of every fifth step, five
+    `KFAC(objective)` with statistics, factors and the quadratic model of every fifth step, ten
     steps in which λ settles, and an average over fewer iterates. Statistics are of a quarter of the
     mini-batch (64 examples at least), since each of its locations counts as an example. A step
     takes about one and a half times as long as one of SGD. What it gains is in docs/results.md,
@@ -107,7 +106,6 @@ def kfac_convolutional(objective: Objective, **changes: Any) -> KFAC:
         refresh=Refresh(interval=5, first=1),
         averaging=IterateAverage(decay=0.97, power=19.0),
         statistics_fraction=0.25,
-        guard=Guard(settling=5),
     )
     return replace(kfac, **changes)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from dense_net import HostArray
 from numerics import numbers
-from optimizer_cases import CASES, Case, case, flat
+from optimizer_cases import CASES, Case, a_guard, case, flat
 
 from kfac_np import trees
 from kfac_np.backend import Backend, DeferredChecks, Rng, get_backend
@@ -29,7 +29,6 @@ from kfac_np.optimizers import (
     CoupledGamma,
     GammaPolicy,
     GammaSearch,
-    Guard,
     LevenbergMarquardt,
     QuadraticModel,
     Refresh,
@@ -206,7 +205,7 @@ def test_a_search_leaves_out_what_overflows(
         ((1, 4, 8, 12), {}),
         ((1, 3, 4, 6, 8, 9, 12), {"refresh": Refresh(3, first=1)}),
         ((1, 3, 4, 6, 8, 9, 12), {"damping": LevenbergMarquardt(0.1, interval=3)}),
-        ((1, 2, 3, 4, 8, 12), {"guard": Guard(settling=3), "damping": ConstantDamping(10.0)}),
+        ((1, 2, 3, 4, 8, 12), {"guard": a_guard(settling=12), "damping": ConstantDamping(10.0)}),
         (tuple(range(1, 13)), {"step_rule": QuadraticModel(least_examples=1)}),
     ],
     ids=["interval", "new factors", "ρ is measured", "λ settles", "no interval"],
@@ -246,7 +245,7 @@ def test_a_choice_holds_until_there_is_a_reason_for_another(
 def test_a_choice_does_not_outlive_a_shorter_update_or_one_taken_back() -> None:
     c = case("tanh_squared")
     rule = QuadraticModel(least_examples=1, interval=100)
-    guard = Guard(settling=1)
+    guard = a_guard(settling=100)
     kfac = KFAC(c.objective, step_rule=rule, guard=guard, refresh=Refresh(100, first=1))
     state, _ = kfac.step(kfac.init(c.params(NUMPY)), *c.batch_on(NUMPY, 1))
     assert state.choice is not None
