@@ -90,8 +90,8 @@ class KFAC(Optimizer):
       as old as 20 steps cost more than renewing them does.
     - The average is of the last twentieth of the iterates at first (see `IterateAverage`).
     - The quadratic model uses 256 examples at least, and may not promise a loss that is out of
-      reach (see `QuadraticModel`). With fewer there is no momentum, unless all batches are the
-      same: from so few it would be noise.
+      reach (see `QuadraticModel`). With fewer, unless all batches are the same, μ = 1/2: what so
+      few tell of the best one would be noise.
     - Moments of a batch count as 30 times their average at most, so that an outlier does not rule.
     - η = 0 instead of 1e-5.
 
@@ -325,24 +325,19 @@ class KFAC(Optimizer):
         return damping * now.state.raised
 
     def _model(self, now: _Now, metric: _Metric, damping: Scalar) -> LocalModel:
-        """The quadratic model on the first τ₂ of the mini-batch.
-
-        Of few examples a momentum would be noise, unless they are all that there are.
-        """
+        """The quadratic model on the first τ₂ of the mini-batch."""
         least = self.step_rule.least_examples
         part = first_examples(now.e, self.step_rule.fraction, now.checks, least)
-        few = self.step_rule.compares and part.scale.examples < least
-        previous = None if few and now.state.noisy else now.state.update
-        bound = now.e.above_bound(now.h.value)
         return LocalModel(
             part,
             now.h.gradient,
             damping,
-            bound,
-            previous,
-            self.l2,
-            metric.units,
-            now.state.choice if self._choice_holds(now, metric) else None,
+            bound=now.e.above_bound(now.h.value),
+            previous=now.state.update,
+            few=now.state.noisy and part.scale.examples < least,  # and they are not all
+            l2=self.l2,
+            units=metric.units,
+            kept=now.state.choice if self._choice_holds(now, metric) else None,
         )
 
     def _choice_holds(self, now: _Now, metric: _Metric) -> bool:

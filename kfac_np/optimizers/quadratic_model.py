@@ -42,6 +42,8 @@ class LocalModel:
         The most that h can decrease, where that is known.
     previous : tree or None
         δ₀, the update of the step before; None where there is no momentum.
+    few : bool
+        Whether the examples are too few to tell which momentum is best.
     kept : dict or None
         α and μ of an earlier model, where they still hold.
 
@@ -66,6 +68,7 @@ class LocalModel:
     damping: Scalar
     bound: Scalar | None = None
     previous: Tree | None = None
+    few: bool = False
     l2: float = 0.0
     units: Mapping[str, Units] = field(default_factory=dict)
     kept: Mapping[str, Scalar] | None = None
@@ -138,6 +141,9 @@ class QuadraticModel(StepRule):
     Solves the 2×2 system [Δᵀ B Δ, Δᵀ B δ₀; ·, δ₀ᵀ B δ₀] (α, μ)ᵀ = -(∇hᵀΔ, ∇hᵀδ₀) with
     B = F + (λ + η) I. Where Δ and δ₀ are parallel to rounding error, μ = 0.
 
+    Of few examples, from batches that differ, such a μ would be noise (`least_examples`), and
+    μ = 1/2 is given; α minimises the model with it. Where that leads uphill, μ = 0.
+
     Once a network fits its training data F vanishes, and the model promises more than there is:
     a loss below zero. With `bounded` the update is shortened until the model promises no more than
     to reach the loss's lower bound. Without it such steps, and adaptive λ that follows them down,
@@ -149,8 +155,8 @@ class QuadraticModel(StepRule):
         τ₂.
     least_examples : int
         A quarter of a small batch tells too little of F: it is 0 along more directions, and the
-        steps are too long. So it is so many examples at least, or all. The paper's batches have
-        thousands, and no such number (1).
+        steps are too long. So it is so many examples at least, or all, and of fewer μ is given. The
+        paper's batches have thousands, and no such number (1).
     bounded : bool
         The paper has no such bound.
     momentum : bool
@@ -204,27 +210,38 @@ class QuadraticModel(StepRule):
         if previous is None:
             alpha, mu = _minimum(b, c), 0.0
             decrease = 0.5 * (alpha * c)
+            slope = alpha * c
         else:
-            info = array_namespace(c).finfo(model.evaluation.outputs.dtype)
             cross, b0 = quadratic[1]
-            alpha, mu = _minimum_of_two(b, cross, b0, c, linear[1], 10.0 * float(info.eps))
-            decrease = 0.5 * (alpha * c + select(abs(mu) > 0.0, mu * linear[1], 0.0))
+            if model.few:
+                alpha, mu, decrease = _with_momentum(_MOMENTUM, b, cross, b0, c, linear[1])
+                slope = alpha * c + mu * linear[1]
+            else:
+                info = array_namespace(c).finfo(model.evaluation.outputs.dtype)
+                alpha, mu = _minimum_of_two(b, cross, b0, c, linear[1], 10.0 * float(info.eps))
+                slope = alpha * c + select(abs(mu) > 0.0, mu * linear[1], 0.0)
+                decrease = 0.5 * slope
         decrease = select(array_namespace(c).isfinite(b + c), decrease, math.inf)
         choice = Choice(alpha, mu, decrease)
         if self.bounded and model.bound is not None:
-            return _within(model.bound, choice)
+            return _within(model.bound, choice, slope)
         return choice
 
 
-def _within(bound: Scalar, choice: Choice) -> Choice:
-    """Shorten an update until its predicted decrease is `bound` at most."""
+_MOMENTUM = 0.5  # that few examples are given: docs/results.md, "Small batches"
+
+
+def _within(bound: Scalar, choice: Choice, slope: Scalar) -> Choice:
+    """Shorten an update, along which h has this slope, until it promises `bound` at most."""
     assert choice.decrease is not None
     bound = select(bound > 0.0, bound, 0.0)
-    promised = -choice.decrease
-    too_much = promised > bound
-    # δ minimises the model along its own ray: M(sδ) - M(0) = (2s - s²) (M(δ) - M(0)).
-    part = select(too_much, bound, 0.0) / select(too_much, promised, 1.0)
-    s = select(too_much, part / (1.0 + array_namespace(part).sqrt(1.0 - part)), 1.0)
+    too_much = -choice.decrease > bound
+    # M(sδ) - M(0) = s ∇hᵀδ + s² (M(δ) - M(0) - ∇hᵀδ) = -bound, in multiples of -∇hᵀδ > 0
+    part = select(too_much, bound, 0.0) / select(too_much, -slope, 1.0)
+    bend = select(too_much, choice.decrease - slope, 0.0) / select(too_much, -slope, 1.0)
+    square = 1.0 - 4.0 * bend * part
+    root = array_namespace(part).sqrt(select(square > 0.0, square, 0.0))
+    s = select(too_much, 2.0 * part / (1.0 + root), 1.0)
     decrease = select(too_much, -bound, choice.decrease)
     return Choice(s * choice.alpha, s * choice.mu, decrease)
 
@@ -232,6 +249,20 @@ def _within(bound: Scalar, choice: Choice) -> Choice:
 def _minimum(b: Scalar, c: Scalar) -> Scalar:
     """Where ½ b x² + c x is least; 0 unless b > 0."""
     return select(b > 0.0, -c / select(b > 0.0, b, 1.0), 0.0)
+
+
+def _with_momentum(
+    mu: float, b: Scalar, cross: Scalar, b0: Scalar, c: Scalar, c0: Scalar
+) -> tuple[Scalar, Scalar, Scalar]:
+    """(α, μ) and ½ xᵀBx + cᵀx, α the best for this μ; for 0 if that is uphill, or δ₀ is 0."""
+    alpha, alone = _minimum(b, c + mu * cross), _minimum(b, c)
+    value = 0.5 * alpha * (c + mu * cross) + mu * (0.5 * mu * b0 + c0)
+    useful = (value < 0.0) & (b0 > 0.0)
+    return (
+        select(useful, alpha, alone),
+        select(useful, mu, 0.0),
+        select(useful, value, 0.5 * (alone * c)),
+    )
 
 
 def _minimum_of_two(

@@ -40,6 +40,17 @@ def own_units(A: HostArray, W: HostArray) -> HostArray:
     return np.asarray(s[:, None] / a)
 
 
+def with_half(
+    bend: HostArray, slope: HostArray, proposal: HostArray, previous: HostArray
+) -> Minimum | None:
+    """The best α for μ = 1/2, if that leads down."""
+    rest = slope + bend @ previous / 2
+    alpha = -float(rest @ proposal) / float(proposal @ bend @ proposal)
+    delta = alpha * proposal + previous / 2
+    decrease = float(0.5 * delta @ bend @ delta + slope @ delta)
+    return Minimum(delta, alpha, 0.5, decrease) if decrease < 0.0 else None
+
+
 class Defaults(Published):
     """`KFAC(objective)`: with a quadratic model that uses `model_examples` examples at least."""
 
@@ -203,14 +214,17 @@ class Defaults(Published):
         )
 
     def best(
-        self, bend: HostArray, slope: HostArray, h: float, previous: Any, refreshed: bool
+        self, bend: HostArray, slope: HostArray, h: float, previous: Any, refreshed: bool, few: bool
     ) -> tuple[HostArray, Minimum]:
         """The proposal that the model prefers: the first that beats the first, if that."""
         found: list[Any] = []
         for gamma in self.candidates() if refreshed else [self.gamma]:
             inverse = self.inverted(gamma) if refreshed else self.inverse
             proposal = -self.multipliers * (inverse @ slope)
-            minimum = shortened(minimised(bend, slope, proposal, previous), bend, slope, h)
+            minimum = minimised(bend, slope, proposal, None if few else previous)
+            if few and previous is not None:
+                minimum = with_half(bend, slope, proposal, previous) or minimum
+            minimum = shortened(minimum, bend, slope, h)
             if not found or minimum.decrease < found[-1].decrease:
                 (self.gamma, self.inverse), stop = (gamma, inverse), bool(found)
                 found = [proposal, minimum]
@@ -250,10 +264,9 @@ class Defaults(Published):
         used = self.damping
 
         n2 = max(math.ceil(len(x) / 4), min(self.model_examples, len(x)))
-        keeps = n2 >= self.model_examples or not self.noisy
+        few = n2 < self.model_examples and self.noisy
         bend = self.net.fisher(self.theta, x[:n2], t[:n2], w[:n2]) + np.diag(used / self.units**2)
-        previous = self.delta0 if keeps else None
-        proposal, found = self.best(bend, slope, h, previous, refreshed)
+        proposal, found = self.best(bend, slope, h, self.delta0, refreshed, few)
         if refreshed:
             self.gamma_ratio = self.gamma / math.sqrt(used)
         if self.balanced_from is not None and self.k >= self.balanced_from and self.k % 5 == 0:

@@ -425,6 +425,7 @@ def test_a_search_that_is_not_thorough(name: str, initial: float, backend: Backe
             curvature=curvature,
             damping=LevenbergMarquardt(initial),
             gamma=Search(thorough),
+            step_rule=QuadraticModel(momentum=False),
             refresh=Refresh(2, first=1),
             relative=False,
             guard=None,
@@ -557,6 +558,35 @@ def test_a_shortened_update_is_what_the_model_says() -> None:
     assert short.decrease == -room
     exact = free.decrease(trees.scale(short.alpha, downhill))
     assert exact == pytest.approx(-room, rel=1e-9)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-3, -40.0])
+def test_a_given_momentum(size: float, backend: Backend) -> None:
+    """α is the best for μ = 1/2; where δ₀ leads uphill, or is 0, there is none."""
+    objective, params, x, t = separable(backend)
+    e = objective.evaluate(params, x, t)
+    downhill = trees.scale(-1.0, e.gradient())
+    some = trees.tree_map(lambda p: Rng(3).normal(p.shape, backend), params)
+    sign = math.copysign(1.0, float(trees.inner(some, downhill)))
+    previous = trees.scale(size * sign, some)
+    model = LocalModel(e, e.gradient(), 1e-3, previous=previous, few=True)
+    found = choose(1, model, downhill)
+    if size <= 0.0:
+        alone = choose(1, LocalModel(e, e.gradient(), 1e-3), downhill)
+        assert (float(found.mu), float(found.alpha)) == (0.0, pytest.approx(float(alone.alpha)))
+        return
+    assert float(found.mu) == 0.5
+
+    def promised(alpha: float) -> float:
+        return float(model.decrease(trees.combine(alpha, downhill, 0.5, previous)))
+
+    best = float(found.alpha)
+    assert float(found.decrease) == pytest.approx(promised(best), rel=1e-9)
+    assert promised(best) < min(promised(0.99 * best), promised(1.01 * best))
+    room = -0.5 * float(found.decrease)
+    short = choose(1, dataclasses.replace(model, bound=backend.asarray(room)), downhill)
+    whole = trees.combine(short.alpha, downhill, short.mu, previous)
+    assert float(model.decrease(whole)) == pytest.approx(-room, rel=1e-9)
 
 
 def test_without_momentum(backend: Backend) -> None:
