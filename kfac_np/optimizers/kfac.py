@@ -90,8 +90,8 @@ class KFAC(Optimizer):
       as old as 20 steps cost more than renewing them does.
     - The average is of the last twentieth of the iterates at first (see `IterateAverage`).
     - The quadratic model uses 256 examples at least, and may not promise a loss that is out of
-      reach (see `QuadraticModel`). With fewer, unless all batches are the same, μ = 1/2: what so
-      few tell of the best one would be noise.
+      reach (see `QuadraticModel`). With fewer, unless all batches are the same, μ = 1/2, since
+      what they tell of the best one would be noise, and with fewer than 64 there is no momentum.
     - Moments of a batch count as 30 times their average at most, so that an outlier does not rule.
     - η = 0 instead of 1e-5.
 
@@ -325,16 +325,21 @@ class KFAC(Optimizer):
         return damping * now.state.raised
 
     def _model(self, now: _Now, metric: _Metric, damping: Scalar) -> LocalModel:
-        """The quadratic model on the first τ₂ of the mini-batch."""
+        """The quadratic model on the first τ₂ of the mini-batch.
+
+        Where batches differ, few examples do not tell which momentum is best, and fewer yet have
+        too noisy updates for any.
+        """
         least = self.step_rule.least_examples
         part = first_examples(now.e, self.step_rule.fraction, now.checks, least)
+        n, noisy = part.scale.examples, self.step_rule.compares and now.state.noisy
         return LocalModel(
             part,
             now.h.gradient,
             damping,
             bound=now.e.above_bound(now.h.value),
-            previous=now.state.update,
-            few=now.state.noisy and part.scale.examples < least,  # and they are not all
+            previous=None if noisy and 4 * n < least else now.state.update,
+            few=noisy and n < least,
             l2=self.l2,
             units=metric.units,
             kept=now.state.choice if self._choice_holds(now, metric) else None,

@@ -80,7 +80,8 @@ def kfac_convolutional(objective: Objective, **changes: Any) -> KFAC:
 
     `KFAC(objective)` with statistics, factors and the quadratic model of every fifth step, ten
     steps in which λ settles, and an average over fewer iterates. Statistics are of a quarter of the
-    mini-batch (64 examples at least), since each of its locations counts as an example. A step
+    mini-batch (64 examples at least), since each of its locations counts as an example. It has no
+    momentum: what it gains was measured in batches of 128, which had none. A step
     takes about one and a half times as long as one of SGD. What it gains is in docs/results.md,
     "Convolutional network".
 
@@ -101,7 +102,7 @@ def kfac_convolutional(objective: Objective, **changes: Any) -> KFAC:
     """
     kfac = KFAC(
         objective,
-        step_rule=QuadraticModel(interval=5),
+        step_rule=QuadraticModel(interval=5, momentum=False),
         moving_average=MovingAverage(interval=5),
         refresh=Refresh(interval=5, first=1),
         averaging=IterateAverage(decay=0.97, power=19.0),

@@ -223,9 +223,11 @@ def test_defaults_visit_every_branch() -> None:
     for run in DEFAULTS:
         mu = [r.mu for r in run.reference()[2:]]
         if run.case.batch == 16 and run.model_examples == 256:
-            assert {0.0, 0.5} <= set(mu)
+            assert not any(mu)
         else:
-            assert {*mu} - {None, 0.0, 0.5}
+            assert any(mu)
+    given = [r.mu for run in DEFAULTS for r in run.reference()]
+    assert 0.5 in given
     x = np.c_[INCOMMENSURATE.host()[1], np.ones(64)]
     units = own_units(x.T @ x, np.ones((4, 4)))
     assert units.max() > 1e3 * units.min()
