@@ -24,7 +24,7 @@ parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--quick", action="store_true", help="a few steps only")
 parser.add_argument("--plot", metavar="FILE", help="draw reconstructions (needs matplotlib)")
 options = parser.parse_args()
-STEPS = 40 if options.quick else 200
+STEPS = 15 if options.quick else 200
 
 
 # ------------------------------------------------------------------------------------------------

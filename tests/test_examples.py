@@ -59,7 +59,7 @@ EXPECTED: dict[str, tuple[list[str], list[str]]] = {
         ["--quick", "--plot", "digits.png"],
         [
             r"total +5478 +1\.39M +928k",
-            r"K-FAC +\d\d\.\d\d +\d+\.\d\d +40 +\d\d\.\d\d +\d\d\.\d\d",
+            r"K-FAC +\d\d\.\d\d +\d+\.\d\d +15 +\d\d\.\d\d +\d\d\.\d\d",
             r"wrote digits\.png",
         ],
     ),

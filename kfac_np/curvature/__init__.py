@@ -1,4 +1,9 @@
-"""Curvature approximations: moments (every step), factorise (now and then), solve (every step)."""
+"""Curvature approximations of the Fisher matrix, F̂.
+
+Each has second moments of the statistics, averaged over mini-batches (`Curvature.estimate`),
+factors made from them every few steps (`Curvature.factorise`), and F̂⁻¹ applied to a gradient in
+every step (`Curvature.solve`).
+"""
 
 from kfac_np.curvature.analysis.describe import describe
 from kfac_np.curvature.analysis.kfc_theory import Assumption, convolution_block, kfc_factors

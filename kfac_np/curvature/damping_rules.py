@@ -4,9 +4,8 @@ What a rule gives is added to the diagonals of A and G. With γ = √λ the prod
 (G + γ_G I) ⊗ (A + γ_A I) approximates G ⊗ A + λI. The exact matrix G ⊗ A + λI is not a rule of this
 kind: see ``KFACBlock(exact_damping=True)``.
 
-A multiple of I has the units of whatever I stands for, and damps features, hidden units and outputs
-as if all had the same ones. So rules are given A and G in the layers' own units where these matter:
-see `kfac_np.curvature.Curvature.units`.
+A multiple of I depends on the units of features, hidden units and outputs. Where damping is to have
+none, rules are given A and G in the layers' own units: see `kfac_np.curvature.Curvature.units`.
 
 A is given by its diagonal alone where it has no other entries (embeddings).
 """
@@ -34,7 +33,8 @@ DampingRule = Callable[[Array, Array, float], tuple[Array | float, Array | float
 def pi_trace(A: Array, G: Array, gamma: float) -> tuple[Array, Array]:
     """γ_A = π γ, γ_G = γ / π, π² = (tr A / dim A) / (tr G / dim G).
 
-    Unchanged in effect by A → cA, G → G/c. Where a trace is zero (dead units) or not finite, π = 1.
+    A → cA, G → G/c leaves the damped product as it is. Where a trace is zero (dead units) or not
+    finite, π = 1.
 
     References
     ----------
@@ -82,7 +82,7 @@ def pi_spectral(A: Array, G: Array, gamma: float) -> tuple[Array | float, Array 
 
 
 def no_pi(A: Array, G: Array, gamma: float) -> tuple[float, float]:
-    """γ_A = γ_G = γ: depends on how scale is split between A and G.
+    """γ_A = γ_G = γ, that is π = 1: A → cA, G → G/c changes the damped product.
 
     Examples
     --------
@@ -94,7 +94,7 @@ def no_pi(A: Array, G: Array, gamma: float) -> tuple[float, float]:
 
 
 def plain(A: Array, G: Array, gamma: float) -> tuple[float, float]:
-    """γ_A = γ_G = γ² = λ: each factor plus λI. Depends on how scale is split, too.
+    """γ_A = γ_G = γ² = λ: each factor plus λI. A → cA, G → G/c changes the damped product.
 
     Examples
     --------

@@ -80,9 +80,9 @@ class Ladder:
     layer : str
     events : list of LadderEvent
         Appended to.
-    hopes : DeferredChecks or None
-        Where given, an asynchronous device is not waited for: what is returned is good if
-        these turn out to be unfounded, or else is to be asked for again without hopes.
+    checks : DeferredChecks or None
+        Where given, an asynchronous device is not waited for. Its conditions are collected here and
+        assumed to hold; where one turns out not to, the layer is factorised again without.
 
     Examples
     --------
@@ -95,10 +95,10 @@ class Ladder:
 
     layer: str
     events: list[LadderEvent] = field(default_factory=list)
-    hopes: DeferredChecks | None = None
+    checks: DeferredChecks | None = None
 
     def within(self, part: str) -> Ladder:
-        """The ladder of a part of the layer, with the same events and hopes.
+        """The ladder of a part of the layer, with the same events and checks.
 
         Examples
         --------
@@ -108,16 +108,16 @@ class Ladder:
         return replace(self, layer=f"{self.layer}{part}")
 
     def holds(self, condition: Scalar | bool) -> bool:
-        """Tell whether a condition holds; one that the host would have to wait for is hoped for.
+        """Tell whether a condition holds; with `checks`, one that is not known yet is assumed to.
 
         Examples
         --------
         >>> Ladder("0").holds(False)
         False
         """
-        if self.hopes is None or not is_asynchronous(condition):
+        if self.checks is None or not is_asynchronous(condition):
             return bool(condition)
-        self.hopes.require(condition, lambda: FactorizationError(f"layer {self.layer}: try again"))
+        self.checks.require(condition, lambda: FactorizationError(f"layer {self.layer}: try again"))
         return True
 
     def note(self, factor: str, rung: str, damping: float) -> None:
@@ -127,7 +127,7 @@ class Ladder:
     def inverse(
         self, factor: str, m: Array, damping: Array | float, previous: Array | None
     ) -> Array:
-        """(m + damping · I)⁻¹, or the nearest thing that can be had.
+        """(m + damping · I)⁻¹, or what the first rung that succeeds has in its place.
 
         Parameters
         ----------
@@ -144,11 +144,11 @@ class Ladder:
             `m` or its damping is not finite and there is no previous inverse.
         """
         eye = Backend.of(m).eye(m.shape[0])
-        hopeful = self.hopes is not None and is_asynchronous(m)  # of an inverse, which says it all
-        if not (hopeful or (all_finite(m) and math.isfinite(float(damping)))):
+        deferred = self.checks is not None and is_asynchronous(m)  # to the inverse's own checks
+        if not (deferred or (all_finite(m) and math.isfinite(float(damping)))):
             return self.keep(factor, previous, float(damping))
         try:
-            return _resolved_inverse(m + damping * eye, self.hopes)
+            return _resolved_inverse(m + damping * eye, self.checks)
         except FactorizationError:
             pass
         shift = self._usable(m, damping)
@@ -170,7 +170,7 @@ class Ladder:
         return self.reciprocal(factor, m, damping)
 
     def reciprocal(self, factor: str, eigenvalues: Array, damping: Array | float) -> Array:
-        """1 / (eigenvalues + damping), with least eigenvalues where there are none.
+        """1 / (eigenvalues + damping), eigenvalues lost to rounding clipped from below.
 
         Parameters
         ----------
@@ -292,8 +292,8 @@ def factorise_each(
 ) -> tuple[dict[str, Any], list[LadderEvent]]:
     """Factors of every layer, and what happened; an asynchronous device is waited for once.
 
-    All layers are factorised in the hope that they can be. Whether that is so is then read in one
-    transfer, and those of which it is not are factorised again, with care.
+    All checks are deferred and read in one transfer. Layers of which one failed are factorised
+    again, with each condition read where it arises.
 
     Parameters
     ----------
@@ -319,14 +319,14 @@ def factorise_each(
     >>> found, events
     ({'0': array([[2.]])}, [])
     """
-    hopes = {path: DeferredChecks() for path in paths}
+    checks = {path: DeferredChecks() for path in paths}
 
-    def attempt(path: str, hopes: DeferredChecks | None) -> tuple[Any, list[LadderEvent]]:
-        ladder = Ladder(path, hopes=hopes)
+    def attempt(path: str, own: DeferredChecks | None) -> tuple[Any, list[LadderEvent]]:
+        ladder = Ladder(path, checks=own)
         return factorise(path, ladder), ladder.events
 
-    found = dict(zip(hopes, each(lambda path: attempt(path, hopes[path]), hopes), strict=True))
-    for path, good in zip(hopes, DeferredChecks.all_hold([*hopes.values()]), strict=True):
+    found = dict(zip(checks, each(lambda path: attempt(path, checks[path]), checks), strict=True))
+    for path, good in zip(checks, DeferredChecks.all_hold([*checks.values()]), strict=True):
         if not good:
             found[path] = attempt(path, None)
     events = [event for _, happened in found.values() for event in happened]

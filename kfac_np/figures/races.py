@@ -39,7 +39,7 @@ def draw_curves_race(quick: bool = False) -> Drawing:
     data = curves(200, 1) if quick else curves(20_000, 1)
     sizes = (784, *(_SMALL if quick else (400, 200, 100, 50, 25, 6)))
     batch = ConstantBatch(100) if quick else GrowingBatch(500, 2000)
-    name, steps = _named("CURVES", sizes), 6 if quick else 250
+    name, steps = _named("CURVES", sizes), 3 if quick else 250
     return _race(data, autoencoder(sizes), 0.01, batch, 0.01, steps, name)
 
 
@@ -54,7 +54,7 @@ def draw_fashion_race(quick: bool = False) -> Drawing:
     data = first(fashion_mnist(), n_train=200 if quick else 20_000)
     sizes = (784, *(_SMALL if quick else (400, 200, 100, 30)))
     batch = ConstantBatch(100 if quick else 1000)
-    name, steps = _named("Fashion-MNIST", sizes), 6 if quick else 200
+    name, steps = _named("Fashion-MNIST", sizes), 3 if quick else 200
     return _race(data, autoencoder(sizes), 150.0, batch, 0.003, steps, name)
 
 
@@ -63,7 +63,7 @@ def draw_faces_race(quick: bool = False) -> Drawing:
     data = faces(200, 1) if quick else faces(20_000, 1)
     sizes = (625, *(_SMALL if quick else (400, 200, 100, 30)))
     batch = ConstantBatch(100 if quick else 1000)
-    name, steps = _named("generated faces", sizes), 6 if quick else 200
+    name, steps = _named("generated faces", sizes), 3 if quick else 200
     objective = autoencoder(sizes, loss=SquaredError())
     return _race(data, objective, 1.0, batch, 0.002, steps, name)
 

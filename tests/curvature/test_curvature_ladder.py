@@ -355,7 +355,7 @@ def test_factorising_waits_once(name: str, strict: Backend, monkeypatch: pytest.
 
 @pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value", "ignore:overflow")
 @pytest.mark.parametrize("name", ["dead units", "one example", "no error left"])
-def test_what_was_hoped_for_in_vain_is_done_with_care(name: str, strict: Backend):
+def test_a_layer_whose_deferred_checks_fail_is_factorised_again(name: str, strict: Backend):
     """As a device would have it that does not work ahead; it does not warn, either."""
     e = HOSTILE[name].evaluate(strict)
     kinds = ("kfac", "kfac reduce", "diagonal", "exact blocks", "full", "ekfac", "tridiagonal")

@@ -266,11 +266,11 @@ class BlockTridiagonal(Curvature):
     ) -> tuple[dict[str, Factors], list[LadderEvent]]:
         require_damping(damping)
         self.require_own(moments)
-        hopes = (
+        checks = (
             DeferredChecks()
-        )  # as in `factorise_each`, but what is hoped for goes on to the next layer
-        found = self._factorise(moments, damping, previous or {}, hopes)
-        if not all(DeferredChecks.all_hold([hopes])):
+        )  # as in `factorise_each`, but one for all layers: they are coupled
+        found = self._factorise(moments, damping, previous or {}, checks)
+        if not all(DeferredChecks.all_hold([checks])):
             found = self._factorise(moments, damping, previous or {}, None)
         require_regular(damping, found[1])
         return found
@@ -280,17 +280,17 @@ class BlockTridiagonal(Curvature):
         moments: dict[str, Moments],
         damping: float,
         before: dict[str, Factors],
-        hopes: DeferredChecks | None,
+        checks: DeferredChecks | None,
     ) -> tuple[dict[str, Factors], list[LadderEvent]]:
         factors: dict[str, Factors] = {}
         events: list[LadderEvent] = []
         for path, own in _uncoupled(moments).items():
-            ladder = Ladder(path, events, hopes)
+            ladder = Ladder(path, events, checks)
             factors[path] = self.block.factorise(own, damping, ladder, before.get(path))
         kept = {event.layer for event in events if event.rung == "kept the last inverse"}
         for path, following in _links(moments, "A_next"):
             stale = not kept.isdisjoint((path, following))
-            m, ladder = moments[path], Ladder(path, events, hopes)
+            m, ladder = moments[path], Ladder(path, events, checks)
             factors[path] = factors[path] | couple(
                 (m["A_next"], m["G_next"]),
                 (factors[path], factors[following]),

@@ -76,10 +76,10 @@ def couple(
         return dict(ladder.keep("A_next, G_next", old, damping))
     (own, following), found = factors, {}
     try:
-        root = {name: _root(own[f"{name}_inverse"], ladder.hopes) for name in "AG"}
-        after = {name: _root(following[f"{name}_inverse"], ladder.hopes) for name in "AG"}
+        root = {name: _root(own[f"{name}_inverse"], ladder.checks) for name in "AG"}
+        after = {name: _root(following[f"{name}_inverse"], ladder.checks) for name in "AG"}
         found["K_A"], found["K_G"], gaps = difference_inverse(
-            root["A"], root["G"], cross_a @ after["A"], cross_g @ after["G"], ladder.hopes
+            root["A"], root["G"], cross_a @ after["A"], cross_g @ after["G"], ladder.checks
         )
         found["Psi_A"] = cross_a @ following["A_inverse"]
         found["Psi_G"] = cross_g @ following["G_inverse"]
@@ -153,10 +153,10 @@ def regression(cross: Array, m: Array) -> Array:
     return (cross @ vectors * inverse[None, :]) @ vectors.T
 
 
-def _root(inverse: Array, hopes: DeferredChecks | None) -> Array:
+def _root(inverse: Array, checks: DeferredChecks | None) -> Array:
     """H with H Hᵀ = the inverse of a damped factor, as the ladder made it."""
     try:
-        return cholesky(inverse, hopes)
+        return cholesky(inverse, checks)
     except FactorizationError:
         pass
     xp = array_namespace(inverse)
