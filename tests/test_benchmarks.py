@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import (
     convnet,
+    laplace,
     measure,
     problems,
     processes,
@@ -516,3 +517,21 @@ def test_the_code_that_a_step_enters(capsys):
     assert {"kfac_np/optimizers/kfac.py", "kfac_np/layers/dense.py"} <= {name for name, *_ in files}
     columns = zip(*(map(int, counts) for _, *counts in files), strict=True)
     assert list(map(int, total)) == [len(files), *map(sum, columns)]
+
+
+def test_posteriors_of_a_table():
+    """The protocol of `laplace.py`, few steps of it; a better structure has more evidence."""
+    pytest.importorskip("sklearn")
+    data = laplace.split("wine", seed=0)
+    assert [len(part) for part in data] == [142, 142, 36, 36]
+    np.testing.assert_allclose(
+        (data[0].mean(axis=0), data[0].std(axis=0)), [[0.0] * 13, [1.0] * 13], atol=1e-12
+    )
+    lines = laplace.measure("wine", 0, ("kron", "full"), steps=60)
+    assert lines[0]["map"] == lines[1]["map"] < np.log(3)
+    assert lines[0]["evidence"] < lines[1]["evidence"] < 0
+    objective, params = laplace.trained("diabetes", 0, data := laplace.split("diabetes", 0), 3)
+    x, t = data[:2]
+    training = laplace.map_nll(objective, params, (x, t, x, t))
+    residual = objective.network.forward(params, x)[0] - t
+    assert training == pytest.approx(0.5 * np.log(2 * np.pi * np.e * np.mean(residual**2)))
