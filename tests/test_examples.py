@@ -120,6 +120,15 @@ EXPECTED: dict[str, tuple[list[str], list[str]]] = {
             r"wrote bands\.png",
         ],
     ),
+    "13_where_a_mistake_comes_from": (
+        ["--plot", "images.png"],
+        [
+            r" +0 +(0\.\d{5}) +\1 +0\.0\d+",
+            r" +a 1, taken for 0 +3\.\d\d +0\.\d\d +[89]\.\d\d +3\.\d\d",
+            r"4\. Of the 30 images with the largest self-influence 2\d have a planted label",
+            r"wrote images\.png",
+        ],
+    ),
 }
 
 

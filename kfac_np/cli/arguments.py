@@ -199,6 +199,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     posterior.set_defaults(command="uncertainty")
 
+    tracing = "which training examples a run's worst predictions come from"
+    _add_influence(add("influence", tracing, _CODES))
+
     summary = "draw the K-FAC papers' figures (docs/figures.md) and their numbers"
     drawing = add("figures", summary, _CODES)
     drawing.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(figures())}, or all")
@@ -214,6 +217,27 @@ def make_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="for a bug report")
     doctor.set_defaults(command="doctor")
     return parser
+
+
+def _add_influence(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    add = parser.add_argument
+    add(
+        "--queries",
+        type=_count,
+        default=6,
+        metavar="N",
+        help="the N test examples with the largest losses (default 6)",
+    )
+    add("--test", type=_natural, nargs="+", metavar="I", help="these test examples instead")
+    add("--top", type=_count, default=4, metavar="K", help="the K most extreme (default 4)")
+    add(
+        "--damping",
+        type=float,
+        metavar="X",
+        help="what is added to the curvature (default: a tenth of each layer's mean eigenvalue)",
+    )
+    parser.set_defaults(command="influence")
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -360,6 +384,12 @@ def _path(text: str) -> str:
     if not text or "\0" in text:  # a shell variable that is not set, say
         raise argparse.ArgumentTypeError(f"expected a path, got {text!r}")
     return text
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text!r}")
+    return int(text)
 
 
 def _count(text: str) -> int:
