@@ -4,11 +4,14 @@ All of them begin with a curvature that is fitted to a data set once, by `fit_cu
 """
 
 from kfac_np.applications.biases import separate_biases
+from kfac_np.applications.continual import ewc, merge_networks, online_laplace
 from kfac_np.applications.fit import fit_curvature
 from kfac_np.applications.fitted import FittedCurvature, merge
 from kfac_np.applications.laplace import Laplace
 from kfac_np.applications.laplace_precision import Precision
 from kfac_np.applications.laplace_predictive import Prediction
+from kfac_np.applications.pruning import prune
+from kfac_np.applications.pruning_round import Pruned
 from kfac_np.applications.sandwich import Sandwich
 
 __all__ = [
@@ -16,8 +19,13 @@ __all__ = [
     "Laplace",
     "Precision",
     "Prediction",
+    "Pruned",
     "Sandwich",
+    "ewc",
     "fit_curvature",
     "merge",
+    "merge_networks",
+    "online_laplace",
+    "prune",
     "separate_biases",
 ]
