@@ -9,7 +9,7 @@ from typing import Literal
 from kfac_np import trees
 from kfac_np.backend import Array, array_namespace
 from kfac_np.errors import InputError
-from kfac_np.matrices import KroneckerSpectral, Matrix, TreeMatrix
+from kfac_np.matrices import DiagonalMatrix, KroneckerSpectral, Matrix, TreeMatrix
 from kfac_np.matrices.base import require_damping
 from kfac_np.trees import Tree
 from kfac_np.validation import is_integer, require_one_of
@@ -109,7 +109,10 @@ def group_costs(
         return xp.stack([0.5 * xp.sum(_part(w, g, axis) ** 2) for g in groups])
     spectral = matrix.spectral()
     form = spectral.power(-1.0 if method == "obs" else 1.0, damping)
-    if isinstance(form, KroneckerSpectral) and form.U_A is not None:
+    if isinstance(form, DiagonalMatrix):
+        each = w * w / form.values if method == "obs" else w * w * form.values
+        found = [xp.sum(_part(each, g, axis)) for g in groups]
+    elif isinstance(form, KroneckerSpectral) and form.U_A is not None:
         sides = (form.values, form.U_A, form.U_G, w)
         if axis == 0:
             sides = (form.values.T, form.U_G, form.U_A, w.T)
