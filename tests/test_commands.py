@@ -68,7 +68,7 @@ def check(command: str) -> None:
 def kfac_np(words: list[str]) -> None:
     """Settings are read and printed; what has none is parsed, and its names looked up."""
     name, *rest = words
-    if not rest or name == "doctor":
+    if not rest or name in ("doctor", "prune"):
         words = [*words, "--help"]
     elif name == "figures":
         names = [word for word in rest if not word.startswith("-")]

@@ -129,6 +129,22 @@ EXPECTED: dict[str, tuple[list[str], list[str]]] = {
             r"wrote images\.png",
         ],
     ),
+    "14_which_weights_are_needed": (
+        ["--plot", "pruning.png"],
+        [
+            r" +obs +0\.0204 +0\.0114 +0\.1177",
+            r" +K-FAC +0\.9\d\d +0\.9\d\d +0\.9\d\d +0\.[89]\d\d .*",
+            r"wrote pruning\.png",
+        ],
+    ),
+    "15_one_task_after_the_other": (
+        ["--plot", "tasks.png"],
+        [
+            r" +the second after the first, C full +\d\.\de-1[56]",
+            r" +K-FAC( +0\.[789]\d){5} +0\.[78]\d\d",
+            r"wrote tasks\.png",
+        ],
+    ),
 }
 
 

@@ -29,6 +29,7 @@ FLOORS = {
     "objective": 3,
     "fisher": 3,
     "products": 3,
+    "penalties": 3,
     "pytorch": 3,
     "curvature": 4,
     "optimizers": 5,

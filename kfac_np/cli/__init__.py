@@ -104,6 +104,10 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
         from kfac_np.cli.influence import influence
 
         return influence
+    if name == "prune":
+        from kfac_np.cli.pruning import prune_run
+
+        return prune_run
     from kfac_np.cli import commands
 
     return {"train": commands.train, "describe": commands.describe, "factors": commands.factors}[

@@ -198,6 +198,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="test examples (default: all, of networks with more than 100 outputs 200)",
     )
     posterior.set_defaults(command="uncertainty")
+    _add_pruning(add("prune", "make a run's network smaller, into RUN_DIR/pruned.npz", _CODES))
 
     tracing = "which training examples a run's worst predictions come from"
     _add_influence(add("influence", tracing, _CODES))
@@ -238,6 +239,26 @@ def _add_influence(parser: argparse.ArgumentParser) -> None:
         help="what is added to the curvature (default: a tenth of each layer's mean eigenvalue)",
     )
     parser.set_defaults(command="influence")
+
+
+def _add_pruning(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    add = parser.add_argument
+    add(
+        "--remove",
+        choices=("weights", "units", "inputs", "rank", "eigenvectors"),
+        help="what goes (default inputs: units, by what the layers that read them lose; rank where "
+        "no units can go)",
+    )
+    add(
+        "--share",
+        type=float,
+        metavar="X",
+        help="of all parameters (default: the most that costs a point of test accuracy at most, or "
+        "2 %% of the test loss)",
+    )
+    add("--rounds", type=_count, default=3, metavar="N", help="with fits in between (default 3)")
+    parser.set_defaults(command="prune")
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

@@ -19,6 +19,7 @@ from kfac_np.optimizers.base import (
 )
 from kfac_np.optimizers.reports import StepReport
 from kfac_np.optimizers.schedules import Schedule, require_rate, value_at
+from kfac_np.penalties import Penalty, penalized
 from kfac_np.trees import Tree
 from kfac_np.validation import (
     plain_fields,
@@ -66,6 +67,8 @@ class Adam(Optimizer):
     averaging : IterateAverage, optional
     seed : int
         Of what layers draw in training (Dropout).
+    penalty : Penalty, optional
+        R: h = loss + (η/2)‖θ‖² + R(θ), of `kfac_np.penalties`.
 
     References
     ----------
@@ -92,6 +95,7 @@ class Adam(Optimizer):
     l2: float = 0.0
     averaging: IterateAverage | None = None
     seed: int = 0
+    penalty: Penalty | None = None
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -102,10 +106,11 @@ class Adam(Optimizer):
             require_in(f"Adam {name}", beta, "[0, 1)")
         require_positive("Adam epsilon", self.epsilon)
         require_positive("Adam l2", self.l2, zero=True)
+        require_instance("Adam penalty", self.penalty, Penalty, optional=True)
         require_integer("Adam seed", self.seed, zero=True)
 
     def init(self, params: Tree) -> AdamState:
-        check_params(params)
+        check_params(params, self.penalty)
         zeros = trees.zeros_like(params)
         return AdamState(params, params if self.averaging else None, 0, zeros, zeros)
 
@@ -117,7 +122,7 @@ class Adam(Optimizer):
         noise = Rng(self.seed).child("forward", k)
         checks = DeferredChecks()
         e = self.objective.evaluate(state.params, x, t, weights, noise, checks)
-        h = Regularized.of(e, self.l2)
+        h = Regularized.of(e, penalized(self.l2, self.penalty))
         h.require_finite(k, checks)
         rate = value_at(self.rate, k)
         b1, b2 = self.beta1, self.beta2

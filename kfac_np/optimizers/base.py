@@ -24,6 +24,7 @@ from kfac_np.backend import (
 from kfac_np.errors import DivergenceError, InputError
 from kfac_np.objective import Evaluation, Objective
 from kfac_np.optimizers.reports import StepReport
+from kfac_np.penalties import Penalty
 from kfac_np.trees import Tree
 from kfac_np.validation import require_integer
 
@@ -193,8 +194,10 @@ class Optimizer(ABC):
         return state
 
 
-def check_params(params: Tree) -> None:
+def check_params(params: Tree, penalty: Penalty | None = None) -> None:
     """Raise `InputError` unless all parameters are finite floats of one library and device.
+
+    And unless a penalty, if there is one, is of such parameters.
 
     Examples
     --------
@@ -212,14 +215,16 @@ def check_params(params: Tree) -> None:
         require_same_place(name, p, named[0][1])
         if not all_finite(p):
             raise InputError(f"{name}: expected finite values, got NaN or Inf")
+    if penalty is not None:
+        penalty.require_params(params)
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Regularized:
-    """Loss and gradient of h(θ) = L(θ) + (η/2)‖θ‖² on a mini-batch.
+    """Loss and gradient of h(θ) = L(θ) + R(θ) on a mini-batch.
 
-    `statistics` are those that the gradient is the mean of, where η = 0.
+    `statistics` are those that the gradient is the mean of, where there is no penalty R.
 
     Examples
     --------
@@ -228,7 +233,8 @@ class Regularized:
     >>> from kfac_np.losses import SquaredError
     >>> e = Objective(Dense(1, 1, bias=False), SquaredError()).evaluate(
     ...     np.asarray([[2.0]]), np.asarray([[1.0], [3.0]]), np.zeros((2, 1)))
-    >>> float(Regularized.of(e, 0.5).value)
+    >>> from kfac_np.penalties import L2
+    >>> float(Regularized.of(e, L2(0.5)).value)
     11.0
     """
 
@@ -239,23 +245,23 @@ class Regularized:
     statistics: Tree | None
 
     @classmethod
-    def of(cls, e: Evaluation, l2: float) -> Self:
+    def of(cls, e: Evaluation, penalty: Penalty | None) -> Self:
         """Evaluate; whether everything is finite is for `require_finite` to say."""
         loss = e.mean_value
         statistics = e.backward(e.output_gradient())
         gradient = e.mean_gradient(statistics)
-        if l2:
-            gradient = trees.axpy(l2, e.params, gradient)
-        norm = norm_of(gradient)
-        value = loss + l2_term(e.params, l2) if l2 else loss
-        return cls(loss, value, gradient, norm, None if l2 else statistics)
+        if penalty is None:
+            return cls(loss, loss, gradient, norm_of(gradient), statistics)
+        gradient = penalty.add_gradient(e.params, gradient)
+        value = loss + penalty.value(e.params)
+        return cls(loss, value, gradient, norm_of(gradient), None)
 
     def require_finite(self, step: int, checks: DeferredChecks) -> None:
         """It is a `DivergenceError` if loss, objective or gradient are not finite."""
 
         def error() -> DivergenceError:
             loss, value = float(self.loss), float(self.value)
-            overflows = math.isfinite(loss) and not math.isfinite(value)  # θ does, in the ℓ2 term
+            overflows = math.isfinite(loss) and not math.isfinite(value)  # θ does, in the penalty
             what = "objective is inf" if overflows else f"loss is {loss:g}"
             return DivergenceError(
                 f"step {step}: the {what} and the gradient's norm {float(self.gradient_norm):g}; "
@@ -287,18 +293,6 @@ def norm_of(tree: Tree) -> Scalar:
     )
     square = scalar(trees.squared_norm(wide))
     return array_namespace(square).sqrt(square)
-
-
-def l2_term(params: Tree, l2: float) -> Scalar:
-    """(η/2) ‖θ‖².
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> float(l2_term((np.ones(4),), 0.5))
-    1.0
-    """
-    return 0.5 * l2 * scalar(trees.squared_norm(params))
 
 
 def moved(params: Tree, update: Tree) -> tuple[Tree, Scalar, Scalar]:

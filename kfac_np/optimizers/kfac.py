@@ -32,7 +32,6 @@ from kfac_np.optimizers.base import (
     State,
     check_params,
     keep_good,
-    l2_term,
     require_finite_update,
 )
 from kfac_np.optimizers.damping import DampingPolicy, LevenbergMarquardt
@@ -51,6 +50,7 @@ from kfac_np.optimizers.quadratic_model import LocalModel, QuadraticModel
 from kfac_np.optimizers.reports import StepReport
 from kfac_np.optimizers.schedules import Refresh, Schedule, Shrinking, require_rate, value_at
 from kfac_np.optimizers.step_rules import Choice, StepRule, require_finite_choice
+from kfac_np.penalties import Penalty, penalized
 from kfac_np.trees import Tree
 from kfac_np.validation import (
     plain_fields,
@@ -133,6 +133,9 @@ class KFAC(Optimizer):
         that is not finite is a `DivergenceError`.
     seed : int
         Of the sampled targets, and of what layers draw in training (Dropout).
+    penalty : Penalty or None
+        R: h = loss + (η/2)‖θ‖² + R(θ), of `kfac_np.penalties`. The quadratic model has its exact
+        Hessian; F̂ knows nothing of it.
 
     References
     ----------
@@ -174,6 +177,7 @@ class KFAC(Optimizer):
     relative: bool = True
     guard: Guard | None = Guard()
     seed: int = 0
+    penalty: Penalty | None = None
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -194,6 +198,7 @@ class KFAC(Optimizer):
         if not isinstance(self.statistics_fraction, Schedule):
             require_fraction("KFAC statistics_fraction", self.statistics_fraction)
         require_positive("KFAC l2", self.l2, zero=True)
+        require_instance("KFAC penalty", self.penalty, Penalty, optional=True)
         require_flag("KFAC relative", self.relative)
         require_instance("KFAC guard", self.guard, Guard, optional=True)
         require_integer("KFAC seed", self.seed, zero=True)
@@ -211,7 +216,7 @@ class KFAC(Optimizer):
             )
 
     def init(self, params: Tree) -> KFACState:
-        check_params(params)
+        check_params(params, self.penalty)
         average = params if self.averaging else None
         return KFACState(params, average, 0, {}, None, None, None, None)
 
@@ -234,11 +239,11 @@ class KFAC(Optimizer):
         k, checks = state.step + 1, DeferredChecks()
         noise = Rng(self.seed).child("forward", k)
         e = self.objective.evaluate(state.params, x, t, weights, noise, checks)
-        h = Regularized.of(e, self.l2)
+        h = Regularized.of(e, self._penalty)
 
         def value(params: Tree) -> Scalar:
             loss = self.objective.mean_value(params, x, t, weights, noise.child(), checks)
-            return loss + l2_term(params, self.l2) if self.l2 else loss
+            return loss if self._penalty is None else loss + self._penalty.value(params)
 
         state, harmful = judged(self.guard, self.damping, state, h, e, value)
         if harmful:
@@ -258,6 +263,11 @@ class KFAC(Optimizer):
         new = self._next(now, metric, model, proposal, choice, outcome, damping)
         report = self._report(now, model, proposal, choice, outcome, events)
         return keep_good(state, new, checks), report
+
+    @property
+    def _penalty(self) -> Penalty | None:
+        """(η/2)‖θ‖² + R(θ)."""
+        return penalized(self.l2, self.penalty)
 
     def _renew_moments(self, now: _Now) -> tuple[dict[str, Moments], Events]:
         """Moments on the first τ₁ of the mini-batch, put into the moving averages."""
@@ -340,7 +350,7 @@ class KFAC(Optimizer):
             bound=now.e.above_bound(now.h.value),
             previous=None if noisy and 4 * n < least else now.state.update,
             few=noisy and n < least,
-            l2=self.l2,
+            penalty=self._penalty,
             units=metric.units,
             kept=now.state.choice if self._choice_holds(now, metric) else None,
         )
@@ -363,6 +373,7 @@ class KFAC(Optimizer):
 
         def solve(factors: dict[str, Factors]) -> Tree:
             delta = solved(curvature, factors, h, now.e.scale, metric.units)
+            delta = delta if self.penalty is None else self.penalty.project(delta)
             return delta if balance is None else balance.apply(now.state.multipliers, delta)
 
         def choose(delta: Tree) -> Choice:

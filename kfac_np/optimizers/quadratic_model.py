@@ -14,6 +14,7 @@ from kfac_np.curvature.base import Units
 from kfac_np.fisher import FisherType
 from kfac_np.objective import Evaluation
 from kfac_np.optimizers.step_rules import Choice, StepRule
+from kfac_np.penalties import Penalty
 from kfac_np.products import block_forms, tangent_forms
 from kfac_np.trees import Tree
 from kfac_np.validation import plain_fields, require_flag, require_fraction, require_integer
@@ -24,7 +25,7 @@ __all__ = ["LocalModel", "QuadraticModel", "in_units"]
 @final
 @dataclass(frozen=True, eq=False)
 class LocalModel:
-    """M(δ) = ½ δᵀ (F + λ diag(u)⁻² + η I) δ + ∇hᵀ δ + h, with the exact Fisher F.
+    """M(δ) = ½ δᵀ (F + λ diag(u)⁻² + H) δ + ∇hᵀ δ + h, with the exact Fisher F.
 
     Attributes
     ----------
@@ -34,8 +35,8 @@ class LocalModel:
         ∇h.
     damping : Scalar
         λ.
-    l2 : float
-        η.
+    penalty : Penalty or None
+        R, with H = ∇²R.
     units : dict
         Path of a parameter to its units u; 1 where there are none.
     bound : Scalar or None
@@ -69,12 +70,12 @@ class LocalModel:
     bound: Scalar | None = None
     previous: Tree | None = None
     few: bool = False
-    l2: float = 0.0
+    penalty: Penalty | None = None
     units: Mapping[str, Units] = field(default_factory=dict)
     kept: Mapping[str, Scalar] | None = None
 
     def forms(self, vectors: Sequence[Tree]) -> tuple[list[list[Scalar]], list[Scalar]]:
-        """Matrix of v_iᵀ (F + λ diag(u)⁻² + η I) v_j, and vector of ∇hᵀ v_i."""
+        """Matrix of v_iᵀ (F + λ diag(u)⁻² + H) v_j, and vector of ∇hᵀ v_i."""
         tangents = [
             self._previous_tangent if v is self.previous else self.evaluation.jvp(v)
             for v in vectors
@@ -88,8 +89,8 @@ class LocalModel:
                 if i == j:  # F is positive semidefinite: what is below 0 is rounding
                     form = select(form > 0.0, form, 0.0)
                 form = form + self.damping * scalar(trees.inner(relative[i], relative[j]))
-                if self.l2:
-                    form = form + self.l2 * scalar(trees.inner(vectors[i], vectors[j]))
+                if self.penalty is not None:
+                    form = form + self.penalty.form(vectors[i], vectors[j])
                 quadratic[i].append(form)
                 if j < i:
                     quadratic[j].append(form)
@@ -116,7 +117,7 @@ class LocalModel:
     def of_each_layer(
         self, v: Tree, fisher: FisherType, rng: Rng
     ) -> dict[str, tuple[Scalar, Scalar]]:
-        """v_iᵀ (F_ii + λ diag(u_i)⁻² + η I) v_i and ∇h_iᵀ v_i of each parameter, by its path.
+        """v_iᵀ (F_ii + λ diag(u_i)⁻² + H_ii) v_i and ∇h_iᵀ v_i of each parameter, by its path.
 
         The block F_ii is formed from the vectors of `fisher`: unbiased for `MonteCarlo`, exact for
         `Exact`.
@@ -127,8 +128,8 @@ class LocalModel:
         relative = dict(trees.items(in_units(v, self.units, -1.0)))
         for path, own in trees.items(v):
             form = forms[path] + self.damping * scalar(trees.squared_norm(relative[path]))
-            if self.l2:
-                form = form + self.l2 * scalar(trees.squared_norm(own))
+            if self.penalty is not None:
+                form = form + self.penalty.block_form(path, v)
             found[path] = (form, scalar(trees.inner(gradients[path], own)))
         return found
 
@@ -139,7 +140,7 @@ class QuadraticModel(StepRule):
     """(α, μ) minimise the quadratic model with the exact Fisher.
 
     Solves the 2×2 system [Δᵀ B Δ, Δᵀ B δ₀; ·, δ₀ᵀ B δ₀] (α, μ)ᵀ = -(∇hᵀΔ, ∇hᵀδ₀) with
-    B = F + (λ + η) I. Where Δ and δ₀ are parallel to rounding error, μ = 0.
+    B = F + λ diag(u)⁻² + ∇²R. Where Δ and δ₀ are parallel to rounding error, μ = 0.
 
     Of few examples, from batches that differ, such a μ would be noise (`least_examples`), and
     μ = 1/2 is given; α minimises the model with it. Where that leads uphill, μ = 0.

@@ -19,6 +19,7 @@ from kfac_np.optimizers.base import (
 )
 from kfac_np.optimizers.reports import StepReport
 from kfac_np.optimizers.schedules import Schedule, require_rate, value_at
+from kfac_np.penalties import Penalty, penalized
 from kfac_np.trees import Tree
 from kfac_np.validation import (
     plain_fields,
@@ -67,6 +68,8 @@ class SGD(Optimizer):
     averaging : IterateAverage, optional
     seed : int
         Of what layers draw in training (Dropout).
+    penalty : Penalty, optional
+        R: h = loss + (η/2)‖θ‖² + R(θ), of `kfac_np.penalties`.
 
     References
     ----------
@@ -95,6 +98,7 @@ class SGD(Optimizer):
     l2: float = 0.0
     averaging: IterateAverage | None = None
     seed: int = 0
+    penalty: Penalty | None = None
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -104,10 +108,11 @@ class SGD(Optimizer):
         require_in("SGD momentum", self.momentum, "[0, 1)")
         require_flag("SGD nesterov", self.nesterov)
         require_positive("SGD l2", self.l2, zero=True)
+        require_instance("SGD penalty", self.penalty, Penalty, optional=True)
         require_integer("SGD seed", self.seed, zero=True)
 
     def init(self, params: Tree) -> SGDState:
-        check_params(params)
+        check_params(params, self.penalty)
         return SGDState(params, params if self.averaging else None, 0, trees.zeros_like(params))
 
     def step(
@@ -118,7 +123,7 @@ class SGD(Optimizer):
         noise = Rng(self.seed).child("forward", k)
         checks = DeferredChecks()
         e = self.objective.evaluate(state.params, x, t, weights, noise, checks)
-        h = Regularized.of(e, self.l2)
+        h = Regularized.of(e, penalized(self.l2, self.penalty))
         h.require_finite(k, checks)
         rate = value_at(self.rate, k)
         velocity = trees.combine(self.momentum, state.velocity, -rate, h.gradient)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Curve", "plot_curves", "plot_factors", "plot_images", "read_curves"]
+__all__ = ["Curve", "plot_curves", "plot_factors", "plot_images", "plot_lines", "read_curves"]
 
 _HostArray = np.ndarray[Any, Any]
 
@@ -239,6 +239,58 @@ def plot_factors(
     bar.ax.set_yticklabels(["-1", "-1/4", "0", "1/4", "1"], fontsize=8)
     bar.set_label("entry / largest entry of its factor", fontsize=8)
     figure.suptitle(_plain(f"Kronecker factors: {title}" if title else "Kronecker factors"))
+    _save(figure, path)
+
+
+def plot_lines(
+    path: str | os.PathLike[str],
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    labels: tuple[str, str],
+    title: str = "",
+    level: tuple[str, float] | None = None,
+    mark: tuple[str, float, float] | None = None,
+) -> None:
+    """Draw several quantities against one.
+
+    Parameters
+    ----------
+    path : path
+    lines : mapping of name to (x, y)
+        The first is drawn boldest.
+    labels : (str, str)
+        Of the axes, x first.
+    title : str
+    level : (str, float), optional
+        A horizontal line to compare with, and its name.
+    mark : (str, float, float), optional
+        A point that matters: its name, x and y.
+
+    Raises
+    ------
+    ConfigError
+        Matplotlib is missing.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     plot_lines(f"{directory}/a.png", {"a": ([0.1, 0.5], [0.9, 0.8])}, ("share", "accuracy"))
+    """
+    figure = _figure(6.4, 4.2)
+    axes = figure.subplots()
+    if level is not None:
+        axes.axhline(level[1], color="0.55", linewidth=1.0, label=_plain(level[0]))
+    for i, (name, (x, y)) in enumerate(lines.items()):
+        style = {**_STYLES[i % len(_STYLES)], "markersize": 4.5, "linewidth": 1.5}
+        axes.plot(x, y, label=_plain(name), **style)
+    if mark is not None:
+        axes.plot(*mark[1:], "o", markersize=13, markerfacecolor="none", color="#c1272d",
+                  label=_plain(mark[0]))  # fmt: skip
+    axes.set(xlabel=_plain(labels[0]), ylabel=_plain(labels[1]))
+    axes.grid(True, color="0.9")
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, loc="best")
+    axes.set_title(_plain(title), fontsize=11)
     _save(figure, path)
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kfac_np import layers, trees
 from kfac_np.cli import main
 from kfac_np.cli.runs import CURVATURES, TrainedRun, fitted
 from kfac_np.figures.calibration import Reliability, coverage
+from kfac_np.training import checkpoint
 from kfac_np.training.records import read_evaluations
 
 TRAIN = ["train", "--data", "digits", "--n-train", "120", "--n-test", "40", "--sizes", "6"]
@@ -118,3 +120,31 @@ def test_coverage_of_what_is_drawn_from_the_bands() -> None:
     came_true = np.random.default_rng(2).random(p.shape) < p
     assert Reliability.of(p, came_true).error < 0.01
     assert Reliability.of(p, came_true < 0).error == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_run_is_pruned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without flags: numbers, a picture, and a smaller network that computes what they say."""
+    pytest.importorskip("matplotlib")
+    directory = trained(tmp_path / "run", "--sizes", "20,10")
+    capsys.readouterr()
+    assert main(["prune", str(directory)]) == 0
+    told = capsys.readouterr().out
+    names = ("pruning.csv", "pruning.png", "pruned.npz", "curvature.npz")
+    assert all((directory / name).stat().st_size > 100 for name in names)
+    rows = (directory / "pruning.csv").read_text().splitlines()
+    assert rows[0].startswith("share,parameters,predicted_increase,training_loss")
+    assert len(rows) > 4
+    tree, metadata = checkpoint.load(directory / "pruned.npz")
+    network = eval(metadata["network"], vars(layers))
+    x, t = TrainedRun.read(directory).test
+    right = np.mean(np.argmax(network.forward(tree["params"], x)[0], axis=1) == t)
+    assert f"{right:.4g} after" in told
+    assert sum(p.size for p in trees.leaves(tree["params"])) < 1620
+    assert main(["prune", str(directory), "--share", "0.6", "--remove", "weights"]) == 0
+    tree, metadata = checkpoint.load(directory / "pruned.npz")
+    assert metadata["share"] >= 0.6
+    assert not tree["params"][0][~tree["masks"]["0"]].any()
+    before = (directory / "pruned.npz").read_bytes()
+    assert main(["prune", str(directory), "--share", "0.999"]) == 2
+    assert "share: expected at most" in capsys.readouterr().err
+    assert (directory / "pruned.npz").read_bytes() == before

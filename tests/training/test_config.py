@@ -85,7 +85,7 @@ def test_what_is_written_is_complete_and_gives_the_same_again(case: dict[str, An
     assert again == config
     assert to_table(again) == written
     for f in dataclasses.fields(config.optimizer):
-        assert f.name == "objective" or f.name in written["optimizer"]
+        assert f.name in ("objective", "penalty") or f.name in written["optimizer"]
 
 
 def test_every_optimiser_part_has_a_name() -> None:

@@ -22,6 +22,7 @@ from kfac_np.optimizers.base import (
 )
 from kfac_np.optimizers.reports import StepReport
 from kfac_np.optimizers.schedules import Schedule, require_rate, value_at
+from kfac_np.penalties import Penalty, penalized
 from kfac_np.statistics import AffineStatistics, Statistics, term_gradients
 from kfac_np.trees import Tree
 from kfac_np.validation import (
@@ -265,6 +266,8 @@ class GramDescent(Optimizer):
     averaging : IterateAverage, optional
     seed : int
         Of sampled targets, and of what layers draw in training (Dropout).
+    penalty : Penalty, optional
+        R: h = loss + (η/2)‖θ‖² + R(θ), of `kfac_np.penalties`.
 
     References
     ----------
@@ -292,6 +295,7 @@ class GramDescent(Optimizer):
     l2: float = 0.0
     averaging: IterateAverage | None = None
     seed: int = 0
+    penalty: Penalty | None = None
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -302,10 +306,11 @@ class GramDescent(Optimizer):
         require_rate("GramDescent damping", self.damping)
         require_in("GramDescent momentum", self.momentum, "[0, 1)")
         require_positive("GramDescent l2", self.l2, zero=True)
+        require_instance("GramDescent penalty", self.penalty, Penalty, optional=True)
         require_integer("GramDescent seed", self.seed, zero=True)
 
     def init(self, params: Tree) -> GramState:
-        check_params(params)
+        check_params(params, self.penalty)
         direction = trees.zeros_like(params) if self.momentum else None
         return GramState(params, params if self.averaging else None, 0, direction)
 
@@ -316,7 +321,7 @@ class GramDescent(Optimizer):
         k, stream = state.step + 1, Rng(self.seed)
         checks = DeferredChecks()
         e = self.objective.evaluate(state.params, x, t, weights, stream.child("forward", k), checks)
-        h = Regularized.of(e, self.l2)
+        h = Regularized.of(e, penalized(self.l2, self.penalty))
         h.require_finite(k, checks)
         vectors = list(self.fisher.vectors(e, stream.child("targets", k)))
         damping = value_at(self.damping, k)
@@ -328,6 +333,7 @@ class GramDescent(Optimizer):
             state.direction,
             self.momentum,
         )
+        phi = phi if self.penalty is None else self.penalty.project(phi)
         rate = value_at(self.rate, k)
         params, norm = apply_update(state.params, trees.scale(-rate, phi), k, checks)
         average = self.averaging.update(state.average, params, k) if self.averaging else None

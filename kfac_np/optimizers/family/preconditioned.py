@@ -19,13 +19,13 @@ from kfac_np.optimizers.base import (
     apply_update,
     check_params,
     keep_good,
-    l2_term,
     norm_of,
 )
 from kfac_np.optimizers.family.base import Observation, Preconditioner, Slots
 from kfac_np.optimizers.family.elementwise import AdamScaling
 from kfac_np.optimizers.reports import StepReport
 from kfac_np.optimizers.schedules import Schedule, require_rate, value_at
+from kfac_np.penalties import Penalty, penalized
 from kfac_np.statistics import GroupedStatistics, Scale, Statistics
 from kfac_np.trees import Tree
 from kfac_np.validation import (
@@ -107,6 +107,8 @@ class Preconditioned(Optimizer):
     averaging : IterateAverage, optional
     seed : int
         Of what layers draw in training (Dropout).
+    penalty : Penalty, optional
+        R: h = loss + (η/2)‖θ‖² + R(θ), of `kfac_np.penalties`.
 
     References
     ----------
@@ -143,6 +145,7 @@ class Preconditioned(Optimizer):
     l2: float = 0.0
     averaging: IterateAverage | None = None
     seed: int = 0
+    penalty: Penalty | None = None
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -151,6 +154,7 @@ class Preconditioned(Optimizer):
         for name in ("preconditioner", "fallback"):
             require_instance(f"Preconditioned {name}", getattr(self, name), Preconditioner)
         require("Preconditioned graft", self.graft, Preconditioner)
+        require("Preconditioned penalty", self.penalty, Penalty)
         require("Preconditioned averaging", self.averaging, IterateAverage)
         require_instance("Preconditioned overrides", self.overrides, Mapping)
         for path, rule in self.overrides.items():
@@ -167,7 +171,7 @@ class Preconditioned(Optimizer):
         require_integer("Preconditioned seed", self.seed, zero=True)
 
     def init(self, params: Tree) -> PreconditionedState:
-        check_params(params)
+        check_params(params, self.penalty)
         paths = [path for path, _ in trees.items(params)]
         for name, named in (("overrides", self.overrides), ("undecayed", self.undecayed)):
             if unknown := [str(path) for path in named if path not in paths]:
@@ -192,6 +196,7 @@ class Preconditioned(Optimizer):
         if any(rule.factorises(k) for rule in (*rules, self.graft) if rule is not None):
             checks.wait()  # a factorisation of NaN would be what is told of
         update, slots, velocity = self.advance(state, h.gradient, h.statistics, e.scale)
+        update = update if self.penalty is None else self.penalty.project(update)
         params, norm = apply_update(state.params, update, k, checks)
         average = self.averaging.update(state.average, params, k) if self.averaging else None
         numbers: dict[str, Scalar | float | None] = {
@@ -205,12 +210,12 @@ class Preconditioned(Optimizer):
         return keep_good(state, new, checks), report
 
     def _regularized(self, e: Evaluation) -> Regularized:
-        """Loss and gradient, and the statistics of the loss also where η > 0."""
-        h = Regularized.of(e, 0.0)
-        if not self.l2:
+        """Loss and gradient, and the statistics of the loss also where there is a penalty."""
+        h, penalty = Regularized.of(e, None), penalized(self.l2, self.penalty)
+        if penalty is None:
             return h
-        gradient = trees.axpy(self.l2, e.params, h.gradient)
-        value = h.loss + l2_term(e.params, self.l2)
+        gradient = penalty.add_gradient(e.params, h.gradient)
+        value = h.loss + penalty.value(e.params)
         return replace(h, value=value, gradient=gradient, gradient_norm=norm_of(gradient))
 
     def advance(
