@@ -62,7 +62,7 @@ class Eva(Preconditioner):
     array([[0.15]])
     """
 
-    damping: float = 0.03
+    damping: float = 1.0
     decay: float = 0.95
 
     def __post_init__(self) -> None:

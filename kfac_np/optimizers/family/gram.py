@@ -280,7 +280,8 @@ class GramDescent(Optimizer):
     >>> from kfac_np.layers import Dense
     >>> from kfac_np.losses import SquaredError
     >>> gram = GramDescent(
-    ...     Objective(Dense(1, 1, bias=False), SquaredError()), Exact(), rate=1.0, damping=1e-9)
+    ...     Objective(Dense(1, 1, bias=False), SquaredError()), Exact(), rate=1.0, damping=1e-9,
+    ...     momentum=0.0)
     >>> state = gram.init(np.asarray([[2.0]]))
     >>> gram.step(state, np.ones((4, 1)), np.zeros((4, 1)))[0].params.round(6)
     array([[0.]])
@@ -289,9 +290,9 @@ class GramDescent(Optimizer):
     state_type: ClassVar[type[State]] = GramState
 
     fisher: FisherType = Empirical()
-    rate: float | Schedule = 0.1
+    rate: float | Schedule = 0.3
     damping: float | Schedule = 0.1
-    momentum: float = 0.0
+    momentum: float = 0.9
     l2: float = 0.0
     averaging: IterateAverage | None = None
     seed: int = 0
