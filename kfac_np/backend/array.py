@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from dataclasses import dataclass
 from typing import Any, Protocol, final
@@ -79,10 +80,16 @@ def array_namespace(first: Array, *others: Array) -> Any:
     >>> array_namespace(np.ones(2)).__name__
     'numpy'
     """
+    kind = type(first)
     for x in (first, *others):
-        if not isinstance(x, _HOST):
+        if not (isinstance(x, _HOST) or (type(x) is kind and array_api_compat.is_torch_array(x))):
             return array_api_compat.array_namespace(first, *others)
-    return np
+    return np if isinstance(first, _HOST) else _torch()
+
+
+@functools.cache
+def _torch() -> Any:
+    return importlib.import_module(_MODULES["torch"])
 
 
 def to_numpy(x: Any) -> np.ndarray[Any, Any]:

@@ -1,6 +1,6 @@
 """Elementwise kernels: one pass over memory with CuPy, few temporaries elsewhere.
 
-Every kernel has a twin `..._generic` in Array API calls alone, which all other backends run and
+Every kernel has a twin `..._generic` in Array API calls alone, which other backends run and
 which a test compares it with. Nothing here is compiled before its first use on a GPU.
 """
 
@@ -185,6 +185,8 @@ def rectify(x: Array) -> Array:
     if array_api_compat.is_numpy_namespace(xp) or array_api_compat.is_cupy_namespace(xp):
         y: Array = xp.maximum(x, 0.0)  # an array of zeros would take three times as long
         return y
+    if array_api_compat.is_torch_namespace(xp):
+        return xp.relu(x)
     return rectify_generic(x)
 
 
@@ -231,6 +233,11 @@ def leaky_vjp(g: Array, x: Array, slope: float = 0.0) -> Array:
     if array_api_compat.is_cupy_array(x):
         operation = "out = g * (x > T(0) ? T(1) : slope)"
         return _kernel("T g, T x, T slope", "T out", operation, "leaky_vjp")(g, x, slope)
+    if array_api_compat.is_torch_array(x):
+        import torch
+
+        out: Array = torch.ops.aten.leaky_relu_backward(g, x, slope, False)
+        return out
     return leaky_vjp_generic(g, x, slope)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -75,12 +76,7 @@ class Geometry:
         ShapeError
             The kernel does not fit into the padded input.
         """
-        padded = self.padded_size(size)
-        if any(n < e for n, e in zip(padded, self.extent, strict=True)):
-            raise ShapeError(f"expected a padded size of at least {self.extent}, got {padded}")
-        return tuple(
-            (n - e) // s + 1 for n, e, s in zip(padded, self.extent, self.stride, strict=True)
-        )
+        return _output_size(self, size)
 
     def windows(self, out: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
         """For each tap, in row-major order, the slices of the padded input that it looks at."""
@@ -185,6 +181,14 @@ def pad(x: Array, padding: tuple[tuple[int, int], ...], value: float = 0.0) -> A
     out = xp.full(shape, value, dtype=x.dtype, device=x.device)
     out[:, *inner, :] = x[:, *outer, :]
     return out
+
+
+@functools.lru_cache(maxsize=1024)
+def _output_size(geometry: Geometry, size: tuple[int, ...]) -> tuple[int, ...]:
+    padded, extent = geometry.padded_size(size), geometry.extent
+    if any(n < e for n, e in zip(padded, extent, strict=True)):
+        raise ShapeError(f"expected a padded size of at least {extent}, got {padded}")
+    return tuple((n - e) // s + 1 for n, e, s in zip(padded, extent, geometry.stride, strict=True))
 
 
 def _require_left(size: tuple[int, ...], padding: tuple[tuple[int, int], ...]) -> None:

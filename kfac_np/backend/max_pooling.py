@@ -166,6 +166,8 @@ def max_pool_tangent(dx: Array, winners: tuple[Array, ...], geometry: Geometry) 
     """
     if pooling.suits(dx, geometry):
         return pooling.winning_pixels(dx, winners, geometry)
+    if _is_numpy(dx):
+        return window_maxima.pixels_of_winners(dx, winners, geometry)
     return max_pool_tangent_generic(dx, winners, geometry)
 
 

@@ -27,9 +27,13 @@ def are_finite(*arrays: Array) -> Array:
         return _reduced(_FINITE, bool, [(x,) for x in arrays])
     xp = array_namespace(*arrays)
     # A sum of squares hides no NaN and no Inf; where it overflows the entries are looked at.
-    on_numpy = array_api_compat.is_numpy_namespace(xp)
-    if on_numpy and all(math.isfinite(xp.vdot(x, x)) for x in arrays):
-        return xp.asarray(True)
+    if array_api_compat.is_numpy_namespace(xp):
+        if all(math.isfinite(xp.vdot(x, x)) for x in arrays):
+            return xp.asarray(True)
+    elif array_api_compat.is_torch_namespace(xp) and all(map(xp.is_floating_point, arrays)):
+        total = inner(arrays, arrays)
+        if math.isfinite(total):
+            return xp.ones_like(total, dtype=xp.bool)
     return are_finite_generic(*arrays)
 
 
@@ -65,6 +69,9 @@ def inner(x: Sequence[Array], y: Sequence[Array]) -> Array:
     xp = array_namespace(*x, *y)
     if array_api_compat.is_numpy_namespace(xp):
         return sum(map(xp.vdot, x[1:], y[1:]), start=xp.vdot(x[0], y[0]))
+    if array_api_compat.is_torch_namespace(xp):
+        products = [xp.dot(a.reshape(-1), b.reshape(-1)) for a, b in zip(x, y, strict=True)]  # type: ignore[attr-defined]
+        return products[0] if len(products) == 1 else xp.sum(xp.stack(products))
     return inner_generic(x, y)
 
 

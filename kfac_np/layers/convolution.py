@@ -5,6 +5,7 @@ Arrays are (N, *spatial, C), channels last: see `kfac_np.backend.patches` for wh
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field, replace
 from typing import final
@@ -110,16 +111,7 @@ class Conv(Layer):
 
     def geometry(self, size: tuple[int, ...]) -> Geometry:
         """Where the kernel looks in an input of the given spatial size."""
-        axes = len(self.kernel)
-        stride, dilation = per_axis(self.stride, axes), per_axis(self.dilation, axes)
-        free = Geometry(self.kernel, stride, dilation, ((0, 0),) * axes)
-        if self.padding == "same":
-            total = [
-                max((math.ceil(n / s) - 1) * s + e - n, 0)
-                for n, s, e in zip(size, stride, free.extent, strict=True)
-            ]
-            return replace(free, padding=tuple((p // 2, p - p // 2) for p in total))
-        return replace(free, padding=padding_pairs(self.padding, axes))
+        return _geometry(self.kernel, self.stride, self.dilation, self.padding, size)
 
     def init(self, rng: Rng | int, backend: Backend) -> Array:
         shape = self.c_out // self.groups, self.kernel_columns
@@ -237,3 +229,23 @@ class Conv(Layer):
         return GroupedStatistics(
             tuple(AffineStatistics(p, g[..., i * c : (i + 1) * c]) for i, p in enumerate(groups))
         )
+
+
+@functools.lru_cache(maxsize=1024)
+def _geometry(
+    kernel: tuple[int, ...],
+    stride: int | tuple[int, ...],
+    dilation: int | tuple[int, ...],
+    padding: Padding,
+    size: tuple[int, ...],
+) -> Geometry:
+    axes = len(kernel)
+    stride, dilation = per_axis(stride, axes), per_axis(dilation, axes)
+    free = Geometry(kernel, stride, dilation, ((0, 0),) * axes)
+    if padding == "same":
+        total = [
+            max((math.ceil(n / s) - 1) * s + e - n, 0)
+            for n, s, e in zip(size, stride, free.extent, strict=True)
+        ]
+        return replace(free, padding=tuple((p // 2, p - p // 2) for p in total))
+    return replace(free, padding=padding_pairs(padding, axes))

@@ -5,6 +5,7 @@ Arrays are (N, *spatial, C), channels last; every channel is pooled on its own.
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -298,6 +299,7 @@ def _check_windows(pool: MaxPool | AveragePool) -> None:
     check_padding(name, pool.padding, axes, ())
 
 
+@functools.lru_cache(maxsize=1024)
 def _geometry(pool: MaxPool | AveragePool, shape: tuple[int, ...]) -> Geometry:
     """Windows on an example of `shape`."""
     axes = len(pool.window) if isinstance(pool.window, tuple) else max(len(shape) - 1, 1)

@@ -111,6 +111,10 @@ def test_both_kernels_agree(drawn: Drawn, cache: int, dtype: str):
             assert dx.dtype == np.dtype(dtype)
             twin = max_pool_transpose_generic(g, winners, *arguments)
             assert_close(dx, twin, {"f2": 1e-2, "f4": 1e-6, "f8": 1e-14}[dtype])
+            tangents = (
+                f(x, winners, drawn.geometry) for f in (max_pool_tangent, max_pool_tangent_generic)
+            )
+            assert np.array_equal(*tangents)
             none = max_pool_transpose(g[None][:0], winners, *arguments)
             assert none.shape == (0, *drawn.x.shape)
 

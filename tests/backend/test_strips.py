@@ -29,11 +29,12 @@ def drawn_patches(drawn: Drawn, backend: Backend, ones: bool, budget: int) -> Pa
     budget=st.sampled_from([1, 1000, 2**30]),
     largest=st.sampled_from([1, 20, 10**6]),
     columns=st.integers(1, 3),
+    few=st.sampled_from([0, 3]),
 )
 def test_both_ways_agree(
-    drawn: Drawn, ones: bool, dtype: str, budget: int, largest: int, columns: int
+    drawn: Drawn, ones: bool, dtype: str, budget: int, largest: int, columns: int, few: int
 ):
-    """Strips however few locations there are, in pieces of any size, one chunk or many."""
+    """Strips however few locations there are, in pieces of any size, one chunk or many; columns."""
     backend = get_backend("numpy", dtype)
     p = drawn_patches(drawn, backend, ones, budget)
     rng = np.random.default_rng(1)
@@ -41,6 +42,7 @@ def test_both_ways_agree(
     g = backend.asarray(rng.standard_normal((*p.shape[:2], columns)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "FEWEST_LOCATIONS", 0)
+        patch.setattr(engine, "MOST_CHANNELS", few)
         patch.setattr(strips, "SMALL_PRODUCT", largest)
         for found, expected in (
             (p.product(m), Unfolding(p).product(m)),
@@ -136,7 +138,7 @@ def test_nothing_but_zeros(channels: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(lags, "FEWEST_CHANNELS", channels)
     p = Patches(np.zeros((2, 9, 9, 1)), Geometry((3, 3), (1, 1), (1, 1), ((1, 1), (1, 1))), True, 1)
     expected = np.zeros((10, 10))
-    expected[-1, -1] = 2 * 7 * 7
+    expected[-1, -1] = 2 * 9 * 9
     assert np.array_equal(p.second_moment(), expected)
 
 

@@ -224,12 +224,13 @@ def kernels() -> dict[str, Callable[[], tuple[Any, ...]]]:
         geometry = Geometry(kernel, (1,) * axes, (1,) * axes, ((0, 0),) * axes)
         return Patches(normal(13, *(12,) * axes, c), geometry, True, 2**13)
 
-    few, many, line = unpadded(3, 5, 5), unpadded(32, 5, 5), unpadded(4, 3)
+    few, many, line = unpadded(4, 5, 5), unpadded(32, 5, 5), unpadded(4, 3)
     pool = Geometry((3, 3), (2, 2), (1, 1), ((1, 1), (1, 1)))
     x, g = normal(13, 12, 12, 8), normal(2, 13, 6, 6, 8)
     same = Geometry((5, 5), (1, 1), (1, 1), ((2, 2), (2, 2)))
     found: dict[str, Callable[[], tuple[Any, ...]]] = {}
-    for name, p in {"strips": few, "winograd": many, "line": line}.items():
+    grey = unpadded(1, 5, 5)
+    for name, p in {"columns": grey, "strips": few, "winograd": many, "line": line}.items():
         m, v = normal(p.shape[2], 32), normal(*p.shape[:2], 32)
         found[f"{name} product"] = lambda p=p, m=m: (p.product(m),)
         found[f"{name} gradient"] = lambda p=p, v=v: (p.gradient(v),)

@@ -57,6 +57,7 @@ def test_it_is_the_product_with_patches(
     g = rng.standard_normal((2, *p.shape[:2], columns)).astype(dtype)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kfac_np.backend.numpy_kernels.engine.FEWEST_LOCATIONS", 0)
+        patch.setattr("kfac_np.backend.numpy_kernels.engine.MOST_CHANNELS", 0)
         patch.setattr(winograd, "LARGEST_SHARE", np.inf)
         for found, expected in (
             (p.product(m), Unfolding(p).product(m)),

@@ -9,7 +9,7 @@ import array_api_compat
 import numpy as np
 
 from kfac_np.backend.chunks import cut
-from kfac_np.backend.numpy_kernels import lags, strips, threads, winograd
+from kfac_np.backend.numpy_kernels import columns, lags, strips, threads, winograd
 from kfac_np.backend.unfolding import Unfolding
 
 if TYPE_CHECKING:
@@ -19,12 +19,14 @@ __all__ = ["NumpyEngine"]
 
 FEWEST_LOCATIONS = 8
 """Of an example. With fewer, unfolding and one product are faster than a product for each strip."""
+MOST_CHANNELS = 3
+"""For which products with patches as columns are faster than with strips."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class NumpyEngine:
-    """`Patches.product`, `gradient` and `second_moment` by strips, Winograd's algorithm and lags.
+    """`Patches.product`, `gradient` and `second_moment` by columns, strips, Winograd and lags.
 
     Examples
     --------
@@ -44,6 +46,8 @@ class NumpyEngine:
     def product(self, m: Any) -> Any:
         """`Patches.product`."""
         p = self.patches
+        if p.x.shape[-1] <= MOST_CHANNELS:
+            return columns.product(p, m)
         x: Any = p.padded
         y = np.empty((x.shape[0], *p.out, m.shape[1]), dtype=x.dtype)
         bias = m[-1, :] if p.ones else None
@@ -54,14 +58,16 @@ class NumpyEngine:
     def gradient(self, g: Any) -> Any:
         """`Patches.gradient`."""
         p = self.patches
+        if p.x.shape[-1] <= MOST_CHANNELS:
+            return columns.gradient(p, g)
         x: Any = p.padded
         each = g if g.ndim == 4 else g[None, ...]
         total = np.zeros((len(each), g.shape[-1], p.shape[2]), dtype=x.dtype)
         kernels = self._kernels(g.shape[-1])
         for v, sums in zip(each, total, strict=True):
             locations = v.reshape(x.shape[0], *p.out, g.shape[-1])
-            columns = p.shape[2] - p.ones
-            sums[:, :columns] = kernels.gradient(x, p.geometry, locations, p.budget_bytes)
+            taps = p.shape[2] - p.ones
+            sums[:, :taps] = kernels.gradient(x, p.geometry, locations, p.budget_bytes)
             if p.ones:
                 for part in threads.in_order(_sum_of_rows, _pieces(v.reshape(-1, v.shape[-1]))):
                     sums[:, -1] += part

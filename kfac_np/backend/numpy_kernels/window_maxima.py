@@ -18,7 +18,7 @@ from kfac_np.backend.chunks import cut
 from kfac_np.backend.geometry import Geometry, WindowAxis, window_axes
 from kfac_np.backend.numpy_kernels import threads
 
-__all__ = ["largest_of_windows", "spread_to_winners"]
+__all__ = ["largest_of_windows", "pixels_of_winners", "spread_to_winners"]
 
 CACHE_BYTES = 3 * 2**19
 """Of inputs that go through all axes together."""
@@ -74,23 +74,35 @@ def spread_to_winners(
     return dx
 
 
+def pixels_of_winners(dx: Any, winners: tuple[Any, ...], geometry: Geometry) -> Any:
+    """`kfac_np.backend.max_pooling.max_pool_tangent`.
+
+    Examples
+    --------
+    >>> dx, winners = np.asarray([[[5.0], [6.0], [7.0]]]), (np.asarray([[[1]]]),)
+    >>> pixels_of_winners(dx, winners, Geometry((2,), (2,), (1,), ((0, 0),)))[0, :, 0]
+    array([6.])
+    """
+    n, *size, c = dx.shape
+    out = geometry.output_size(tuple(size))
+    dy = np.empty((n, *out, c), dtype=dx.dtype)
+
+    def write(examples: slice) -> None:
+        chunk = dx[examples, ...]
+        for axis, winner in zip(window_axes(geometry, out), reversed(winners), strict=True):
+            chunk = _pick(chunk, axis, winner[examples])
+        dy[examples] = chunk
+
+    threads.each(write, _chunks(n, dx))
+    return dy
+
+
 def _largest(x: Any, axis: WindowAxis, winner: Any) -> Any:
     """The largest of each window along one axis; its tap is written to `winner`."""
-    phases = []
-    for _, seen, where, pixels in axis.phases(x.shape[axis.axis]):
-        shape = list(x.shape)
-        shape[axis.axis] = seen
-        phase = np.empty(shape, dtype=x.dtype)
-        phase[axis.along(slice(0, where.start))] = -math.inf
-        phase[axis.along(where)] = x[axis.along(pixels)]
-        phase[axis.along(slice(where.stop, seen))] = -math.inf
-        phases.append(phase)
     winner[...] = 0
     y: Any = None
     larger = np.empty(winner.shape, dtype=bool)
-    for i in range(axis.count):
-        later, first = divmod(i, axis.stride)
-        pixel = phases[first][axis.along(slice(later, later + axis.out))]
+    for i, pixel in enumerate(_pixels(x, axis, -math.inf)):
         if y is None:
             y = pixel if axis.count > 1 else pixel.copy()
             continue
@@ -98,6 +110,33 @@ def _largest(x: Any, axis: WindowAxis, winner: Any) -> Any:
         np.maximum(winner, larger * np.uint8(i), out=winner)
         y = np.maximum(y, pixel, out=None if i == 1 else y)
     return y
+
+
+def _pick(dx: Any, axis: WindowAxis, winner: Any) -> Any:
+    """What the pixels that won along one axis are in dx."""
+    dy: Any = None
+    for i, pixel in enumerate(_pixels(dx, axis, 0.0)):
+        if dy is None:
+            dy = pixel * (winner == i)
+        else:
+            dy += pixel * (winner == i)
+    return dy
+
+
+def _pixels(x: Any, axis: WindowAxis, border: float) -> Iterator[Any]:
+    """For each tap along an axis, what it sees in all windows."""
+    phases = []
+    for _, seen, where, pixels in axis.phases(x.shape[axis.axis]):
+        shape = list(x.shape)
+        shape[axis.axis] = seen
+        phase = np.empty(shape, dtype=x.dtype)
+        phase[axis.along(slice(0, where.start))] = border
+        phase[axis.along(where)] = x[axis.along(pixels)]
+        phase[axis.along(slice(where.stop, seen))] = border
+        phases.append(phase)
+    for i in range(axis.count):
+        later, first = divmod(i, axis.stride)
+        yield phases[first][axis.along(slice(later, later + axis.out))]
 
 
 def _spread(g: Any, axis: WindowAxis, winner: Any, n: int) -> Any:

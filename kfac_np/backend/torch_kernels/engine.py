@@ -7,15 +7,15 @@ memory format `channels_last`. Nothing is copied on the way in or out, and nothi
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, final
 
 import array_api_compat
 
 from kfac_np.backend.geometry import Geometry, pad
-from kfac_np.backend.unfolding import Unfolding
 
 if TYPE_CHECKING:
     from kfac_np.backend.patches import Patches
@@ -58,9 +58,10 @@ class Images:
     """Padding beyond as many zeros before as after, which is all that PyTorch takes."""
 
     @classmethod
-    def of(cls, geometry: Geometry, most: Sequence[float] | None = None) -> Images:
+    @functools.lru_cache(maxsize=1024)
+    def of(cls, geometry: Geometry, most: tuple[float, ...] | None = None) -> Images:
         """With as much of the padding as PyTorch takes: even, and at most so much on each axis."""
-        bounds = [math.inf] * len(geometry.kernel) if most is None else most
+        bounds = (math.inf,) * len(geometry.kernel) if most is None else most
         even: tuple[Any, ...] = tuple(
             max(0, min(*pair, bound)) for pair, bound in zip(geometry.padding, bounds, strict=True)
         )
@@ -108,7 +109,7 @@ class Images:
 @final
 @dataclass(frozen=True, eq=False)
 class TorchEngine:
-    """`Patches.product` and `gradient` by PyTorch's convolution, `second_moment` by unfolding."""
+    """`Patches.product` and `gradient` by PyTorch's convolution."""
 
     patches: Patches
 
@@ -149,8 +150,11 @@ class TorchEngine:
             yield tuple(found)
 
     def second_moment(self) -> Any:
-        """`Patches.second_moment`."""
-        return Unfolding(self.patches).second_moment()
+        """`Patches.second_moment`, by NumPy's kernels on the same memory."""
+        import torch
+
+        x: Any = self.patches.x
+        return torch.from_numpy(replace(self.patches, x=x.detach().numpy()).second_moment())
 
 
 def transposed_product(g: Any, w: Any, geometry: Geometry, size: tuple[int, ...]) -> Any:

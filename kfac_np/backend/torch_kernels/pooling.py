@@ -70,4 +70,4 @@ def winning_pixels(dx: Any, winners: tuple[Any, ...], geometry: Geometry) -> Any
 
 def _images(geometry: Geometry) -> Images:
     """PyTorch pads by half a window at most."""
-    return Images.of(geometry, [k // 2 for k in geometry.kernel])
+    return Images.of(geometry, tuple(k // 2 for k in geometry.kernel))
