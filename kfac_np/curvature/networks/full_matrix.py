@@ -100,8 +100,13 @@ class FullMatrix(Curvature):
         self.require_own(moments)
         if not units:
             return moments
-        u = trees.ravel(tuple(u for (u,) in units.values()))
-        return {"full": {"matrix": rescaled(moments["full"]["matrix"], u)}}
+        matrix, u = moments["full"]["matrix"], trees.ravel(tuple(u for (u,) in units.values()))
+        if u.shape[0] != matrix.shape[0]:
+            raise CurvatureError(
+                f"FullMatrix units: expected those of all {matrix.shape[0]} entries of the "
+                f"parameters, got those of {u.shape[0]}"
+            )
+        return {"full": {"matrix": rescaled(matrix, u)}}
 
     def factorise(
         self,
