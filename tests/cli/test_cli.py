@@ -444,7 +444,7 @@ def test_factors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "message"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["fly"], "COMMAND: expected train, compare, describe, factors, fit, figures or doctor"),
+        (["fly"], "COMMAND: expected train, compare, describe, factors, fit, "),
         (["factor"], "got 'factor'; did you mean 'factors'? (kfac-np --help tells more)"),
         (
             ["train", "--sedonds", "3"],
