@@ -168,6 +168,7 @@ def trouble(**settings: Any) -> Callable[[Objective], KFAC]:
         damping=LevenbergMarquardt(1e-9, floor=0.0),
         step_rule=QuadraticModel(bounded=False, least_examples=1),
         guard=a_guard(**settings),
+        statistics_fraction=1.0,
     )
 
 
