@@ -42,6 +42,7 @@ _FAMILY = {
     "eva": (0.1, 0.1, 0.1),
     "foof": (0.3, 0.3, 0.3),
     "singd": (0.1, 0.1, 0.1),
+    "gram": (0.3, 0.3, 10.0),
 }
 # Their steps take little more than a gradient.
 _SMALL_BATCHES = ("sgd", "adam", "adamw", "nadam", "lion", "eva", "gram")

@@ -464,7 +464,7 @@ def test_factors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--steps", "1", "--model", "resnet18"], "got 'resnet18'; did you mean 'resnet'"),
         (
             ["train", "--steps", "1", "--optimizer", "x"],
-            "kfac-autoencoder, kfac-convolutional, kfac-fixed or kfc-pre, got 'x'",
+            "muon, shampoo, kl-shampoo, soap, eva, foof or singd, got 'x'",
         ),
         (["train", "--steps", "1", "--optimizer", "Adma"], "got 'Adma'; did you mean 'adam'?"),
         (["train", "--steps", "1", "--activation", "rleu"], "got 'rleu'; did you mean 'relu'?"),

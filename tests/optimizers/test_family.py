@@ -139,6 +139,7 @@ def matrix(a: Any) -> Any:
     return a.reshape(a.shape[0], -1) if a.ndim == 4 else a
 
 
+@pytest.mark.alike("name")  # the laws below take every method to every backend
 @pytest.mark.parametrize("name", SEQUENCES)
 def test_given_gradients_lead_where_they_lead_elsewhere(name: str, backend: Backend) -> None:
     make, tolerance = SEQUENCES[name]
@@ -218,6 +219,7 @@ STRUCTURES = {
 }
 
 
+@pytest.mark.alike("name")
 @pytest.mark.parametrize(
     "name",
     ["singd_dense", "singd_dense_kfaclike", "singd_diagonal", "singd_block3", "singd_hierarchical"],
@@ -362,7 +364,7 @@ LAWS: dict[str, Callable[[Objective], Optimizer]] = {
     "muon_exact": lambda o: muon(o, preconditioner=Muon(polar="exact")),
     "one_sided": lambda o: shampoo(o, preconditioner=Shampoo(largest=3)),
     "gram": GramDescent,
-    "spring": lambda o: GramDescent(o, Exact(), momentum=0.9, l2=1e-3),
+    "spring": lambda o: GramDescent(o, Exact(), rate=0.1, l2=1e-3),
 }
 STEPS = 4
 
