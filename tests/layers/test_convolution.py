@@ -479,4 +479,4 @@ def test_the_cache_holds_no_patches():
         tracemalloc.stop()
         padded = 8 * 20 * 20 * 6 * 8
         assert kept <= padded + y.nbytes + 20_000
-        assert host(cache[0][0].x).shape == (8, 20, 20, 6 // groups)
+        assert host(cache[0][0].padded).shape == (8, 20, 20, 6 // groups)
