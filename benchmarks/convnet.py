@@ -7,7 +7,8 @@
 
 All in one run of `race.py`: the same start, the same batches where their sizes are the same, turns,
 the same number of threads. K-FAC has its defaults, on NumPy and on PyTorch's arrays. The peers have
-images channels last, fused optimisers, and of `SWEEP` what was best at the levels asked for.
+images channels last, fused optimisers, and the settings of `PEERS`, chosen by hand among those of
+the sweep.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ RATES = {
     "sgd": {16: (0.01,), 32: (0.01, 0.02), 64: (0.02, 0.05), 128: (0.05, 0.1)},
 }
 SCHEDULES: tuple[Any, ...] = ({}, {"examples": 45_000, "warmup": 20}, {"average": 0.98})
-BEST = ("adam", 64, 0.003, 2), ("sgd", 64, 0.05, 2)
+PEERS = ("adam", 64, 0.003, 2), ("sgd", 64, 0.05, 2)
 
 
 def peer(method: str, batch: int, rate: float, schedule: int) -> tuple[str, dict[str, Any]]:
@@ -61,7 +62,7 @@ def sweep() -> list[tuple[str, dict[str, Any]]]:
 
 def command(args: argparse.Namespace) -> list[str]:
     """Of `race.py`."""
-    contenders = dict(sweep() if args.sweep else [*OURS.items(), *(peer(*p) for p in BEST)])
+    contenders = dict(sweep() if args.sweep else [*OURS.items(), *(peer(*p) for p in PEERS)])
     wanted = [n for n in args.contenders.split(",") if n] or list(contenders)
     if unknown := sorted(set(wanted) - set(contenders)):
         known = ", ".join(contenders)
