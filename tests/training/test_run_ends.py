@@ -27,7 +27,7 @@ WILD: dict[str, dict[str, Any]] = {
         "model": {"sizes": [8], "loss": "squared-error"},
         "optimizer": {"name": "sgd", "rate": 10.0, "momentum": 0.0},
     },
-    "update": {"optimizer": {"name": "sgd", "rate": 1e30, "momentum": 0.0}},
+    "update": {"optimizer": {"name": "sgd", "rate": 1e38, "momentum": 0.0}},
 }
 
 
