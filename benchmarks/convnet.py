@@ -84,7 +84,7 @@ def command(args: argparse.Namespace) -> list[str]:
     return [sys.executable, str(Path(__file__).with_name("race.py")), *words, *texts]
 
 
-def parser() -> argparse.ArgumentParser:
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Of the command line."""
     parser = argparse.ArgumentParser(
         prog="convnet.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -98,12 +98,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--contenders", default="", help="separated by commas; all by default")
     parser.add_argument("--sweep", action="store_true", help="the peers' settings instead")
     parser.add_argument("--out", type=Path, default=Path("runs/convnet"))
-    return parser
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the race in a process of its own, with that many threads."""
-    args = parser().parse_args(argv)
+    args = arguments(argv)
     root = Path(__file__).resolve().parents[1]
     env = environment(args.threads) | {"PYTHONPATH": str(root)}
     return subprocess.run(command(args), env=env, check=False).returncode

@@ -145,14 +145,19 @@ def report(name: str, structures: Sequence[str], seeds: Sequence[int], steps: in
         )
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Parse the command line and print a table."""
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", default=",".join(DATA), metavar="A,B,...")
     parser.add_argument("--structures", default=",".join(CURVATURES), metavar="A,B,...")
     parser.add_argument("--seeds", default="0,1,2,3,4", metavar="N,N,...")
     parser.add_argument("--steps", type=int, default=1000)
-    flags = parser.parse_args(words)
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Print a table."""
+    flags = arguments(words)
     names, structures = flags.data.split(","), flags.structures.split(",")
     unknown = [n for n in names if n not in DATA] + [s for s in structures if s not in CURVATURES]
     if unknown:

@@ -434,7 +434,7 @@ def test_scikit_learn_starts_where_we_do(data):
 
 def words_of(*flags):
     """What the race of convolutional networks asks of race.py."""
-    return convnet.command(convnet.parser().parse_args(flags))[2:]
+    return convnet.command(convnet.arguments(flags))[2:]
 
 
 @pytest.mark.parametrize("flags", [[], ["--sweep"], ["--model", "resnet", "--threads", "2"]])

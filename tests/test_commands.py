@@ -56,6 +56,9 @@ COMMANDS = [
 ]
 
 
+AFTER_A_RUN = ("fit", "influence", "prune", "uncertainty")
+
+
 def check(command: str) -> None:
     """Raise what is wrong with a command: a mistake is an assertion, or the program's own error."""
     words = shlex.split(command, comments=True)
@@ -68,13 +71,13 @@ def check(command: str) -> None:
 def kfac_np(words: list[str]) -> None:
     """Settings are read and printed; what has none is parsed, and its names looked up."""
     name, *rest = words
-    if not rest or name in ("doctor", "prune"):
+    if not rest or name == "doctor":
         words = [*words, "--help"]
     elif name == "figures":
         names = [word for word in rest if not word.startswith("-")]
         assert set(names) <= {*figures(), "all"}
         words = [*words, "--help"]
-    elif "--resume" in rest or name in ("fit", "influence"):  # the run is not there
+    elif "--resume" in rest or name in AFTER_A_RUN:  # the run is not there
         with pytest.raises(SystemExit):
             main([*words, "--help"])
         return
@@ -111,8 +114,8 @@ def python(words: list[str]) -> None:
     if words[0] == "-m":
         assert importlib.util.find_spec(words[1]) is not None
         named = [word for word in words[2:] if "/" in word]
-    elif words[0] == "benchmarks/bench.py" and words[1:2] in (["tables"], ["code"]):
-        program = {"tables": "tables.py", "code": "step_code.py"}[words[1]]
+    elif words[0] == "benchmarks/bench.py" and words[1:2] in (["tables"], ["code"], ["convnet"]):
+        program = {"tables": "tables.py", "code": "step_code.py", "convnet": "convnet.py"}[words[1]]
         python([f"benchmarks/{program}", *words[2:]])
         named = []
     elif words[0].startswith("benchmarks/"):

@@ -91,7 +91,7 @@ class KFAC(Optimizer):
     - The average is of the last twentieth of the iterates at first (see `IterateAverage`).
     - The quadratic model uses 256 examples at least, and may not promise a loss that is out of
       reach (see `QuadraticModel`). With fewer, unless all batches are the same, μ = 1/2, since
-      what they tell of the best one would be noise, and with fewer than 64 there is no momentum.
+      what they tell of the best one would be noise, and with fewer than 128 there is no momentum.
     - Moments of a batch count as 30 times their average at most, so that an outlier does not rule.
     - η = 0 instead of 1e-5.
 
@@ -226,6 +226,11 @@ class KFAC(Optimizer):
         if not isinstance(moments, dict) or (moments and set(moments) != set(paths)):
             came = list(moments) if isinstance(moments, dict) else moments
             raise InputError(f"state: moments: expected those of {list(paths)}, got {came!r:.200}")
+        for path, m in moments.items():
+            if not isinstance(m, dict) or not all(hasattr(x, "ndim") for x in m.values()):
+                raise InputError(
+                    f"state: moments: layer {path}: expected arrays by name, got {m!r:.100}"
+                )
         try:
             self.curvature.require_own(moments)
         except CurvatureError as error:
@@ -348,7 +353,7 @@ class KFAC(Optimizer):
             now.h.gradient,
             damping,
             bound=now.e.above_bound(now.h.value),
-            previous=None if noisy and 4 * n < least else now.state.update,
+            previous=None if noisy and 2 * n < least else now.state.update,
             few=noisy and n < least,
             penalty=self._penalty,
             units=metric.units,

@@ -157,7 +157,7 @@ class QuadraticModel(StepRule):
     least_examples : int
         A quarter of a small batch tells too little of F: it is 0 along more directions, and the
         steps are too long. So it is so many examples at least, or all. Of fewer μ is given, and
-        with fewer than a quarter of that number it is 0. The paper's batches have thousands, and no
+        with fewer than half of that number it is 0. The paper's batches have thousands, and no
         such number (1).
     bounded : bool
         The paper has no such bound.

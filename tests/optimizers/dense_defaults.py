@@ -265,7 +265,7 @@ class Defaults(Published):
 
         n2 = max(math.ceil(len(x) / 4), min(self.model_examples, len(x)))
         few = n2 < self.model_examples and self.noisy
-        previous = None if self.noisy and 4 * n2 < self.model_examples else self.delta0
+        previous = None if self.noisy and 2 * n2 < self.model_examples else self.delta0
         bend = self.net.fisher(self.theta, x[:n2], t[:n2], w[:n2]) + np.diag(used / self.units**2)
         proposal, found = self.best(bend, slope, h, previous, refreshed, few)
         if refreshed:

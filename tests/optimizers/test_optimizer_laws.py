@@ -229,7 +229,7 @@ def test_single_precision_stays_single(make: Make, backend: Backend) -> None:
 WHOLE: dict[str, Any] = {
     "fisher": Exact(),
     "statistics_fraction": 1.0,
-    "step_rule": QuadraticModel(1.0),
+    "step_rule": QuadraticModel(1.0, least_examples=1),  # how many examples there are matters
 }
 SCALED = ["tanh_squared", "relu_softmax", "softplus_poisson", "positions_squared"]
 
