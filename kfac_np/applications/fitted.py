@@ -90,7 +90,7 @@ class FittedCurvature:
     def __repr__(self) -> str:
         return (
             f"FittedCurvature({self.curvature!r}, {self.fisher}, {self.examples} examples, "
-            f"parameters {listed(self.paths)})"
+            f"parameters {', '.join(self.paths)})"
         )
 
     @cached_property
@@ -119,7 +119,7 @@ class FittedCurvature:
         """Of a tree like the network's parameters those leaves that have curvature, by path."""
         found = dict(trees.items(tree))
         if missing := [path for path in self.paths if path not in found]:
-            raise ShapeError(f"tree: expected a leaf at {listed(missing)}, got {listed(found)}")
+            raise ShapeError(f"tree: expected a leaf at {listed(missing)}, got {', '.join(found)}")
         return {path: found[path] for path in self.paths}
 
     def require_operand(self, operand: Mapping[str, Array]) -> None:
@@ -213,7 +213,7 @@ def chosen_paths(paths: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
     """Some of the known paths, in their order; `InputError` for others, or none."""
     wanted = (paths,) if isinstance(paths, str) else tuple(paths)
     if not wanted or any(path not in known for path in wanted):
-        came = listed(wanted) if wanted else "none"
+        came = ", ".join(wanted) or "none"
         raise InputError(f"paths: expected some of {listed(known)}, got {came}")
     return tuple(path for path in known if path in wanted)
 

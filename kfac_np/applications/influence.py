@@ -171,7 +171,7 @@ class Influence:
         if not isinstance(damping, Mapping):
             damping = dict.fromkeys(paths, damping)
         if damping.keys() != set(paths):
-            came = listed(damping) if damping else "none"
+            came = ", ".join(map(str, damping)) or "none"
             raise InputError(
                 f"Influence damping: expected a number for {listed(paths)}, got {came}"
             )

@@ -28,7 +28,6 @@ from kfac_np.objective import Objective
 from kfac_np.trees import Tree
 from kfac_np.validation import (
     is_number,
-    listed,
     require_instance,
     require_integer,
     require_positive,
@@ -270,7 +269,7 @@ class Laplace:
     def _evidence(self, per_layer: bool, noise: bool) -> Evidence:
         paths = self.fit.paths
         each = [(path,) for path in paths] if per_layer else [paths]
-        groups = [Group(listed(p), p, math.fsum(self._scatters[q] for q in p)) for p in each]
+        groups = [Group(", ".join(p), p, math.fsum(self._scatters[q] for q in p)) for p in each]
         misfit = self.fit.loss / (self.noise**2 * self.temperature)
         targets = self._targets if noise and self._has_noise else 0.0
         return Evidence(self.precision, tuple(groups), misfit, targets)

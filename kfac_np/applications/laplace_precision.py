@@ -243,7 +243,7 @@ def checked_prior(
         require_positive(name, given)
         return dict.fromkeys(operand, float(given))
     if set(given) != set(operand):
-        came = listed(given) if given else "none"
+        came = ", ".join(map(str, given)) or "none"
         raise ConfigError(f"{name}: expected one for each of {listed(operand)}, got {came}")
     return {path: _checked(f"{name} {path}", given[path], p) for path, p in operand.items()}
 
@@ -286,7 +286,7 @@ def _scaled(part: Part) -> Spectral:
         return DiagonalMatrix(units * units * matrix.values)
     if (n := math.prod(matrix.operand_shape)) > _MOST_DENSE:
         raise CurvatureError(
-            f"prior_precision of {listed(part.like)}: a prior that differs within what is coupled "
+            f"prior_precision of {', '.join(part.like)}: a prior that differs within what is coupled "
             f"takes its matrix written out, of at most {_MOST_DENSE} parameters, got {n}; give it "
             "one number"
         )

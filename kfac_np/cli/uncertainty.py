@@ -26,7 +26,7 @@ from kfac_np.losses import SoftmaxCrossEntropy, SquaredError
 from kfac_np.training.files import write_text
 from kfac_np.training.lock import locked
 from kfac_np.training.records import to_json
-from kfac_np.validation import is_number, listed
+from kfac_np.validation import is_number
 
 __all__ = ["uncertainty"]
 
@@ -199,7 +199,7 @@ def _print(summary: dict[str, Any], laplace: Laplace) -> None:
     if isinstance(laplace.objective.loss, SquaredError):
         line += f", noise {laplace.noise:.4g}"
     print(summary["curvature"])
-    print(f"posterior of {listed(summary['layers'])}, tuned {summary['tuned']}")
+    print(f"posterior of layers {', '.join(summary['layers'])}, tuned {summary['tuned']}")
     print(f"{line}, log marginal likelihood {laplace.log_marginal_likelihood:.6g}")
     titles = {"nll": "test NLL", "calibration_error": "calibration error"}
     names = list(summary["network"])
