@@ -286,7 +286,8 @@ def _scaled(part: Part) -> Spectral:
         return DiagonalMatrix(units * units * matrix.values)
     if (n := math.prod(matrix.operand_shape)) > _MOST_DENSE:
         raise CurvatureError(
-            f"prior_precision of {', '.join(part.like)}: a prior that differs within what is coupled "
+            f"prior_precision of {', '.join(part.like)}: a prior that differs within what is "
+            "coupled "
             f"takes its matrix written out, of at most {_MOST_DENSE} parameters, got {n}; give it "
             "one number"
         )
