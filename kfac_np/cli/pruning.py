@@ -10,6 +10,7 @@ from functools import partial
 from typing import final
 
 from kfac_np.applications import FittedCurvature, Pruned, prune
+from kfac_np.applications.pruning_round import Remove
 from kfac_np.applications.saliency import Method
 from kfac_np.applications.shrinking import chains, find_links
 from kfac_np.backend import Array
@@ -94,7 +95,7 @@ class _Row:
 class _Job:
     run: TrainedRun
     fit: FittedCurvature
-    remove: str
+    remove: Remove
     rounds: int
 
     def pruned(self, share: float, method: Method) -> Pruned:
@@ -104,7 +105,7 @@ class _Job:
             self.run.objective,
             self.fit,
             share,
-            remove=self.remove,  # type: ignore[arg-type]
+            remove=self.remove,
             method=method,
             rounds=again,
             batches=self.run.batches() if again > 1 else None,

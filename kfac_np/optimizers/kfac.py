@@ -127,8 +127,9 @@ class KFAC(Optimizer):
     l2 : float
         η. It damps, too: the model and the factors use λ + η, so that λ = 0 alone is not undamped.
     relative : bool
-        Damp relative to the layers' own scales where inputs have units of their own
-        (`Curvature.mixes_units`); without it always by a multiple of I.
+        Damp relative to the layers' own scales where inputs have units of their own, which
+        `Curvature.mixes_units` tells (of exact and diagonal blocks alone it cannot); without it
+        always by a multiple of I.
     guard : Guard or None
         Takes back what does harm. Without it every update with a finite objective is kept, and one
         that is not finite is a `DivergenceError`, which with it takes 20 rejections in a row.
