@@ -46,7 +46,8 @@ def prune_run(flags: argparse.Namespace) -> int:
     require_extras()
     run = TrainedRun.read(flags.directory)
     fit = fitted(run, flags.curvature, flags.fisher, flags.batch_size)
-    remove = flags.remove or ("inputs" if find_links(run.objective.network) else "rank")
+    remove: Remove = "inputs" if find_links(run.objective.network) else "rank"
+    remove = flags.remove or remove
     job = _Job(run, fit, remove, flags.rounds)
     before = job.measured(None)
     shares = _SHARES if flags.share is None else tuple(sorted({*_SHARES, flags.share}))
