@@ -279,19 +279,14 @@ class Quadratic(Penalty):
     anchors: tuple[Anchor, ...]
 
     def __post_init__(self) -> None:
+        if not self.anchors:
+            raise InputError("Quadratic anchors: expected at least one, got none")
         for anchor in self.anchors:
             require_positive("Quadratic strength", anchor.strength, zero=True)
 
     def value(self, params: Tree) -> Scalar:
-        if not self.anchors:
-            raise InputError("Quadratic anchors: expected at least one, got none")
-        total: Scalar | None = None
-        for anchor in self.anchors:
-            away = _away(anchor, params)
-            term = 0.5 * scalar(trees.inner(away, anchor.product(away)))
-            total = term if total is None else total + term
-        assert total is not None
-        return total
+        first, *others = (self._term(anchor, params) for anchor in self.anchors)
+        return sum(others, first)
 
     def gradient(self, params: Tree) -> Tree:
         return self._sum(params, lambda anchor: _away(anchor, params))
@@ -304,6 +299,10 @@ class Quadratic(Penalty):
         for anchor in self.anchors:
             for path, center in anchor.center.items():
                 _require_shape("Quadratic", path, center, found)
+
+    def _term(self, anchor: Anchor, params: Tree) -> Scalar:
+        away = _away(anchor, params)
+        return 0.5 * scalar(trees.inner(away, anchor.product(away)))
 
     def _sum(self, like: Tree, operand: Callable[[Anchor], dict[str, Array]]) -> Tree:
         """Σ λ C v, zero for parameters that are free."""

@@ -19,8 +19,8 @@ def separate_biases(objective: Objective, fit: FittedCurvature) -> FittedCurvatu
     """K-FAC with weights and biases apart: blocks G ⊗ A' and G, instead of G ⊗ A.
 
     Inputs are homogeneous here, so that a layer has one A = E[ā āᵀ] for both. Without the entries
-    that couple the column of ones to the inputs it has these two blocks exactly. Other libraries
-    know no other K-FAC; this is to compare with them.
+    that couple the column of ones to the inputs it has these two blocks exactly. It is there to
+    compare with libraries that keep weights and biases apart.
 
     Parameters
     ----------

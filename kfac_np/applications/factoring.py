@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np.backend import Array, array_namespace, eigh
-from kfac_np.errors import CurvatureError, InputError
+from kfac_np.errors import CurvatureError
 from kfac_np.matrices import KroneckerMatrix, KroneckerSpectral, Matrix
-from kfac_np.validation import is_integer
 
-__all__ = ["Factoring", "eigendamage_costs", "in_eigenbasis", "low_rank", "weighted_svd"]
+__all__ = ["Factoring", "eigendamage_costs", "in_eigenbasis", "weighted_svd"]
 
 
 @final
@@ -89,25 +88,6 @@ def weighted_svd(matrix: Matrix, w: Array) -> Factoring:
     root_g, inverse_g = _roots(matrix.G)
     u, s, _ = xp.linalg.svd(root_g @ w @ root_a, full_matrices=False)
     return Factoring(0.5 * s * s, inverse_g @ u, u.T @ root_g @ w)
-
-
-def low_rank(matrix: Matrix, w: Array, rank: int) -> tuple[Array, Array, float]:
-    """P, Q of a rank, and ½ tr(G E A Eᵀ) of what is lost: `weighted_svd`, cut.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> C = KroneckerMatrix(A=np.eye(2), G=np.eye(2))
-    >>> P, Q, cost = low_rank(C, np.diag([3.0, 2.0]), rank=1)
-    >>> (P @ Q).round(12), round(cost, 12)
-    (array([[3., 0.],
-           [0., 0.]]), 2.0)
-    """
-    f = weighted_svd(matrix, w)
-    if not is_integer(rank) or not 1 <= rank <= f.costs.shape[0]:
-        raise InputError(f"low_rank rank: expected 1..{f.costs.shape[0]}, got {rank!r}")
-    xp = array_namespace(w)
-    return *f.keep(range(rank)), float(xp.sum(f.costs[rank:]))
 
 
 def _roots(m: Array) -> tuple[Array, Array]:

@@ -7,6 +7,7 @@ checkpoint).
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -29,6 +30,18 @@ __all__ = ["main"]
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 _BAD_INPUT = (ConfigError, CurvatureError, DataError, InputError, CheckpointError)
+_COMMANDS = {
+    "train": ("kfac_np.cli.commands", "train"),
+    "describe": ("kfac_np.cli.commands", "describe"),
+    "factors": ("kfac_np.cli.commands", "factors"),
+    "compare": ("kfac_np.cli.comparison", "compare"),
+    "fit": ("kfac_np.cli.fitting", "fit"),
+    "uncertainty": ("kfac_np.cli.uncertainty", "uncertainty"),
+    "influence": ("kfac_np.cli.influence", "influence"),
+    "prune": ("kfac_np.cli.pruning", "prune_run"),
+    "figures": ("kfac_np.cli.pictures", "draw_figures"),
+    "doctor": ("kfac_np.cli.checkup", "doctor"),
+}
 # What a caller in Python is advised, and how it is said on a command line.
 _AS_FLAGS = {
     "split=True": "--set optimizer.curvature.split=true",
@@ -80,39 +93,9 @@ def _main(words: list[str]) -> int:
 
 def _command(name: str) -> Callable[[argparse.Namespace], int]:
     """Import what a command needs once it is called: --help needs none of it."""
-    if name == "compare":
-        from kfac_np.cli.comparison import compare
-
-        return compare
-    if name == "figures":
-        from kfac_np.cli.pictures import draw_figures
-
-        return draw_figures
-    if name == "doctor":
-        from kfac_np.cli.checkup import doctor
-
-        return doctor
-    if name == "fit":
-        from kfac_np.cli.fitting import fit
-
-        return fit
-    if name == "uncertainty":
-        from kfac_np.cli.uncertainty import uncertainty
-
-        return uncertainty
-    if name == "influence":
-        from kfac_np.cli.influence import influence
-
-        return influence
-    if name == "prune":
-        from kfac_np.cli.pruning import prune_run
-
-        return prune_run
-    from kfac_np.cli import commands
-
-    return {"train": commands.train, "describe": commands.describe, "factors": commands.factors}[
-        name
-    ]
+    module, function = _COMMANDS[name]
+    found: Callable[[argparse.Namespace], int] = getattr(importlib.import_module(module), function)
+    return found
 
 
 def _one_line(error: Exception) -> str:

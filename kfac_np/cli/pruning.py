@@ -10,6 +10,7 @@ from functools import partial
 from typing import final
 
 from kfac_np.applications import FittedCurvature, Pruned, prune
+from kfac_np.applications.pruning_round import Remove
 from kfac_np.applications.saliency import Method
 from kfac_np.applications.shrinking import chains, find_links
 from kfac_np.backend import Array
@@ -45,7 +46,8 @@ def prune_run(flags: argparse.Namespace) -> int:
     require_extras()
     run = TrainedRun.read(flags.directory)
     fit = fitted(run, flags.curvature, flags.fisher, flags.batch_size)
-    remove = flags.remove or ("inputs" if find_links(run.objective.network) else "rank")
+    remove: Remove = "inputs" if find_links(run.objective.network) else "rank"
+    remove = flags.remove or remove
     job = _Job(run, fit, remove, flags.rounds)
     before = job.measured(None)
     shares = _SHARES if flags.share is None else tuple(sorted({*_SHARES, flags.share}))
@@ -94,7 +96,7 @@ class _Row:
 class _Job:
     run: TrainedRun
     fit: FittedCurvature
-    remove: str
+    remove: Remove
     rounds: int
 
     def pruned(self, share: float, method: Method) -> Pruned:
@@ -104,7 +106,7 @@ class _Job:
             self.run.objective,
             self.fit,
             share,
-            remove=self.remove,  # type: ignore[arg-type]
+            remove=self.remove,
             method=method,
             rounds=again,
             batches=self.run.batches() if again > 1 else None,

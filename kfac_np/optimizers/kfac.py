@@ -80,9 +80,10 @@ class KFAC(Optimizer):
     - λ₀ is a typical eigenvalue of F̂ instead of 150, and λ is kept within bounds that are multiples
       of such an eigenvalue; it is halved instead of multiplied by (19/20)⁵ (see
       `LevenbergMarquardt`).
-    - Where inputs of a layer differ by orders of magnitude, λ and γ are relative to the layers' own
-      scales: the model has F + λ diag(u)⁻² + η I, and the factors are those of diag(u) F̂ diag(u),
-      u the units of `Curvature.units`. Rescaled features and hidden units change nothing then.
+    - Where inputs of a layer differ by orders of magnitude, or the median of their scales is above
+      10, λ and γ are relative to the layers' own scales: the model has F + λ diag(u)⁻² + η I, and
+      the factors are those of diag(u) F̂ diag(u), u the units of `Curvature.units`. Rescaled
+      features and hidden units change nothing then.
     - γ₀ = 0.3 √(λ₀ + η) instead of √(λ₀ + η), since small γ got off plateaus sooner wherever we
       tried, and γ is searched in step 3, too, and by factors of 2; within bounds. Between searches
       it follows √(λ + η).
@@ -126,11 +127,12 @@ class KFAC(Optimizer):
     l2 : float
         η. It damps, too: the model and the factors use λ + η, so that λ = 0 alone is not undamped.
     relative : bool
-        Damp relative to the layers' own scales where inputs differ by orders of magnitude; without
-        it, and with a curvature that has no units, always by a multiple of I.
+        Damp relative to the layers' own scales where inputs have units of their own, which
+        `Curvature.mixes_units` tells (of exact and diagonal blocks alone it cannot); without it
+        always by a multiple of I.
     guard : Guard or None
         Takes back what does harm. Without it every update with a finite objective is kept, and one
-        that is not finite is a `DivergenceError`.
+        that is not finite is a `DivergenceError`, which with it takes 20 rejections in a row.
     seed : int
         Of the sampled targets, and of what layers draw in training (Dropout).
     penalty : Penalty or None
@@ -297,9 +299,9 @@ class KFAC(Optimizer):
     def _renew_metric(self, now: _Now, moments: dict[str, Moments]) -> tuple[_Now, _Metric]:
         """Which layers get new factors, and the units that all of them are damped in.
 
-        There are none until a layer is met whose inputs differ by orders of magnitude, as raw
-        features do: pixels and hidden units need none, and small ones among them are small for a
-        reason. Then λ and γ begin anew, since they were in other units.
+        There are none until a layer is met whose inputs have units of their own, as raw features
+        do: pixels and hidden units need none, and small ones among them are small for a reason.
+        Then λ and γ begin anew, since they were in other units.
         """
         state, everything = now.state, tuple(moments)
         if state.factors is None or state.gamma is None or state.rejections:

@@ -81,9 +81,8 @@ def kfac_convolutional(objective: Objective, **changes: Any) -> KFAC:
     `KFAC(objective)` with statistics, factors and the quadratic model of every fifth step, ten
     steps in which λ settles, and an average over fewer iterates. Statistics are of a quarter of the
     mini-batch (64 examples at least), since each of its locations counts as an example. It has no
-    momentum: what it gains was measured in batches of 128, which had none. A step
-    takes about one and a half times as long as one of SGD. What it gains is in docs/results.md,
-    "Convolutional network".
+    momentum. A step takes about one and a half times as long as one of SGD. What it gains is in
+    docs/results.md, "Convolutional network".
 
     Parameters
     ----------
