@@ -41,7 +41,7 @@ from kfac_np.backend.linalg import (
 from kfac_np.backend.patches import Patches, patch_budget, transposed_product
 from kfac_np.backend.quiet import quiet, quiet_methods
 from kfac_np.backend.random import Rng
-from kfac_np.backend.reductions import are_finite, inner
+from kfac_np.backend.reductions import are_finite, inner, sum_of_squares
 from kfac_np.backend.rounding import above_rounding, sums_above_rounding
 from kfac_np.backend.scalars import (
     DeferredChecks,
@@ -106,6 +106,7 @@ __all__ = [
     "spd_inverse",
     "spectral_norm",
     "sum_by_index",
+    "sum_of_squares",
     "sums_above_rounding",
     "symmetrize",
     "tanh_vjp",

@@ -11,7 +11,7 @@ import array_api_compat
 
 from kfac_np.backend.array import Array, array_namespace
 
-__all__ = ["are_finite", "are_finite_generic", "inner", "inner_generic"]
+__all__ = ["are_finite", "are_finite_generic", "inner", "inner_generic", "sum_of_squares"]
 
 
 def are_finite(*arrays: Array) -> Array:
@@ -90,6 +90,29 @@ def inner_generic(x: Sequence[Array], y: Sequence[Array]) -> Array:
     return total
 
 
+def sum_of_squares(arrays: Sequence[Array]) -> Array:
+    """Sum of the squares of all entries (0-d array, float64), of numbers up to 1e19 and beyond.
+
+    Squares of single precision overflow there. On NumPy they are summed in the arrays' own
+    precision first, which needs no copies, and again in double precision if that overflows.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(sum_of_squares([np.full(4, 1e25, dtype=np.float32)])) / 4e50
+    1.0
+    """
+    if array_api_compat.is_cupy_array(arrays[0]):
+        return _reduced(_SQUARES, "float64", [(x,) for x in arrays])
+    xp = array_namespace(*arrays)
+    if array_api_compat.is_numpy_namespace(xp):
+        total = inner(arrays, arrays)
+        if math.isfinite(total) or not all(math.isfinite(xp.max(xp.abs(x))) for x in arrays):
+            return xp.float64(total)
+    wide = [xp.astype(x, xp.float64, copy=False) for x in arrays]
+    return inner(wide, wide)
+
+
 def _reduced(reduction: tuple[str, ...], dtype: Any, operands: Sequence[tuple[Any, ...]]) -> Any:
     """One pass over each tuple of operands, and one over what came out of them."""
     import cupy
@@ -106,6 +129,7 @@ def _reduced(reduction: tuple[str, ...], dtype: Any, operands: Sequence[tuple[An
 
 # Of CuPy's `ReductionKernel`: inputs, output, what is reduced, how, with which neutral element.
 _FINITE = ("T x", "bool y", "isfinite(x)", "a && b", "y = a", "true", "kfac_np_are_finite")
+_SQUARES = ("T x", "float64 z", "(double)x * (double)x", "a + b", "z = a", "0", "kfac_np_squares")
 _INNER = ("T x, T y", "T z", "x * y", "a + b", "z = a", "0", "kfac_np_inner")
 
 

@@ -20,6 +20,7 @@ from kfac_np.backend import (
     require_float,
     require_same_place,
     scalar,
+    sum_of_squares,
 )
 from kfac_np.errors import DivergenceError, InputError
 from kfac_np.objective import Evaluation, Objective
@@ -287,11 +288,7 @@ def norm_of(tree: Tree) -> Scalar:
     >>> float(norm_of((np.asarray([3.0]), np.asarray([4.0]))))
     5.0
     """
-    # squares in double precision, since those of single precision overflow at 1e19
-    wide = trees.tree_map(
-        lambda x: array_namespace(x).astype(x, array_namespace(x).float64, copy=False), tree
-    )
-    square = scalar(trees.squared_norm(wide))
+    square = scalar(sum_of_squares(trees.leaves(tree)))
     return array_namespace(square).sqrt(square)
 
 

@@ -88,6 +88,20 @@ def test_inner(pair, backend: Backend):
             assert abs(float(found) - expected) <= size * scale
 
 
+def test_sum_of_squares(pair, backend: Backend):
+    """In double precision, of numbers whose squares overflow in single, too; NaN and Inf stay."""
+    x, y = pair
+    for xs in ([x], [x, y], [1e15 * x, 1e25 * y]):
+        found = reductions.sum_of_squares(xs)
+        assert found.shape == ()
+        assert found.dtype == backend.xp.float64
+        expected = sum(np.sum(to_numpy(v).astype(float) ** 2) for v in xs)
+        assert float(found) == pytest.approx(expected, rel=1e-5)
+    if 0 not in x.shape:
+        infinite = backend.xp.full_like(x, np.inf)
+        assert not np.isfinite(float(reductions.sum_of_squares([y, infinite])))
+
+
 def test_clip(pair, backend: Backend):
     x, _ = pair
     for low, high in ((-1.0, None), (None, 0.5), (-1.0, 0.5)):
