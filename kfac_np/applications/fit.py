@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, final
 
 from kfac_np import trees
+from kfac_np.applications.batches import require_batch, require_batches
 from kfac_np.applications.fitted import FittedCurvature, chosen_paths, require_sound
 from kfac_np.backend import Array, Backend, Rng, all_finite, array_namespace, to_numpy
 from kfac_np.curvature import BlockDiagonal, Curvature
@@ -18,6 +19,7 @@ from kfac_np.curvature.base import Moments, joined
 from kfac_np.errors import CheckpointError, InputError, KfacError
 from kfac_np.fisher import Exact, FisherType
 from kfac_np.objective import Evaluation, Objective
+from kfac_np.optimizers.base import check_params
 from kfac_np.training import checkpoint
 from kfac_np.trees import Tree
 from kfac_np.validation import require_instance, require_positive
@@ -63,7 +65,8 @@ def fit_curvature(
         For `MonteCarlo`: batch i has targets of its own stream, whatever was done before.
     resume : path, optional
         Keeps the sums so far in this file. If it is there when the call begins, and of the same
-        fit, the call goes on from there, to the same bits; it is deleted at the end.
+        fit, the call goes on from there, to the same bits; it is deleted at the end. Batches must
+        be the same ones in the same order, of which the last that was added up is compared.
     save_seconds : float
         How often.
 
@@ -74,11 +77,12 @@ def fit_curvature(
     Raises
     ------
     InputError
-        No batches, a batch that does not fit, or whose moments are not finite.
+        No batches, a batch that does not fit, or whose moments are not finite; parameters that
+        are not finite floats.
     CurvatureError
         A parameter that the curvature does not support.
     CheckpointError
-        `resume` is the file of another fit, or damaged.
+        `resume` is the file of another fit or of other batches, or damaged.
 
     References
     ----------
@@ -106,6 +110,8 @@ def fit_curvature(
     ):
         require_instance(f"fit_curvature {name}", value, kind)
     require_positive("fit_curvature save_seconds", save_seconds, zero=True)
+    require_batches("fit_curvature", batches)
+    check_params(params)
     if objective.network.couples_examples:
         raise InputError(
             "fit_curvature objective: expected independent examples, got a network with batch "
@@ -116,12 +122,12 @@ def fit_curvature(
     chosen = fisher if paths is None else _OfSome(fisher, covered)
     stream = Rng.of(rng).spawn()
     first = _Pass(objective, params, batches, chosen, stream, curvature.parts)
-    file = _Progress(resume, save_seconds, _identity(curvature, chosen, params, stream))
+    file = _Progress(resume, save_seconds, _identity(objective, curvature, chosen, params, stream))
     done = file.load(Backend.of(trees.leaves(params)[0]))
 
     before = done.first if done else None
     if before is None:
-        before = first.run(done.sums if done else None, lambda s: file.save(None, s))
+        before = first.run(file, None, done.sums if done else None)
     moments = before.means()
     second = curvature.second_pass(moments, trees.leaves(params)[0])
     if second is not None:
@@ -132,7 +138,7 @@ def fit_curvature(
             )
         again = _Pass(objective, params, batches, chosen, stream, _of_vectors(second.estimate))
         started = done.sums if done and done.first else None
-        moments = second.joined(moments, again.run(started, lambda s: file.save(before, s)).means())
+        moments = second.joined(moments, again.run(file, before, started).means())
     fit = FittedCurvature(
         curvature=curvature,
         fisher=repr(fisher),
@@ -200,17 +206,21 @@ class _Pass:
     rng: Rng
     parts: Callable[[Evaluation, FisherType, Rng], Parts]
 
-    def run(self, started: _Sums | None, save: Callable[[_Sums], None]) -> _Sums:
+    def run(self, file: _Progress, before: _Sums | None, started: _Sums | None) -> _Sums:
         sums = started or _Sums()
-        number = -1
+        done, number = sums.batches, -1
         for number, batch in enumerate(self.batches):
-            if number < sums.batches:
+            if number < done - 1:
                 continue
             try:
+                require_batch(batch)
+                if number == done - 1:
+                    file.require_last(batch)
+                    continue
                 self._add(number, batch, sums)
             except KfacError as error:
                 raise error.within(f"batch {number}") from None
-            save(sums)
+            file.save(before, sums, batch)
         if number < 0:
             raise InputError("fit_curvature batches: expected at least one, got none")
         if number + 1 < sums.batches:
@@ -221,11 +231,6 @@ class _Pass:
         return sums
 
     def _add(self, number: int, batch: Sequence[Array], sums: _Sums) -> None:
-        if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
-            size = f" of {len(batch)}" if hasattr(batch, "__len__") else ""
-            raise InputError(
-                f"expected a tuple (x, t) or (x, t, weights), got {type(batch).__name__}{size}"
-            )
         e = self.objective.evaluate(self.params, *batch)
         parts = self.parts(e, self.fisher, self.rng.child("targets", number))
         for moments in parts:
@@ -268,6 +273,7 @@ class _Progress:
         self._path = None if path is None else Path(path)
         self._seconds = seconds
         self._identity = identity
+        self._batch: str | None = None  # of the file, the last one that was added up
         self._last = time.monotonic()
 
     def load(self, backend: Backend) -> _Done | None:
@@ -280,15 +286,25 @@ class _Progress:
                     f"{self._path}: expected sums of a fit with {name} {expected}, got "
                     f"{metadata.get(name)}; delete the file to begin anew"
                 )
+        self._batch = metadata.get("batch")
         first, sums = (None if x is None else _Sums(**x) for x in (tree["first"], tree["sums"]))
         return _Done(first, sums)
 
-    def save(self, first: _Sums | None, sums: _Sums) -> None:
+    def require_last(self, batch: Sequence[Array]) -> None:
+        """Raise `CheckpointError` unless the file's last batch was this one."""
+        if _digest(enumerate(batch)) != self._batch:
+            raise CheckpointError(
+                f"{self._path}: expected the batch that was added up before, got another; give the "
+                "same batches in the same order, or delete the file to begin anew"
+            )
+
+    def save(self, first: _Sums | None, sums: _Sums, batch: Sequence[Array]) -> None:
         now = time.monotonic()
         if self._path is None or now - self._last < self._seconds:
             return
         tree = {"first": None if first is None else dict(vars(first)), "sums": dict(vars(sums))}
-        checkpoint.save(self._path, tree, self._identity)
+        metadata = {**self._identity, "batch": _digest(enumerate(batch))}
+        checkpoint.save(self._path, tree, metadata)
         self._last = time.monotonic()
 
     def remove(self) -> None:
@@ -297,19 +313,25 @@ class _Progress:
 
 
 def _identity(
-    curvature: Curvature, fisher: FisherType, params: Tree, stream: Rng
+    objective: Objective, curvature: Curvature, fisher: FisherType, params: Tree, stream: Rng
 ) -> dict[str, str]:
-    digest = hashlib.sha256()
-    for path, p in trees.items(params):
-        host = to_numpy(p)
-        digest.update(f"{path} {host.dtype} {host.shape}".encode())
-        digest.update(host.tobytes())
     return {
+        "objective": repr(objective),
         "curvature": repr(curvature),
         "fisher": repr(fisher),
         "rng": f"{stream.seed} {stream.keys}",
-        "parameters": digest.hexdigest(),
+        "parameters": _digest(trees.items(params)),
     }
+
+
+def _digest(named: Iterable[tuple[object, Array | None]]) -> str:
+    digest = hashlib.sha256()
+    for name, x in named:
+        if x is not None:
+            host = to_numpy(x)
+            digest.update(f"{name} {host.dtype} {host.shape}".encode())
+            digest.update(host.tobytes())
+    return digest.hexdigest()
 
 
 def _of_vectors(

@@ -122,12 +122,12 @@ class FittedCurvature:
             raise ShapeError(f"tree: expected a leaf at {listed(missing)}, got {', '.join(found)}")
         return {path: found[path] for path in self.paths}
 
-    def require_operand(self, operand: Mapping[str, Array]) -> None:
+    def require_operand(self, operand: Mapping[str, Array], what: str = "operand") -> None:
         """Raise `ShapeError` unless `operand` has the paths and shapes of `operand`."""
-        expected = {path: tuple(p.shape) for path, p in self.operand.items()}
-        found = {path: tuple(p.shape) for path, p in operand.items()}
+        require_instance(what, operand, Mapping)
+        expected, found = _shapes(self.operand), _shapes(operand)
         if found != expected:
-            raise ShapeError(f"operand: expected shapes {expected}, got {found}")
+            raise ShapeError(f"{what}: expected shapes {expected}, got {found}")
 
     def require_network(self, network: Layer, what: str) -> None:
         """Raise `InputError` unless the fit is of this network, as far as shapes tell."""
@@ -193,6 +193,7 @@ class FittedCurvature:
         """
         curvature = BlockDiagonal() if curvature is None else curvature
         require_instance("load: curvature", curvature, Curvature)
+        require_instance("load: backend", backend, Backend, optional=True)
         tree, metadata = checkpoint.load(path, backend)
         if metadata.get("kind") != _KIND:
             raise CheckpointError(f"{path}: expected a fitted curvature, got another checkpoint")
@@ -213,8 +214,8 @@ def chosen_paths(paths: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
     """Some of the known paths, in their order; `InputError` for others, or none."""
     wanted = (paths,) if isinstance(paths, str) else tuple(paths)
     if not wanted or any(path not in known for path in wanted):
-        came = ", ".join(wanted) or "none"
-        raise InputError(f"paths: expected some of {listed(known)}, got {came}")
+        came = ", ".join(map(repr, wanted)) or "none"
+        raise InputError(f"paths: expected some of {listed(map(repr, known))}, got {came}")
     return tuple(path for path in known if path in wanted)
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import final
 
 from kfac_np import trees
+from kfac_np.applications.batches import require_batch, require_batches
 from kfac_np.applications.fitted import FittedCurvature, merge
 from kfac_np.applications.laplace_outputs import joint_covariance, output_moments
 from kfac_np.applications.laplace_precision import Precision, Prior, checked_prior
@@ -20,8 +21,8 @@ from kfac_np.applications.laplace_predictive import (
     require_predictable,
 )
 from kfac_np.applications.laplace_tuning import Evidence, Group, lowest, maximise
-from kfac_np.backend import Array, Rng, array_namespace, quiet
-from kfac_np.errors import ConfigError, InputError
+from kfac_np.backend import Array, Rng, array_namespace, quiet, require_finite, require_same_place
+from kfac_np.errors import ConfigError, InputError, KfacError
 from kfac_np.losses import SquaredError
 from kfac_np.matrices import TreeMatrix
 from kfac_np.objective import Objective
@@ -131,8 +132,15 @@ class Laplace:
                 "statistics; give `objective.evaluation(params, x)`"
             )
         self.fit.require_network(self.objective.network, "Laplace fit")
-        self.fit.require_operand(self.prior_mean or self.fit.operand)
+        if self.prior_mean is not None:
+            self._require_prior_mean(self.prior_mean)
         _ = self._prior
+
+    def _require_prior_mean(self, mean: Mapping[str, Array]) -> None:
+        self.fit.require_operand(mean, "Laplace prior_mean")
+        for path, p in self.fit.operand.items():
+            require_same_place(f"Laplace prior_mean {path}", mean[path], p)
+            require_finite(f"Laplace prior_mean {path}", mean[path])
 
     # ---------------------------------------------------------------------------- the posterior
 
@@ -190,6 +198,7 @@ class Laplace:
         Factors of K-FAC are averaged, not their products: at the same parameters that is the fit
         to all the data.
         """
+        require_instance("updated fit", fit, FittedCurvature)
         return replace(self, fit=merge(self.fit, fit, params=fit.params))
 
     # ---------------------------------------------------------------- the marginal likelihood
@@ -295,7 +304,10 @@ class Laplace:
         link, noise
             As for `predict` and `tuned`.
         """
+        require_batches("tuned_on", batches)
         found = list(batches)
+        if not found:
+            raise InputError("tuned_on batches: expected at least one, got none")
         profiled = noise and self._has_noise
         # For a given δ σ² the covariance of targets is a multiple of σ², whose best is a mean.
         sigma, unit = (1.0, self.noise**2) if profiled else (self.noise, 1.0)
@@ -305,9 +317,14 @@ class Laplace:
             prior = {path: math.exp(x) * unit * d for path, d in self._prior.items()}
             precision = Precision.of(self._curvature, self.fit.operand, h, prior)
             total = Validation()
-            for inputs, t in found:
-                f, covariance = self._moments(precision, inputs, diagonal=False)
-                total.add(predicted(self.objective.loss, sigma, f, covariance, link, 100, 0), t)
+            for number, batch in enumerate(found):
+                try:
+                    require_batch(batch, weights=False)
+                    f, spread = self._moments(precision, batch[0], diagonal=False)
+                    prediction = predicted(self.objective.loss, sigma, f, spread, link, 100, 0)
+                    total.add(prediction, batch[1])
+                except KfacError as error:
+                    raise error.within(f"tuned_on batch {number}") from None
             return total
 
         x = lowest(lambda v: measured(v).nll(profiled), math.log(1e-4), math.log(1e4), 17)

@@ -257,7 +257,7 @@ def _checked(name: str, given: Any, p: Array) -> Prior:
         raise ConfigError(
             f"{name}: expected a number or an array of shape {tuple(p.shape)}, got {came}"
         )
-    require_same_place(name, given, p, "parameter")
+    require_same_place(name, given, p)
     xp = array_namespace(given)
     if not bool(xp.all((given > 0.0) & xp.isfinite(given))):
         raise ConfigError(f"{name}: expected finite numbers > 0")

@@ -15,7 +15,7 @@ __all__ = ["Derivatives", "Evidence", "Group", "lowest", "maximise"]
 
 _STEPS = 200
 _LARGEST_STEP = 3.0  # of a logarithm
-_NO_OPTIMUM = 80.0  # a logarithm so large means that there is none
+_NO_OPTIMUM = 80.0  # a logarithm so far from the start means that there is none
 
 
 @final
@@ -102,6 +102,11 @@ class Evidence:
             hessian.append([*sums, -4.0 * misfit + 2.0 * math.fsum(sums)])
         return value, gradient, hessian
 
+    def effective(self, point: Sequence[float]) -> list[float]:
+        """γ of each group: the number of parameters that the data determine."""
+        y = point[-1] if self.targets else 0.0
+        return self._curvature(point[: len(self.groups)], y).effective
+
     def _curvature(self, x: Sequence[float], y: float) -> Derivatives:
         h = self.precision.h * math.exp(-2.0 * y)
         size = len(self.groups)
@@ -165,7 +170,7 @@ def maximise(evidence: Evidence, like: Array) -> list[float]:
     InputError
         There is none: parameters without curvature, or at the mean of their prior.
     """
-    _require_bounded(evidence)
+    point = _start(evidence)
     xp = array_namespace(like)
 
     def solved(hessian: list[list[float]], gradient: list[float]) -> list[float]:
@@ -174,7 +179,7 @@ def maximise(evidence: Evidence, like: Array) -> list[float]:
         step = -xp.linalg.solve(h, g[:, None])[:, 0]
         return [float(step[i]) for i in range(len(gradient))]
 
-    point = [0.0] * (len(evidence.groups) + bool(evidence.targets))
+    start = point
     value, gradient, hessian = evidence(point)
     for _ in range(_STEPS):
         step = solved(hessian, gradient)
@@ -192,22 +197,36 @@ def maximise(evidence: Evidence, like: Array) -> list[float]:
             if scale < 1e-10:
                 return point
         point, (value, gradient, hessian) = tried, found
-        if max(map(abs, point)) > _NO_OPTIMUM:
+        if max(abs(p - s) for p, s in zip(point, start, strict=True)) > _NO_OPTIMUM:
             raise InputError(_unbounded([g.name for g in evidence.groups]))
     raise FactorizationError("tuned: Newton's method did not converge")
 
 
-def _require_bounded(evidence: Evidence) -> None:
-    _, gradient, _ = evidence([0.0] * (len(evidence.groups) + bool(evidence.targets)))
-    for group, slope in zip(evidence.groups, gradient, strict=False):
-        determined = 2.0 * slope + group.scatter
-        if not (group.scatter > 0.0 and determined > 0.0):
+@quiet
+def _start(evidence: Evidence) -> list[float]:
+    """Where all misfit is noise, and each group is determined in full: e^(2y) = 2 m/n, s e^x = P.
+
+    In whatever units targets and parameters come, Newton's method then begins at the same point.
+    """
+    for group in evidence.groups:
+        if not group.scatter > 0.0:
             raise InputError(_unbounded([group.name]))
     if evidence.targets and not evidence.misfit > 0.0:
         raise InputError(
             "tuned: the marginal likelihood has no maximum in the noise, since the network fits "
             "its targets exactly; expected noise=False"
         )
+    shapes = {path: p.shape for part in evidence.precision.parts for path, p in part.like.items()}
+    point = [
+        math.log(sum(math.prod(shapes[path]) for path in group.paths) / group.scatter)
+        for group in evidence.groups
+    ]
+    if evidence.targets:
+        point.append(0.5 * math.log(2.0 * evidence.misfit / evidence.targets))
+    for group, determined in zip(evidence.groups, evidence.effective(point), strict=True):
+        if not determined > 0.0:
+            raise InputError(_unbounded([group.name]))
+    return point
 
 
 def _unbounded(names: list[str]) -> str:

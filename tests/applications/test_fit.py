@@ -164,6 +164,12 @@ def test_what_was_interrupted_must_be_the_same_fit(tmp_path):
         fitted(RELU, backend, BlockDiagonal(), batches=batches, resume=resume)
     with pytest.raises(CheckpointError, match="at least 2 batches"):
         fitted(RELU, backend, EKFAC(), batches=batches[:1], resume=resume)
+    with pytest.raises(CheckpointError, match=r"batch 1: .*sums\.npz: .* in the same order"):
+        fitted(RELU, backend, EKFAC(), batches=batches[1:] + batches[:1], resume=resume)
+    p, (x, t) = RELU.build(backend), batches[0]
+    other, t = Objective(p.objective.network, SquaredError()), np.eye(3)[t]
+    with pytest.raises(CheckpointError, match=r"objective .*SoftmaxCrossEntropy.*delete the file"):
+        fit_curvature(other, p.params, [(x, t)], EKFAC(), resume=resume)
     assert resume.read_bytes() == before
 
 
@@ -182,9 +188,15 @@ def test_bad_input_is_refused_by_name(tmp_path):
     ]:
         with pytest.raises(InputError, match=message):
             fit_curvature(p.objective, p.params, batches)
+    with pytest.raises(InputError, match=r"fit_curvature batches: .* got None"):
+        fit_curvature(p.objective, p.params, None)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="parameter 2: expected finite values"):
+        fit_curvature(p.objective, (p.params[0], (), np.nan * p.params[2], *p.params[3:]), good)
+    with pytest.raises(InputError, match="params: expected an array, got NoneType"):
+        fit_curvature(p.objective, None, good)
     with pytest.raises(InputError, match="goes through them twice"):
         fit_curvature(p.objective, p.params, iter(good), EKFAC())
-    with pytest.raises(InputError, match=r"paths: expected some of 0, 2 or 4, got 7"):
+    with pytest.raises(InputError, match=r"paths: expected some of '0', '2' or '4', got '7'"):
         fit_curvature(p.objective, p.params, good, paths=["7"])
     coupled = Objective(Sequential(Dense(3, 3), BatchNorm(3)), SquaredError())
     with pytest.raises(InputError, match=r"objective\.evaluation"):
@@ -211,7 +223,7 @@ def test_fits_that_do_not_belong_together_are_refused(tmp_path):
     assert merge(fit, elsewhere, params=p.params).params is p.params
     with pytest.raises(CurvatureError, match="couples parameters"):
         fitted(RELU, backend, FullMatrix()).select(["4"])
-    with pytest.raises(InputError, match="expected some of 0, 2 or 4, got none"):
+    with pytest.raises(InputError, match="expected some of '0', '2' or '4', got none"):
         fit.select([])
     fit.save(path)
     with pytest.raises(CheckpointError, match="expected moments of EKFAC"):

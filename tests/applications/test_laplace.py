@@ -224,6 +224,23 @@ def test_tuning_has_no_optimum_without_information(backend: Backend):
     assert Laplace(e, exact).tuned(noise=False).log_derivatives()[0][""] == pytest.approx(0.0)
 
 
+@pytest.mark.parametrize("unit", [1e-12, 1e12])
+@pytest.mark.parametrize("kind", ["kfac", "full"])
+def test_tuning_knows_no_units(kind: str, unit: float, backend: Backend):
+    """Targets and the last layer in other units: σ has theirs, δ of this layer their inverse's."""
+    found = []
+    for u in (1.0, unit):
+        p = CASES["tanh_squared"].build(backend)
+        *first, last = p.params
+        path = str(len(first))
+        fit = fit_curvature(
+            p.objective, (*first, u * last), [(p.x, u * p.t)], KINDS[kind], paths=[path]
+        )
+        best = Laplace(p.objective, fit).tuned()
+        found += [best.noise / u, best.prior_precision * u**2]
+    assert found[2:] == pytest.approx(found[:2], rel=1e-9)
+
+
 def regression(backend: Backend, n: int = 10, validation: int = 200):
     """A linear model half way from the truth to least squares, so that δ has a best value."""
     rng = np.random.default_rng(0)
@@ -374,6 +391,20 @@ def test_bad_input_is_refused_by_name(backend: Backend):
         (lambda: Laplace(o, fit, noise=2.0), ConfigError, "only squared error has noise"),
         (lambda: Laplace(o, fit, temperature=0.0), ConfigError, "temperature: expected a number"),
         (lambda: Laplace(o, fit, prior_mean={"0": ones["0"]}), ShapeError, "expected shapes"),
+        (lambda: Laplace(o, fit, prior_mean=3), ConfigError, "prior_mean: expected a Mapping"),
+        (
+            lambda: Laplace(o, fit, prior_mean={**ones, "2": np.nan * ones["2"]}),
+            InputError,
+            "prior_mean 2: expected finite",
+        ),
+        (lambda: Laplace(o, fit).updated(None), ConfigError, "updated fit: expected a Fitted"),
+        (lambda: Laplace(o, fit).tuned_on([]), InputError, "tuned_on batches: expected at least"),
+        (
+            lambda: Laplace(o, fit).tuned_on((p.x, p.t)),
+            InputError,
+            r"tuned_on batch 0: expected a tuple \(x, t\), got",
+        ),
+        (lambda: Laplace(o, fit).tuned_on(None), ConfigError, "tuned_on batches: .* got None"),
         (lambda: Laplace(o, fit).predict(p.x, link="logit"), ConfigError, "link: expected probit"),
         (lambda: Laplace(o, fit).predict(p.x[:, :1]), ShapeError, "expected inputs"),
         (lambda: Laplace(o, fit).predict(p.x).covariance, CurvatureError, "SquaredError"),

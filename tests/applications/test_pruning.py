@@ -423,8 +423,8 @@ def test_bad_input_is_refused_by_name():
         ({"remove": "neurons"}, "remove: expected weights, units, inputs"),
         ({"method": "obx"}, "method: expected obs, obd or magnitude"),
         ({"damping": -1.0}, "damping: expected a number >= 0"),
-        ({"paths": ["7"]}, "paths: expected some of 0 or 2, got 7"),
-        ({"paths": ["0"], "remove": "inputs"}, "paths: expected some of 2 or 4, got 0"),
+        ({"paths": ["7"]}, "paths: expected some of '0' or '2', got '7'"),
+        ({"paths": ["0"], "remove": "inputs"}, "paths: expected some of '2' or '4', got '0'"),
         ({"rounds": 2}, "batches: expected data"),
         ({"rounds": 2, "batches": [batch], "remove": "rank"}, "rounds: expected 1"),
         (
