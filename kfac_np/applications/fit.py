@@ -231,7 +231,9 @@ class _Pass:
         return sums
 
     def _add(self, number: int, batch: Sequence[Array], sums: _Sums) -> None:
-        e = self.objective.evaluate(self.params, *batch)
+        x, t = batch[:2]
+        weights = batch[2] if len(batch) > 2 else None
+        e = self.objective.evaluate(self.params, x, t, weights)
         parts = self.parts(e, self.fisher, self.rng.child("targets", number))
         for moments in parts:
             for path, m in moments.items():

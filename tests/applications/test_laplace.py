@@ -214,7 +214,7 @@ def test_the_marginal_likelihood_has_these_derivatives_and_this_maximum(
 def test_tuning_has_no_optimum_without_information(backend: Backend):
     p, fit = fitted(CASES["relu_softmax"], backend, "kfac")
     mean = dict(fit.operand)
-    with pytest.raises(InputError, match="no maximum in the prior precision of 0, 2 or 4"):
+    with pytest.raises(InputError, match="no maximum in the prior precision of 0, 2, 4"):
         Laplace(p.objective, fit, prior_mean=mean).tuned()
     e = Objective(Dense(2, 1, bias=False), SquaredError())
     w, x = backend.asarray(np.ones((1, 2))), backend.asarray(np.eye(2))
