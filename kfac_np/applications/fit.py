@@ -231,9 +231,8 @@ class _Pass:
         return sums
 
     def _add(self, number: int, batch: Sequence[Array], sums: _Sums) -> None:
-        x, t = batch[:2]
-        weights = batch[2] if len(batch) > 2 else None
-        e = self.objective.evaluate(self.params, x, t, weights)
+        x, t, *weights = batch
+        e = self.objective.evaluate(self.params, x, t, weights[0] if weights else None)
         parts = self.parts(e, self.fisher, self.rng.child("targets", number))
         for moments in parts:
             for path, m in moments.items():
