@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from typing import final
 
 from kfac_np import trees
-from kfac_np.backend import Array, Scalar, array_namespace, scalar
+from kfac_np.backend import (
+    Array,
+    Scalar,
+    array_namespace,
+    require_array,
+    require_same_place,
+    scalar,
+)
 from kfac_np.errors import InputError, ShapeError
 from kfac_np.matrices import TreeMatrix
 from kfac_np.trees import Tree
@@ -133,6 +140,13 @@ class Zeros(Penalty):
 
     masks: Mapping[str, Array]
 
+    def __post_init__(self) -> None:
+        require_instance("Zeros masks", self.masks, Mapping)
+        for path, mask in self.masks.items():
+            require_array(f"Zeros mask {path}", mask)
+            if not array_namespace(mask).isdtype(mask.dtype, "bool"):
+                raise InputError(f"Zeros mask {path}: expected dtype bool, got {mask.dtype}")
+
     def value(self, params: Tree) -> Scalar:
         return scalar(0.0, trees.leaves(params)[0])
 
@@ -158,7 +172,7 @@ class Zeros(Penalty):
     def require_params(self, params: Tree) -> None:
         found = dict(trees.items(params))
         for path, mask in self.masks.items():
-            _require_shape("Zeros", path, mask, found)
+            _require_alike("Zeros", path, mask, found)
             xp = array_namespace(mask)
             if bool(xp.any((found[path] != 0.0) & ~mask)):
                 raise InputError(
@@ -298,7 +312,7 @@ class Quadratic(Penalty):
         found = dict(trees.items(params))
         for anchor in self.anchors:
             for path, center in anchor.center.items():
-                _require_shape("Quadratic", path, center, found)
+                _require_alike("Quadratic", path, center, found)
 
     def _term(self, anchor: Anchor, params: Tree) -> Scalar:
         away = _away(anchor, params)
@@ -318,11 +332,18 @@ class Quadratic(Penalty):
 
 def _part(anchor: Anchor, v: Tree) -> dict[str, Array]:
     found = dict(trees.items(v))
+    for path, center in anchor.center.items():
+        _require_shape("Quadratic", path, center, found)
     return {path: found[path] for path in anchor.center}
 
 
 def _away(anchor: Anchor, params: Tree) -> dict[str, Array]:
     return {path: x - anchor.center[path] for path, x in _part(anchor, params).items()}
+
+
+def _require_alike(name: str, path: str, like: Array, found: Mapping[str, Array]) -> None:
+    _require_shape(name, path, like, found)
+    require_same_place(f"{name}: parameter {path}", like, found[path])
 
 
 def _require_shape(name: str, path: str, like: Array, found: Mapping[str, Array]) -> None:

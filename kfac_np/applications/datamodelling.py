@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from kfac_np.backend import Array, Backend, Rng, array_namespace
+from kfac_np.backend import Array, Backend, Rng, array_namespace, require_array, require_finite
 from kfac_np.errors import ShapeError
-from kfac_np.validation import require_sizes
+from kfac_np.validation import require_instance, require_sizes
 
 __all__ = ["linear_datamodelling_score", "random_halves"]
 
 
-def random_halves(number: int, examples: int, rng: Rng, backend: Backend) -> Array:
+def random_halves(number: int, examples: int, rng: Rng | int, backend: Backend) -> Array:
     """Random halves of a training set, as rows of 0 and 1 of shape (number, examples).
 
     A row is a vector of weights of the examples, or tells which of them to take. With an odd number
@@ -22,7 +22,8 @@ def random_halves(number: int, examples: int, rng: Rng, backend: Backend) -> Arr
     array([3., 3., 3.])
     """
     require_sizes("random_halves", number=number, examples=examples)
-    drawn = rng.normal((number, examples), backend)
+    require_instance("random_halves backend", backend, Backend)
+    drawn = Rng.of(rng).normal((number, examples), backend)
     xp = array_namespace(drawn)
     ranks = xp.argsort(xp.argsort(drawn, axis=1), axis=1)
     return xp.astype(ranks < examples // 2, drawn.dtype)
@@ -61,6 +62,10 @@ def linear_datamodelling_score(scores: Array, subsets: Array, losses: Array) -> 
     >>> linear_datamodelling_score(np.asarray([[2.0, -1.0]]), subsets, np.asarray([[0.1], [0.5]]))
     array([1.])
     """
+    for name, x in (("scores", scores), ("subsets", subsets), ("losses", losses)):
+        require_array(f"linear_datamodelling_score {name}", x)
+        if name != "subsets":  # which may be flags
+            require_finite(f"linear_datamodelling_score {name}", x)
     sizes = [x.shape for x in (scores, subsets, losses)]
     if any(len(size) != 2 for size in sizes) or (
         (sizes[1][1], sizes[2][::-1]) != (sizes[0][1], (sizes[0][0], sizes[1][0]))

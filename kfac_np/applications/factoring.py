@@ -81,7 +81,8 @@ def weighted_svd(matrix: Matrix, w: Array) -> Factoring:
     if not isinstance(matrix, KroneckerMatrix):
         raise CurvatureError(
             f"weighted_svd: expected a Kronecker product (KFACBlock), got {type(matrix).__name__}: "
-            "the best low rank has a closed form in no other metric; use in_eigenbasis"
+            "the best low rank has a closed form in no other metric; fit K-FAC, or use "
+            'in_eigenbasis (remove="eigenvectors")'
         )
     xp = array_namespace(w)
     root_a, _ = _roots(matrix.A)

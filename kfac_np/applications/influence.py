@@ -10,7 +10,7 @@ from typing import NamedTuple, final
 from kfac_np.applications.fitted import FittedCurvature
 from kfac_np.applications.influence_pairs import Pairs
 from kfac_np.applications.influence_products import products_of
-from kfac_np.backend import Array, array_namespace, quiet
+from kfac_np.backend import Array, array_namespace, quiet, require_array, require_finite
 from kfac_np.errors import InputError
 from kfac_np.matrices.base import require_damping
 from kfac_np.objective import Evaluation, Objective
@@ -84,6 +84,8 @@ def extremes(scores: Array, k: int) -> Extremes:
     Extremes(helpful=array([1, 3]), harmful=array([2, 0]))
     """
     require_integer("extremes k", k)
+    require_array("extremes scores", scores)
+    require_finite("extremes scores", scores)
     if scores.ndim == 0 or k > scores.shape[-1]:
         raise InputError(f"extremes: expected scores of at least {k} examples, got {scores.shape}")
     order = array_namespace(scores).argsort(scores, axis=-1, stable=True)

@@ -80,10 +80,10 @@ class Pairs:
         gram : Array or None, shape (N', K, K)
         """
         asked, given = self._checked("queries", queries), self._checked("examples", examples)
-        at_once = self._at_once(asked, of_queries, lambda p, one: p.numbers(one, 1)[0])
+        at_once = self._at_once("queries", asked, of_queries, lambda p, one: p.numbers(one, 1)[0])
         for part in cut(asked[0].shape[0], at_once):
             q = part.stop - part.start
-            found = self._derivatives([array[part, ...] for array in asked], of_queries)
+            found = self._derivatives("queries", [array[part, ...] for array in asked], of_queries)
             rows = q * _vectors(found)
             held = [p.hold(found) for p in self.products]
             del found  # before the examples come
@@ -92,7 +92,7 @@ class Pairs:
                 _, of_cross, of_gram = p.numbers(one, rows)
                 return max(of_cross, of_gram) if gram else of_cross
 
-            for found in self._parts(given, of_examples, numbers):
+            for found in self._parts("examples", given, of_examples, numbers):
                 both = zip(self.products, held, strict=True)
                 cross = reduce(add, (p.cross(h, found) for p, h in both))
                 shape = (rows // q, q, *cross.shape[1:])
@@ -102,7 +102,9 @@ class Pairs:
     def gram(self, examples: Batch, of_examples: Vectors) -> Iterator[Array]:
         """Products of each example's vectors with one another, parts of shape (N', K, K)."""
         given = self._checked("examples", examples)
-        for found in self._parts(given, of_examples, lambda p, one: p.numbers(one, 1)[2]):
+        for found in self._parts(
+            "examples", given, of_examples, lambda p, one: p.numbers(one, 1)[2]
+        ):
             yield self._gram(found)
 
     def _gram(self, found: Mapping[str, Statistics]) -> Array:
@@ -110,29 +112,34 @@ class Pairs:
 
     def _parts(
         self,
+        name: str,
         batch: Batch,
         vectors: Vectors,
         numbers: Callable[[Products, Mapping[str, Statistics]], int],
     ) -> Iterator[dict[str, Statistics]]:
-        for rows in cut(batch[0].shape[0], self._at_once(batch, vectors, numbers)):
-            yield self._derivatives([array[rows, ...] for array in batch], vectors)
+        for rows in cut(batch[0].shape[0], self._at_once(name, batch, vectors, numbers)):
+            yield self._derivatives(name, [array[rows, ...] for array in batch], vectors)
 
     def _at_once(
         self,
+        name: str,
         batch: Batch,
         vectors: Vectors,
         numbers: Callable[[Products, Mapping[str, Statistics]], int],
     ) -> int:
         """How many examples the budget allows, as the statistics of the first one tell."""
-        one = self._derivatives([array[:1, ...] for array in batch], vectors)
+        one = self._derivatives(name, [array[:1, ...] for array in batch], vectors)
         network, shape = self.objective.network, batch[0].shape[1:]
         passes = (2 + 2 * _vectors(one)) * max(network.backward_size(shape), math.prod(shape))
         each = passes + max(numbers(p, one) for p in self.products)
         return examples_at_once(self._like, each, self.budget_bytes)
 
-    def _derivatives(self, batch: Batch, vectors: Vectors) -> dict[str, Statistics]:
+    def _derivatives(self, name: str, batch: Batch, vectors: Vectors) -> dict[str, Statistics]:
         x, t, *weights = batch
-        e = self.objective.evaluate(self.fit.params, x, t)
+        try:
+            e = self.objective.evaluate(self.fit.params, x, t)
+        except KfacError as error:
+            raise error.within(name) from None
         for w in weights:  # of which all may be 0 in a part
             e = replace(e, scale=Scale(e.scale.terms, e.scale.examples, w))
         found: dict[str, Statistics] = dict(trees.items(e.backward(vectors(e))))

@@ -13,11 +13,10 @@ from kfac_np.applications.fit import fit_curvature
 from kfac_np.applications.fitted import FittedCurvature, chosen_paths
 from kfac_np.applications.pruning_round import Pruned, Remove, Round
 from kfac_np.applications.saliency import METHODS, Method
-from kfac_np.applications.shrinking import columns_of, find_links, matrices, size_of
+from kfac_np.applications.shrinking import find_links, matrices, size_of
 from kfac_np.backend import Array
-from kfac_np.errors import InputError, ShapeError
+from kfac_np.errors import InputError
 from kfac_np.fisher import Exact, FisherType
-from kfac_np.layers import Conv
 from kfac_np.objective import Objective
 from kfac_np.validation import (
     require_in,
@@ -124,7 +123,9 @@ def prune(
                 result.objective, result.params, data, fit.curvature, again, paths=fit.paths
             )
         gone = share if number == rounds else 1.0 - (1.0 - share) ** (number / rounds)
-        step = Round(result.objective, fit, total, gone, remove, method, damping, chosen).run()
+        step = Round(
+            result.objective, fit, total, gone, share, remove, method, damping, chosen
+        ).run()
         result = replace(step, predicted=result.predicted + step.predicted)
     return replace(result, before={path: start[path] for path in result.after})
 
@@ -157,16 +158,7 @@ def _check(
         again = repr(Exact() if fisher is None else fisher)
         if again != fit.fisher:
             raise InputError(f"prune fisher: expected that of the fit, {fit.fisher}, got {again}")
-    layers, found = matrices(objective.network), dict(trees.items(fit.params))
-    for path, layer in layers.items():
-        rows = layer.c_out if isinstance(layer, Conv) else layer.d_out
-        expected = (rows, columns_of(layer) + layer.bias)
-        came = tuple(found[path].shape) if path in found else "none"
-        if came != expected:
-            raise ShapeError(
-                f"prune fit: expected one of this network, with parameters {expected} of layer "
-                f"{path} {layer!r}, got {came}"
-            )
+    fit.require_network(objective.network, "prune fit")
 
 
 def _cuttable(

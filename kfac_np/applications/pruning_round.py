@@ -90,6 +90,7 @@ class Round:
     fit: FittedCurvature
     total: int
     share: float
+    asked: float  # the share that is to be gone after the last round
     remove: Remove
     method: Method
     damping: float | None
@@ -154,7 +155,8 @@ class Round:
         if count >= flat.shape[0]:
             raise InputError(
                 f"prune share: expected less than the {flat.shape[0]:,} weights of layers "
-                f"{', '.join(self.paths)}, of {self.total:,} parameters; got {count:,}"
+                f"{', '.join(self.paths)}, of {self.total:,} parameters; "
+                f"got {math.ceil(self.asked * self.total):,}"
             )
         rank = xp.argsort(xp.argsort(flat))
         gone, start = (
@@ -239,7 +241,7 @@ class Round:
             most = 1.0 - (size_of(self.fit.params) - self._surplus + left) / self.total
             raise InputError(
                 f"prune share: expected at most {most:.3f}, where each layer keeps one unit, got "
-                f"{self.share:g}"
+                f"{self.asked:g}"
             )
         return gone
 
@@ -264,7 +266,10 @@ class Round:
 
     def _factors(self, factoring: Callable[[Matrix, Array], Factoring]) -> Pruned:
         """Drop the cheapest directions of all layers until W̄ ≈ P Q has few enough parameters."""
-        found = {path: factoring(self._block(path), self.w[path]) for path in self.paths}
+        try:
+            found = {path: factoring(self._block(path), self.w[path]) for path in self.paths}
+        except CurvatureError as error:
+            raise error.within(f'prune remove="{self.remove}"') from None
         ranked = []
         for path, f in found.items():
             saved = sum(self.w[path].shape)
@@ -280,7 +285,7 @@ class Round:
         if self.total - left < self.share * self.total:
             raise InputError(
                 f"prune share: expected at most {1 - left / self.total:.3f}, where each layer "
-                f"keeps one direction, got {self.share:g}"
+                f"keeps one direction, got {self.asked:g}"
             )
         smaller = [path for path in self.paths if self._is_smaller(path, kept)]
         products = {path: found[path].keep(kept[path]) for path in smaller}

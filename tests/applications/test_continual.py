@@ -285,3 +285,5 @@ def test_bad_input_is_refused_by_name():
             call()
     with pytest.raises(ShapeError, match=r"Quadratic: parameter 0: expected shape \(4, 4\), got"):
         ewc(fit, strength=1.0).require_params(stranger.params)
+    with pytest.raises(ShapeError, match=r"Quadratic: parameter 0: expected shape \(4, 4\), got"):
+        ewc(fit, strength=1.0).value(stranger.params)

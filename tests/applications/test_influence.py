@@ -377,6 +377,10 @@ def test_extremes_of_each_row(backend: Backend):
     assert host(harmful).tolist() == [[2, 0], [1, 0]]
     with pytest.raises(InputError, match="expected scores of at least 5 examples"):
         extremes(scores, 5)
+    with pytest.raises(InputError, match="extremes scores: expected finite values"):
+        extremes(scores * np.nan, 1)
+    with pytest.raises(InputError, match="extremes scores: expected an array, got list"):
+        extremes([1.0], 1)  # type: ignore[arg-type]
 
 
 def test_the_page_says_what_works():
@@ -396,7 +400,11 @@ def test_bad_input_is_refused_by_name():
     p, fit = case.build(NUMPY), fitted(case, NUMPY, "kfac")
     x, t = batch_of(case, NUMPY)
     influence = Influence(p.objective, fit)
+    late, unknown = x.copy(), t.copy()
+    late[-1, 0], unknown[-1] = np.nan, 3
     for batch, message in [
+        ((late, t), "queries: x: expected finite values"),
+        ((x, unknown), "queries: SoftmaxCrossEntropy targets: expected class numbers"),
         (x, "queries: expected .* as influence is on losses, got ndarray"),
         ((x, None), r"queries: expected .* got \(ndarray, NoneType\)"),
         ((x[:, :2], t), "queries: "),
@@ -423,3 +431,5 @@ def test_bad_input_is_refused_by_name():
         Influence(p.objective, fit, 0.0).scores((x, t), (x, t))
     with pytest.raises(ShapeError, match=r"losses \(R, Q\), got \(2, 3\), \(4, 3\) and \(4, 3\)"):
         linear_datamodelling_score(np.ones((2, 3)), np.ones((4, 3)), np.ones((4, 3)))
+    with pytest.raises(InputError, match="linear_datamodelling_score losses: expected finite"):
+        linear_datamodelling_score(np.ones((2, 3)), np.ones((4, 3)), np.full((4, 2), np.nan))
