@@ -47,6 +47,7 @@ from kfac_np.layers import (
 from kfac_np.layers.attention import PROJECTIONS
 from kfac_np.layers.base import Parameterless
 from kfac_np.trees import Tree
+from kfac_np.validation import require_instance
 
 __all__ = ["from_state_dict", "to_state_dict"]
 
@@ -112,6 +113,7 @@ def from_state_dict(
     >>> from_state_dict(net, state, (2,), get_backend("numpy", "float64"))
     (array([[1., 2., 3.]]),)
     """
+    require_instance("state", state, Mapping)
     left = dict.fromkeys(state)
     found: dict[str, Array] = {}
     for path, layer, order in _layers(network, input_shape):
@@ -167,6 +169,8 @@ def to_state_dict(
     ------
     InputError
         A layer has no counterpart there.
+    ShapeError
+        The parameters are those of another network.
 
     Examples
     --------
@@ -175,6 +179,13 @@ def to_state_dict(
     {'weight': array([[1., 2.]]), 'bias': array([3.])}
     """
     leaves = dict(trees.items(params))
+    like = network.init(Rng(0), Backend.of(next(iter(leaves.values()))))
+    expected, came = (
+        {path: tuple(p.shape) for path, p in found.items()}
+        for found in (dict(trees.items(like)), leaves)
+    )
+    if came != expected:
+        raise ShapeError(f"params: expected shapes {expected}, got {came}")
     state: dict[str, Array] = {}
     for path, layer, order in _layers(network, input_shape):
         own = {

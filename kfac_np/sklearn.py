@@ -21,12 +21,19 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from kfac_np.backend import Rng, get_backend
 from kfac_np.data import BatchState, MiniBatches
+from kfac_np.errors import ConfigError
 from kfac_np.fisher import Exact, MonteCarlo
 from kfac_np.layers import Activation, Dense, Layer, Logistic, ReLU, Sequential, Tanh, glorot, he
 from kfac_np.losses import Loss, SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError
 from kfac_np.objective import Objective
 from kfac_np.optimizers import KFAC, Optimizer
-from kfac_np.validation import require_integer, require_one_of, require_positive
+from kfac_np.validation import (
+    require_in,
+    require_instance,
+    require_integer,
+    require_one_of,
+    require_positive,
+)
 
 __all__ = ["KFACClassifier", "KFACEstimator", "KFACRegressor"]
 
@@ -178,6 +185,13 @@ class KFACEstimator(BaseEstimator, ABC):  # type: ignore[misc]
         require_positive("tol", self.tol, zero=True)
         require_integer("max_iter", self.max_iter)
         require_integer("n_iter_no_change", self.n_iter_no_change)
+        require_in("validation_fraction", self.validation_fraction, "(0, 1)")
+        require_instance("network", self.network, Layer, optional=True)
+        if self.optimizer is not None and not callable(self.optimizer):
+            raise ConfigError(
+                "optimizer: expected a function of the objective, `kfac_np.Adam` for example, got "
+                f"{self.optimizer!r}"
+            )
 
     def _examples(self, x: Any, y: Any, sample_weight: Any, anew: bool) -> Examples:
         """Inputs in units of their spread, targets for the loss, weights of mean 1."""
@@ -205,6 +219,8 @@ class KFACEstimator(BaseEstimator, ABC):  # type: ignore[misc]
     def _start(self, examples: Examples, seed: int) -> None:
         loss, outputs = self._loss_and_outputs()
         network = self.network or self._perceptron(examples[0].shape[1], outputs)
+        if (found := network.output_shape(examples[0].shape[1:])) != (outputs,):
+            raise ConfigError(f"network: expected outputs of shape {(outputs,)}, got {found}")
         objective = Objective(network, loss)
         if self.optimizer is None:
             fisher = Exact() if outputs <= _EXACT else MonteCarlo(1)

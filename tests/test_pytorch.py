@@ -246,6 +246,10 @@ def test_what_does_not_fit_is_refused_by_name():
     ]:
         with pytest.raises(error, match=message):
             from_state_dict(net, wrong, (2,), backend)
+    with pytest.raises(InputError, match="state: expected a Mapping, got None"):
+        from_state_dict(net, None, (2,), backend)  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match=r"params: expected shapes .*\(3, 3\).* got .*\(3, 2\)"):
+        to_state_dict(net, (np.ones((3, 2)),), (2,))
     images = Sequential(Conv(1, 2, (1, 1)), Flatten(), Residual(Dense(8, 8)))
     params = images.init(Rng(0), backend)
     with pytest.raises(InputError, match=r"layer 2 .*only Dense undoes it"):

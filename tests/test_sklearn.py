@@ -83,7 +83,16 @@ def test_the_end_before_the_loss_has_settled_is_said():
 
 @pytest.mark.parametrize(
     "setting",
-    [{"activation": "cosine"}, {"alpha": -1.0}, {"max_iter": 0}, {"batch_size": "whole"}],
+    [
+        {"activation": "cosine"},
+        {"alpha": -1.0},
+        {"max_iter": 0},
+        {"batch_size": "whole"},
+        {"validation_fraction": 1.0},
+        {"optimizer": "adam"},
+        {"network": Dense(1, 7)},
+        {"network": 3},
+    ],
     ids=str,
 )
 def test_settings_are_checked_by_name(setting: dict[str, object]):
