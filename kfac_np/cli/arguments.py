@@ -181,10 +181,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     posterior = add("uncertainty", summary, _CODES)
     add_run(posterior)
-    posterior.add_argument(
+    precision = posterior.add_mutually_exclusive_group()
+    precision.add_argument(
         "--prior", type=_positive, metavar="X", help="prior precision (default: tuned)"
     )
-    posterior.add_argument(
+    precision.add_argument(
         "--tune",
         choices=("validation", "evidence"),
         help="the prior precision on half of the test set, which is then not reported on (default "

@@ -19,6 +19,7 @@ __all__ = ["influence"]
 
 _COLUMNS = ("test", "class", "predicted", "loss", "kind", "rank", "training", "its class")
 _SELF = 50  # training examples with the largest self-influence
+_PICTURED = 20  # test examples in the picture
 
 
 def influence(flags: argparse.Namespace) -> int:
@@ -51,7 +52,8 @@ def influence(flags: argparse.Namespace) -> int:
     changes = to_numpy(scores) / fit.terms
 
     labels = run.experiment.dataset.t_train, run.experiment.dataset.t_test
-    table, pictured = [], []
+    table: list[tuple[Any, ...]] = []
+    pictured: list[Row] = []
     for q, test in enumerate(chosen):
         about = (test, _label(labels[1], test), _label(predicted, test), losses[test])
         for kind, which in zip(("helpful", "harmful"), found, strict=True):
@@ -59,7 +61,8 @@ def influence(flags: argparse.Namespace) -> int:
                 (*about, kind, rank, i, _label(labels[0], i), changes[q, i])
                 for rank, i in enumerate(which[q].tolist(), 1)
             ]
-        pictured.append(_row(run, about, [which[q].tolist() for which in found], changes[q]))
+        if len(pictured) < _PICTURED:
+            pictured.append(_row(run, about, [which[q].tolist() for which in found], changes[q]))
     order = to_numpy(extremes(own, min(_SELF, own.shape[0])).helpful).tolist()
     most = [(i, _label(labels[0], i), to_numpy(own)[i] / fit.terms) for i in order]
     drawing = Drawing(
@@ -73,6 +76,8 @@ def influence(flags: argparse.Namespace) -> int:
         save(drawing, run.directory, "influence")
     print(described(run, fit))
     _print(table, most)
+    if len(pictured) < len(chosen):
+        print(f"influence.png shows the first {len(pictured)} of {len(chosen)} test examples")
     print(f"influence.png, influence.csv and influence-self.csv are in {run.directory}")
     return 0
 
@@ -95,6 +100,10 @@ def _tested(run: TrainedRun) -> tuple[HostArray, HostArray | None]:
 def _chosen(flags: argparse.Namespace, losses: HostArray) -> list[int]:
     """Numbers of test examples: those that were asked for, or those with the largest losses."""
     if not flags.test:
+        if flags.queries > len(losses):
+            raise ConfigError(
+                f"--queries: expected at most {len(losses)} test examples, got {flags.queries}"
+            )
         return (-losses).argsort(kind="stable")[: flags.queries].tolist()
     if outside := [i for i in flags.test if i >= len(losses)]:
         raise ConfigError(f"--test: expected numbers below {len(losses)}, got {outside[0]}")

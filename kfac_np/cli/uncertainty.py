@@ -14,6 +14,7 @@ from kfac_np.backend import Array, array_namespace, to_numpy
 from kfac_np.cli.commands import title_of
 from kfac_np.cli.progress import Shown, require_extras
 from kfac_np.cli.runs import TrainedRun, described, fitted
+from kfac_np.errors import ConfigError
 from kfac_np.figures.calibration import (
     Reliability,
     Seen,
@@ -79,6 +80,10 @@ def uncertainty(flags: argparse.Namespace) -> int:
 def _tested(run: TrainedRun, examples: int | None) -> tuple[Array, Array]:
     x, t = run.test
     many = run.objective.network.output_shape(x.shape[1:])[-1] > _MANY_OUTPUTS
+    if examples is not None and examples > x.shape[0]:
+        raise ConfigError(
+            f"--examples: expected at most {x.shape[0]} test examples, got {examples}"
+        )
     n = min(x.shape[0], examples or (_FEW_EXAMPLES if many else x.shape[0]))
     if n < x.shape[0]:
         print(f"The first {n} of {x.shape[0]} test examples (--examples N takes more)")
@@ -100,7 +105,11 @@ def _tuned(
     batches = [(x[i:j, ...], t[i:j, ...]) for i, j in zip(starts, ends, strict=True)]
     how = f"on the first {half} test examples, which are not used below"
     print("tuning the prior precision", file=sys.stderr, flush=True)
-    return laplace.tuned_on(batches), how, half
+    best = laplace.tuned_on(batches)
+    assert is_number(best.prior_precision)
+    if not 1.1e-4 < best.prior_precision * best.noise**2 < 0.9e4:
+        print("The best prior precision that was tried is at the end of those that were tried")
+    return best, how, half
 
 
 def _has_many(fit: FittedCurvature) -> bool:
@@ -199,7 +208,9 @@ def _print(summary: dict[str, Any], laplace: Laplace) -> None:
     if isinstance(laplace.objective.loss, SquaredError):
         line += f", noise {laplace.noise:.4g}"
     print(summary["curvature"])
-    print(f"posterior of layers {', '.join(summary['layers'])}, tuned {summary['tuned']}")
+    how = summary["tuned"]
+    how = "prior precision as given" if how == "given" else f"tuned {how}"
+    print(f"posterior of layers {', '.join(summary['layers'])}, {how}")
     print(f"{line}, log marginal likelihood {laplace.log_marginal_likelihood:.6g}")
     titles = {"nll": "test NLL", "calibration_error": "calibration error"}
     names = list(summary["network"])

@@ -49,16 +49,20 @@ def test_scores_of_a_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert [int(row["training"]) for row in rows] == np.argsort(-own)[:50].tolist()
 
 
-def test_an_autoencoder_and_other_choices(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_an_autoencoder_and_other_choices(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     pytest.importorskip("matplotlib")
     directory = str(tmp_path / "run")
     assert main([*TRAIN, "--steps", "3", "--out", directory]) == 0
     words = ["--test", "7", "0", "--top", "2", "--damping", "0.1", "--curvature", "diagonal"]
+    monkeypatch.setattr("kfac_np.cli.influence._PICTURED", 1)
     assert main(["influence", directory, *words]) == 0
+    assert "influence.png shows the first 1 of 2 test examples" in capsys.readouterr().out
     rows = rows_of(tmp_path / "run" / "influence.csv")
     assert [row["test"] for row in rows] == 4 * ["7"] + 4 * ["0"]
-    capsys.readouterr()
     for words, message in [
+        (["--queries", "41"], "--queries: expected at most 40 test examples, got 41"),
         (["--test", "40"], "--test: expected numbers below 40, got 40"),
         (["--top", "91"], "--top: expected at most 90 training examples, got 91"),
         (["--damping", "-1"], "damping: expected a finite number >= 0, got -1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,9 @@ def test_uncertainty(
         assert summary["network"]["nll"] == pytest.approx(run.objective.value(run.params, x, t))
     if "--last-layer" in words:
         assert (summary["layers"], summary["prior_precision"]) == (["2"], 2.0)
+        assert "posterior of layers 2, prior precision as given" in printed
+        assert main(["uncertainty", str(directory), "--examples", "41"]) == 2
+        assert "--examples: expected at most 40 test examples, got 41" in capsys.readouterr().err
 
 
 def test_coverage_of_what_is_drawn_from_the_bands() -> None:
@@ -146,5 +150,5 @@ def test_a_run_is_pruned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert not tree["params"][0][~tree["masks"]["0"]].any()
     before = (directory / "pruned.npz").read_bytes()
     assert main(["prune", str(directory), "--share", "0.999"]) == 2
-    assert "share: expected at most" in capsys.readouterr().err
+    assert re.search(r"share: expected at most 0\.\d+, .*, got 0\.999$", capsys.readouterr().err)
     assert (directory / "pruned.npz").read_bytes() == before
