@@ -218,6 +218,7 @@ class _Place:
 
 def _layers(network: Layer, shape: Shape) -> list[tuple[str, Layer, Order]]:
     """Each layer that has parameters, with its path and the order of its inputs, in order."""
+    require_instance("input_shape", shape, tuple)
     network.output_shape(shape)
     return list(_walk(network, "", _Place(shape, image=len(shape) >= 3), set()))
 

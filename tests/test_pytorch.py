@@ -248,6 +248,8 @@ def test_what_does_not_fit_is_refused_by_name():
             from_state_dict(net, wrong, (2,), backend)
     with pytest.raises(InputError, match="state: expected a Mapping, got None"):
         from_state_dict(net, None, (2,), backend)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="input_shape: expected a tuple, got 2"):
+        from_state_dict(net, state, 2, backend)  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match=r"params: expected shapes .*\(3, 3\).* got .*\(3, 2\)"):
         to_state_dict(net, (np.ones((3, 2)),), (2,))
     images = Sequential(Conv(1, 2, (1, 1)), Flatten(), Residual(Dense(8, 8)))
