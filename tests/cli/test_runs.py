@@ -109,7 +109,7 @@ def test_uncertainty(
         assert summary["network"]["nll"] == pytest.approx(run.objective.value(run.params, x, t))
     if "--last-layer" in words:
         assert (summary["layers"], summary["prior_precision"]) == (["2"], 2.0)
-        assert "posterior of 2, prior precision as given" in printed
+        assert "posterior of layers 2, prior precision as given" in printed
         assert main(["uncertainty", str(directory), "--examples", "41"]) == 2
         assert "--examples: expected at most 40 test examples, got 41" in capsys.readouterr().err
 
