@@ -142,7 +142,7 @@ LARGE = Case("large_inputs_3", Net((3, 4, 2), "relu", "squared"), spread=(9.0, 9
 OUTLIER = Case("relu_softmax_outlier", Net((3, 5, 3), "relu", "softmax"), batch=16, outlier=12)
 DEFAULTS = [
     *(Run(case(name), None) for name in ("tanh_squared", "weighted_sigmoid", "no_bias_softmax")),
-    Run(case("growing_softmax"), None),
+    Run(case("growing_softmax"), None, model_examples=128),
     Run(INCOMMENSURATE, None),
     Run(LARGE, None),
     Run(OUTLIER, None),
