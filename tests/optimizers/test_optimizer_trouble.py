@@ -251,7 +251,7 @@ def test_a_rule_that_never_chooses_a_number(backend: Backend) -> None:
     for k in range(1, 21):
         state, _ = kfac.step(state, *SQUARED.batch_on(backend, k))
     with pytest.raises(DivergenceError, match="step 21: the update's norm is nan"):
-        kfac.step(state, *SQUARED.batch_on(backend, 21))
+        kfac.step(state, *SQUARED.batch_on(backend, 21))[0].wait()
 
 
 @overflows
