@@ -173,10 +173,14 @@ def test_a_proposal_that_overflows_promises_nothing(backend: Backend) -> None:
     choice = choose(7, model, huge)
     assert choice.decrease == math.inf
     found = QuadraticModel().choose(7, model, huge, refuse_curvature)
-    checks = DeferredChecks()
-    with pytest.raises(DivergenceError, match="step 7: the quadratic model is not finite"):
+
+    def told() -> None:
+        checks = DeferredChecks()
         require_finite_choice(found, 7, checks)
         checks.wait()
+
+    with pytest.raises(DivergenceError, match="step 7: the quadratic model is not finite"):
+        told()
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's
