@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from kfac_np import trees
 from kfac_np.backend import array_namespace
@@ -12,7 +13,7 @@ from kfac_np.curvature.networks.block_diagonal import BlockDiagonal
 from kfac_np.layers import Layer
 from kfac_np.trees import Tree
 
-__all__ = ["describe", "statistics_of_zeros"]
+__all__ = ["aligned", "describe", "statistics_of_zeros"]
 
 
 def describe(
@@ -68,11 +69,20 @@ def describe(
         numbers = (math.prod(p.shape), *operations)
         totals = [total + (n or 0) for total, n in zip(totals, numbers, strict=True)]
     rows.append(("total", "", str(totals[0]), "", "", _short(totals[1]), _short(totals[2])))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of as many cells each as lines, their columns below one another.
+
+    Examples
+    --------
+    >>> print(aligned([("path", "size"), ("0.long", "3")]))
+    path    size
+    0.long  3
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def statistics_of_zeros(network: Layer, params: Tree, input_shape: tuple[int, ...]) -> Tree:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from kfac_np import trees
-from kfac_np.curvature.analysis.describe import statistics_of_zeros
+from kfac_np.curvature.analysis.describe import aligned, statistics_of_zeros
 from kfac_np.optimizers.family.preconditioned import Preconditioned
 from kfac_np.trees import Tree
 
@@ -67,9 +67,7 @@ def describe_preconditioners(
         rows.append((path, name, f"{shape} = {size}", type(rule).__name__, str(numbers)))
         total, kept = total + size, kept + numbers
     rows.append(("total", "", str(total), "", str(kept)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-    return "\n".join(lines)
+    return aligned(rows)
 
 
 def _size(slots: Any) -> int:
