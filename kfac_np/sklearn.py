@@ -159,12 +159,7 @@ class KFACEstimator(BaseEstimator, ABC):  # type: ignore[misc]
         -------
         self
         """
-        self._check_settings()
-        anew = not (self.warm_start and hasattr(self, "_state"))
-        examples = self._examples(X, y, sample_weight, anew)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        if anew:
-            self._start(examples, seed)
+        examples, seed = self._begin(X, y, sample_weight, anew=not self.warm_start)
         rows, held = Rng(seed, "order").permutation(len(examples[0])), None
         if self.early_stopping:
             rows, out = train_test_split(
@@ -174,6 +169,16 @@ class KFACEstimator(BaseEstimator, ABC):  # type: ignore[misc]
         examples = _rows(examples, rows)
         self._train(examples, held, MiniBatches(len(examples[0]), seed))
         return self
+
+    def _begin(self, x: Any, y: Any, sample_weight: Any, anew: bool) -> tuple[Examples, int]:
+        """Check and prepare what came; new parameters if there are none, or if `anew`."""
+        self._check_settings()
+        anew = anew or not hasattr(self, "_state")
+        examples = self._examples(x, y, sample_weight, anew)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        if anew:
+            self._start(examples, seed)
+        return examples, seed
 
     def _check_settings(self) -> None:
         require_one_of("activation", self.activation, ACTIVATIONS)
@@ -203,7 +208,7 @@ class KFACEstimator(BaseEstimator, ABC):  # type: ignore[misc]
             warnings.warn(
                 "A column-vector y was passed when a 1d array was expected: it is taken as one",
                 DataConversionWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
             y = y[:, 0]
         w = np.ones(len(x))
@@ -299,12 +304,7 @@ class KFACEstimator(BaseEstimator, ABC):  # type: ignore[misc]
 
     def _go_on(self, x: Any, y: Any, sample_weight: Any) -> None:
         """One pass over these examples."""
-        self._check_settings()
-        anew = not hasattr(self, "_state")
-        examples = self._examples(x, y, sample_weight, anew)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        if anew:
-            self._start(examples, seed)
+        examples, seed = self._begin(x, y, sample_weight, anew=False)
         self._epoch(examples, MiniBatches(len(examples[0]), seed), BatchState())
         self._params = self._current()
 
